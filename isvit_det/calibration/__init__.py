@@ -1,0 +1,1 @@
+"""How parameters are learned, on anything that lists units."""

@@ -1,0 +1,1 @@
+"""The method itself: quantizers, layers and units; needs torch alone."""

@@ -1,0 +1,203 @@
+"""Quantized layers, and the modes and observation of all of a model's."""
+import contextlib
+from typing import Dict, Iterator, List, NamedTuple, Optional
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from isvit_det.core.quantizers import (AttentionQuantizer, Quantizer,
+                                       UniformQuantizer, attention_quantizer)
+from isvit_det.core.spec import QuantConfig
+
+
+class QuantLinear(nn.Linear):
+    """``nn.Linear`` with quantized input and weight.
+
+    Weights are quantized per output channel, inputs per tensor. A layer
+    without bias owns a zero buffer ``offset`` (out_features,), where stage 2
+    puts what it would add to a bias.
+
+    Args:
+        source: float layer, whose parameters are taken over, not copied.
+        config: bits and range search.
+    """
+    own_buffers = ('offset', )
+    offset: Optional[Tensor]
+
+    def __init__(self, source: nn.Linear, config: QuantConfig) -> None:
+        nn.Module.__init__(self)
+        self.in_features = source.in_features
+        self.out_features = source.out_features
+        self.weight = source.weight
+        self.bias = source.bias
+        offset = None
+        if source.bias is None:
+            offset = source.weight.new_zeros(source.out_features)
+        self.register_buffer('offset', offset)
+        self.input_quantizer = UniformQuantizer(config.act_bits, 'act',
+                                                config.percentiles)
+        self.weight_quantizer = UniformQuantizer(
+            config.weight_bits, 'weight', config.percentiles,
+            self.out_features, 0)
+
+    def forward(self, input: Tensor) -> Tensor:
+        out = F.linear(
+            self.input_quantizer(input), self.weight_quantizer(self.weight),
+            self.bias)
+        return out if self.offset is None else out + self.offset
+
+
+class QuantConv2d(nn.Conv2d):
+    """``nn.Conv2d`` with quantized input and weight, as ``QuantLinear``.
+
+    Args:
+        source: float layer, whose parameters are taken over, not copied.
+        config: bits and range search.
+        input_bits: bits of the input instead of ``config.act_bits``.
+    """
+
+    def __init__(self,
+                 source: nn.Conv2d,
+                 config: QuantConfig,
+                 input_bits: Optional[int] = None) -> None:
+        nn.Module.__init__(self)
+        # What nn.Conv2d's forward and repr read.
+        for name in ('in_channels', 'out_channels', 'kernel_size', 'stride',
+                     'padding', 'dilation', 'transposed', 'output_padding',
+                     'groups', 'padding_mode',
+                     '_reversed_padding_repeated_twice'):
+            setattr(self, name, getattr(source, name))
+        self.weight = source.weight
+        self.bias = source.bias
+        self.input_quantizer = UniformQuantizer(input_bits or config.act_bits,
+                                                'act', config.percentiles)
+        self.weight_quantizer = UniformQuantizer(
+            config.weight_bits, 'weight', config.percentiles,
+            self.out_channels, 0)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(
+            self.input_quantizer(input), self.weight_quantizer(self.weight),
+            self.bias)
+
+
+class QuantMatMul(nn.Module):
+    """``left @ right`` with both operands quantized.
+
+    Args:
+        left: quantizer of the left operand.
+        right: quantizer of the right operand.
+    """
+
+    def __init__(self, left: Quantizer, right: Quantizer) -> None:
+        super().__init__()
+        self.left_quantizer = left
+        self.right_quantizer = right
+
+    @classmethod
+    def of_query_key(cls, config: QuantConfig) -> 'QuantMatMul':
+        """Product of query and key."""
+        return cls(*(UniformQuantizer(config.act_bits, 'act',
+                                      config.percentiles) for _ in range(2)))
+
+    @classmethod
+    def of_attention_value(cls, config: QuantConfig) -> 'QuantMatMul':
+        """Product of post-softmax attention and value."""
+        return cls(
+            attention_quantizer(config),
+            UniformQuantizer(config.act_bits, 'act', config.percentiles))
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        """Product of (..., N, K) and (..., K, M), shape (..., N, M)."""
+        return self.left_quantizer(left) @ self.right_quantizer(right)
+
+
+class Site(NamedTuple):
+    """One place of a model where values are quantized."""
+    name: str
+    bits: int
+    granularity: str
+    role: str
+    kind: str
+    num_calls: int
+
+
+def quantizers(model: nn.Module) -> Dict[str, Quantizer]:
+    """All quantizers of a model by name, in definition order."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, Quantizer)
+    }
+
+
+def list_sites(model: nn.Module) -> List[Site]:
+    """Every quantizer with its bits, granularity and times it has run."""
+    return [
+        Site(name, q.bits, q.granularity, q.role,
+             type(q).__name__, q.num_calls)
+        for name, q in quantizers(model).items()
+    ]
+
+
+def set_precision_(model: nn.Module, weights: bool, acts: bool) -> None:
+    """Turn the quantization of weights and of activations on or off."""
+    for quantizer in quantizers(model).values():
+        quantizer.enabled = weights if quantizer.role == 'weight' else acts
+
+
+@contextlib.contextmanager
+def precision(model: nn.Module, weights: bool, acts: bool) -> Iterator[None]:
+    """Borrow a mode: quantize weights, activations, both or neither.
+
+    The mode of every quantizer is given back at the end, on error too.
+    """
+    before = [(q, q.enabled) for q in quantizers(model).values()]
+    set_precision_(model, weights, acts)
+    try:
+        yield
+    finally:
+        for quantizer, enabled in before:
+            quantizer.enabled = enabled
+
+
+@contextlib.contextmanager
+def observe(model: nn.Module) -> Iterator[None]:
+    """Watch every activation quantizer, and fit those that ran at the end.
+
+    The model runs as its mode says while it is watched; on error nothing is
+    fitted.
+    """
+    watched = [q for q in quantizers(model).values() if q.role == 'act']
+    for quantizer in watched:
+        quantizer.observer = quantizer.new_observer()
+    handles = [
+        module.register_forward_pre_hook(_show_values)
+        for module in model.modules() if isinstance(module, QuantMatMul)
+    ]
+    try:
+        with torch.no_grad():
+            yield
+        for quantizer in watched:
+            if quantizer.observer.counts is not None:  # type: ignore
+                quantizer.fit_(quantizer.observer)  # type: ignore
+    finally:
+        for quantizer in watched:
+            quantizer.observer = None
+        for handle in handles:
+            handle.remove()
+
+
+def _show_values(module: nn.Module, operands: tuple) -> None:
+    """Let an attention observer see the values its attention will weigh."""
+    left = module.left_quantizer
+    if isinstance(left, AttentionQuantizer) and left.observer is not None:
+        left.observer.keep_(*operands)  # type: ignore
+
+
+def fit_weights_(model: nn.Module) -> None:
+    """Fit the weight quantizers of all layers to their weights."""
+    for module in model.modules():
+        if isinstance(module, (QuantLinear, QuantConv2d)):
+            module.weight_quantizer.fit_tensor_(module.weight)

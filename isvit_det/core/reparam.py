@@ -1,0 +1,100 @@
+"""Stage 2: fold per-channel scales into LayerNorm and the next layer."""
+from typing import NamedTuple, Optional, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from isvit_det.core.layers import QuantLinear
+from isvit_det.core.quantizers import UniformQuantizer
+
+# Channels narrower than this share of the median range are widened to it: a
+# constant one would send its zero point, and the mean of all, out of bounds.
+NARROWEST = 1e-3
+
+
+class PaddingOwner(Protocol):
+    """A module that pads normalised maps with ``padding_value``, (C,)."""
+    padding_value: Tensor
+
+
+class NormLinear(NamedTuple):
+    """A LayerNorm whose output, quantized, feeds just one linear layer.
+
+    ``padding`` owns the value that stands between the two for positions
+    outside of a map, if there are any.
+    """
+    norm: nn.LayerNorm
+    linear: QuantLinear
+    padding: Optional[PaddingOwner] = None
+
+
+def use_channel_scales_(pair: NormLinear) -> None:
+    """Give the linear layer's input one scale per channel, for stage 1."""
+    tensor = pair.linear.input_quantizer
+    channel = UniformQuantizer(tensor.bits, tensor.role, tensor.percentiles,
+                               pair.linear.in_features)
+    channel.to(tensor.scale)
+    channel.enabled = tensor.enabled
+    pair.linear.input_quantizer = channel
+
+
+def widen_narrow_channels_(quantizer: UniformQuantizer) -> None:
+    """Widen channels whose range is under 1e-3 of the median range.
+
+    The centre of the range stays where it was.
+    """
+    scale, zero_point = quantizer.scale, quantizer.zero_point
+    wide = torch.clamp(scale, min=NARROWEST * scale.median().item())
+    middle = (2**quantizer.bits - 1) / 2
+    centre = (middle - zero_point) * scale
+    moved = torch.round(middle - centre / wide)
+    zero_point.copy_(torch.where(wide > scale, moved, zero_point))
+    scale.copy_(wide)
+
+
+@torch.no_grad()
+def fold_channel_scales_(pair: NormLinear) -> None:
+    """Reparameterize a pair: one scale per tensor, the same codes.
+
+    With the channel scales s and zero points z, ``s~ = mean(s)``,
+    ``z~ = round(mean(z))``, ``r1 = s / s~`` and ``r2 = z - z~``, LayerNorm
+    becomes ``gamma / r1`` and ``(beta + s r2) / r1`` and the layer
+    ``W[:, j] r1[j]`` and ``b - W (s r2)`` (I&S-ViT, Eq. 11 to 14). The zero
+    point is rounded, which the released code omits, so codes stay integers.
+    Padding p becomes ``(p + s r2) / r1``: a position outside of the map
+    keeps meaning what it meant.
+
+    Args:
+        pair: its linear layer's input quantizer is per channel and fitted;
+            it is replaced by one per tensor.
+    """
+    norm, linear, padding = pair
+    channel = linear.input_quantizer
+    widen = channel.scale.double()
+    zero_point = channel.zero_point.double()
+    mean_scale = widen.mean()
+    mean_zero = zero_point.mean().round()
+    ratio = widen / mean_scale
+    shift = widen * (zero_point - mean_zero)
+
+    def store(target: Tensor, value: Tensor) -> None:
+        target.copy_(value.to(target.dtype))
+
+    weight = linear.weight.double()
+    moved = weight @ shift
+    store(norm.bias, (norm.bias.double() + shift) / ratio)
+    store(norm.weight, norm.weight.double() / ratio)
+    store(linear.weight, weight * ratio)
+    constant = linear.offset if linear.bias is None else linear.bias
+    assert constant is not None
+    store(constant, constant.double() - moved)
+    if padding is not None:
+        value = padding.padding_value
+        store(value, (value.double() + shift) / ratio)
+    tensor = UniformQuantizer(channel.bits, channel.role, channel.percentiles)
+    tensor.to(channel.scale)
+    store(tensor.scale, mean_scale)
+    store(tensor.zero_point, mean_zero)
+    tensor.mark_fitted_()
+    tensor.enabled = channel.enabled
+    linear.input_quantizer = tensor

@@ -1,0 +1,312 @@
+"""Choosing ranges and SULQ's shift from a stream of batches.
+
+Observers summarise what a quantizer sees in histograms of fixed size, so a
+search costs the same for one window and for a thousand images, and no tensor
+is too large for it.
+"""
+from typing import NamedTuple, Optional, Sequence, Tuple
+
+import torch
+from torch import Tensor
+
+from isvit_det.core.functional import (log_encode, log_table, range_to_affine,
+                                       sulq_table, table_decode,
+                                       uniform_decode, uniform_encode)
+
+NUM_BINS = 2048
+CHUNK = 2**22
+# Attention below 2**-MAX_EXPONENT counts as 0.
+MAX_EXPONENT = 32
+# Values of attention kept to weigh shifts by the error of attention @ value.
+NUM_SAMPLES = 2**20
+
+
+class Samples(NamedTuple):
+    """Weighted values: ``values`` and ``weights`` of shape (C, N)."""
+    values: Tensor
+    weights: Tensor
+
+
+class RangeObserver:
+    """Histogram of each channel, whose range doubles as values demand.
+
+    Args:
+        num_channels: C; 1 for one histogram of the whole tensor.
+        axis: dimension of the channels, ignored for C = 1.
+    """
+
+    def __init__(self, num_channels: int = 1, axis: int = -1) -> None:
+        self.num_channels = num_channels
+        self.axis = axis
+        self.counts: Optional[Tensor] = None
+
+    def update(self, x: Tensor) -> None:
+        """Add a batch of any shape with C channels along ``axis``."""
+        x = x.detach()
+        if self.num_channels == 1:
+            rows = x.reshape(1, -1)
+        else:
+            rows = x.movedim(self.axis, 0).reshape(self.num_channels, -1)
+        if rows.numel() == 0:
+            return
+        low, high = rows.amin(1), rows.amax(1)
+        if self.counts is None:
+            self.low, self.high = low, high
+            self.start = low.double()
+            # A little room on top, so that the maximum falls inside.
+            span = (high - low).double() * 1.001
+            self.width = span.clamp(min=1e-30) / NUM_BINS
+            self.counts = torch.zeros(
+                self.num_channels, NUM_BINS, dtype=torch.int64, device=x.device)
+        else:
+            self.low = torch.minimum(self.low, low)
+            self.high = torch.maximum(self.high, high)
+            self._grow_()
+        step = max(1, CHUNK // self.num_channels)
+        for chunk in rows.split(step, dim=1):
+            self._count_(chunk)
+
+    def _grow_(self) -> None:
+        """Double the range of channels that left it, merging bin pairs."""
+        counts = self.counts
+        assert counts is not None
+        while True:
+            down = self.low.double() < self.start
+            end = self.start + self.width * NUM_BINS
+            grow = down | (self.high.double() >= end)
+            if not grow.any():
+                return
+            pairs = counts[grow].view(-1, NUM_BINS // 2, 2).sum(-1)
+            empty = torch.zeros_like(pairs)
+            lower = torch.cat([pairs, empty], 1)
+            upper = torch.cat([empty, pairs], 1)
+            counts[grow] = torch.where(down[grow, None], upper, lower)
+            self.start = torch.where(
+                down, self.start - self.width * NUM_BINS, self.start)
+            self.width = torch.where(grow, self.width * 2, self.width)
+
+    def _count_(self, rows: Tensor) -> None:
+        counts = self.counts
+        assert counts is not None
+        start = self.start.to(rows.dtype)[:, None]
+        index = ((rows - start) / self.width.to(rows.dtype)[:, None]).long()
+        index.clamp_(0, NUM_BINS - 1)
+        if self.num_channels > 1:
+            channels = torch.arange(self.num_channels, device=rows.device)
+            index += channels[:, None] * NUM_BINS
+        counts += torch.bincount(
+            index.flatten(), minlength=counts.numel()).view_as(counts)
+
+    def samples(self) -> Samples:
+        """Bin centres with their counts, in the dtype of what was seen."""
+        assert self.counts is not None
+        bins = torch.arange(NUM_BINS, device=self.start.device) + .5
+        centres = self.start[:, None] + bins * self.width[:, None]
+        dtype = self.low.dtype
+        return Samples(
+            torch.minimum(
+                torch.maximum(centres.to(dtype), self.low[:, None]),
+                self.high[:, None]), self.counts.to(dtype))
+
+
+def quantiles(samples: Samples, shares: Sequence[float]) -> Tensor:
+    """Weighted quantiles of each row, linear between the values.
+
+    Args:
+        samples: C rows of N values, ascending in each row.
+        shares: K numbers in [0, 1].
+
+    Returns:
+        Tensor of shape (K, C).
+    """
+    values, weights = samples
+    total = weights.double().cumsum(1)
+    # The share at a value's own middle; 0 and 1 are the extremes.
+    middles = total - weights.double() / 2
+    first, last = middles[:, :1], middles[:, -1:]
+    targets = first + (last - first) * torch.tensor(
+        shares, dtype=torch.double, device=values.device)
+    right = torch.searchsorted(middles, targets).clamp(1,
+                                                       values.shape[1] - 1)
+    left = right - 1
+    span = middles.gather(1, right) - middles.gather(1, left)
+    part = (targets - middles.gather(1, left)) / span.clamp(min=1e-12)
+    low, high = values.gather(1, left), values.gather(1, right)
+    out = low + (high - low) * part.clamp(0, 1).to(values.dtype)
+    return out.transpose(0, 1)
+
+
+def search_affine(samples: Samples, low: Tensor, high: Tensor,
+                  percentiles: Sequence[float],
+                  bits: int) -> Tuple[Tensor, Tensor]:
+    """Range of least squared error among percentiles, for each row.
+
+    Args:
+        samples: C rows of values, ascending.
+        low: exact minima, shape (C,).
+        high: exact maxima, shape (C,).
+        percentiles: K shares; p keeps [quantile(1 - p), quantile(p)], and 1
+            the whole range.
+        bits: width of the codes.
+
+    Returns:
+        ``scale`` and ``zero_point`` of shape (C,) (RepQ-ViT's search, over
+        any grid).
+    """
+    best_scale, best_zero = range_to_affine(low, high, bits)
+    if tuple(percentiles) == (1., ):
+        return best_scale, best_zero
+    lows = quantiles(samples, [1 - share for share in percentiles])
+    highs = quantiles(samples, percentiles)
+    best_error = torch.full_like(best_scale, float('inf'))
+    for share, row_low, row_high in zip(percentiles, lows, highs):
+        if share == 1:
+            row_low, row_high = low, high
+        scale, zero = range_to_affine(row_low, row_high, bits)
+        codes = uniform_encode(samples.values, scale[:, None], zero[:, None],
+                               bits)
+        decoded = uniform_decode(codes, scale[:, None], zero[:, None])
+        error = (decoded.sub_(samples.values).square_()
+                 .mul_(samples.weights).sum(1))
+        better = error < best_error
+        best_error = torch.where(better, error, best_error)
+        best_scale = torch.where(better, scale, best_scale)
+        best_zero = torch.where(better, zero, best_zero)
+    return best_scale, best_zero
+
+
+class AttentionObserver:
+    """Histogram of attention probabilities over their exponent.
+
+    Args:
+        keep_values: also keep a bounded sample of attention rows with the
+            values they multiply, for errors of attention @ value.
+    """
+
+    def __init__(self, keep_values: bool = False) -> None:
+        self.keep_values = keep_values
+        self.counts: Optional[Tensor] = None
+        self.pairs: list = []
+        self._num_kept = 0
+
+    def update(self, x: Tensor) -> None:
+        """Add a batch of attention of any shape."""
+        x = x.detach()
+        if self.counts is None:
+            self.counts = torch.zeros(
+                NUM_BINS + 1, dtype=torch.int64, device=x.device)
+            self.low, self.high = x.amin(), x.amax()
+        self.low = torch.minimum(self.low, x.amin())
+        self.high = torch.maximum(self.high, x.amax())
+        for chunk in x.flatten().split(CHUNK):
+            # Zero falls past the last exponent, into the extra bin.
+            index = chunk.log2().neg_().mul_(NUM_BINS / MAX_EXPONENT)
+            index = index.clamp_(0, NUM_BINS).long()
+            self.counts += torch.bincount(index, minlength=NUM_BINS + 1)
+
+    def keep_(self, x: Tensor, values: Tensor) -> None:
+        """Sample attention (..., N, M) with the values (..., M, D)."""
+        if not self.keep_values:
+            return
+        x = x.detach().reshape(-1, *x.shape[-2:])
+        values = values.detach().reshape(-1, *values.shape[-2:])
+        per_item = x.shape[-2] * x.shape[-1]
+        room = (NUM_SAMPLES - self._num_kept) // per_item
+        # At most an eighth from one batch, spread over it.
+        take = min(room, max(1, NUM_SAMPLES // 8 // per_item), len(x))
+        if take > 0:
+            index = torch.linspace(
+                0, len(x) - 1, take, device=x.device).long()
+            self.pairs.append((x[index].clone(), values[index].clone()))
+            self._num_kept += take * per_item
+
+    def samples(self) -> Samples:
+        """Bin centres, ascending, with their counts; shapes (1, N)."""
+        assert self.counts is not None
+        bins = torch.arange(NUM_BINS, device=self.counts.device) + .5
+        centres = torch.exp2(-bins * (MAX_EXPONENT / NUM_BINS))
+        values = torch.cat([centres, centres.new_zeros(1)]).flip(0)
+        return Samples(
+            values.to(self.low.dtype).clamp(self.low, self.high)[None],
+            self.counts.flip(0).to(self.low.dtype)[None])
+
+
+def _weighted_error(observer: AttentionObserver, samples: Samples,
+                    by_output: bool, shift: Tensor, low: Tensor,
+                    step: Tensor, bits: int, table: Tensor) -> Tensor:
+    """Squared error of a log quantizer on what an observer has seen."""
+    if not by_output:
+        codes = log_encode(samples.values, shift, low, step, bits)
+        error = table_decode(codes, table) - samples.values
+        return (error.square() * samples.weights).sum()
+    total = low.new_zeros(())
+    for attention, values in observer.pairs:
+        codes = log_encode(attention, shift, low, step, bits)
+        error = (table_decode(codes, table) - attention) @ values
+        total = total + error.square().sum()
+    return total
+
+
+def search_sulq(observer: AttentionObserver, shifts: Sequence[float],
+                percentiles: Sequence[float], bits: int, exponent: str,
+                by_output: bool) -> Tuple[Tensor, Tensor, Tensor]:
+    """Shift and exponent range of least error (I&S-ViT, section 3.2).
+
+    For every shift eta the codes spread over ``-log2(x + eta)`` from the
+    largest attention kept (one of the percentiles, or the maximum) to the
+    smallest one. The paper's form rounds to an integer zero point.
+
+    Args:
+        observer: has seen the attention.
+        shifts: grid of eta.
+        percentiles: grid of the share of attention that is not clipped.
+        bits: width of the codes.
+        exponent: ``'table'`` or ``'integer'``.
+        by_output: weigh by the error of attention @ value.
+
+    Returns:
+        ``shift``, ``low`` and ``step``, scalars.
+    """
+    samples = observer.samples()
+    highest = [observer.high]
+    if tuple(percentiles) != (1., ):
+        highest += list(quantiles(samples, percentiles)[:, 0])
+    best: Optional[Tuple[Tensor, Tensor, Tensor]] = None
+    best_error = float('inf')
+    for value in shifts:
+        shift = observer.high.new_tensor(value)
+        last = -torch.log2(observer.low + shift)
+        for high in highest:
+            first = -torch.log2(high + shift)
+            step = ((last - first) / (2**bits - 1)).clamp(min=1e-6)
+            low = first
+            if exponent == 'integer':
+                low = -step * torch.round(-first / step)
+            table = sulq_table(shift, low, step, bits, exponent)
+            error = _weighted_error(observer, samples, by_output, shift, low,
+                                    step, bits, table).item()
+            if error < best_error:
+                best, best_error = (shift, low, step), error
+    assert best is not None
+    return best
+
+
+def search_log(observer: AttentionObserver, percentiles: Sequence[float],
+               bits: int, steps_per_octave: int) -> Tuple[Tensor, Tensor]:
+    """Scale of least error for log2 (1 step) and log-sqrt2 (2 steps).
+
+    Returns:
+        ``low``, the exponent of code 0, and ``step``, scalars.
+    """
+    samples = observer.samples()
+    highest = [observer.high, *quantiles(samples, percentiles)[:, 0]]
+    zero = observer.high.new_zeros(())
+    step = observer.high.new_tensor(1 / steps_per_octave)
+    errors = []
+    for high in highest:
+        low = -torch.log2(high)
+        errors.append(
+            _weighted_error(observer, samples, False, zero, low, step, bits,
+                            log_table(low, step, bits)))
+    best = int(torch.stack(errors).argmin())
+    return -torch.log2(highest[best]), step

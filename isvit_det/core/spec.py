@@ -1,0 +1,252 @@
+"""Settings of the quantizers and of the calibration, as frozen values."""
+import dataclasses
+import math
+import re
+from dataclasses import dataclass
+from typing import Any, Mapping, Tuple, Type, TypeVar
+
+from isvit_det.core.errors import QuantError
+
+MIN_BITS, MAX_BITS = 2, 8
+SOFTMAX_QUANTIZERS = ('sulq', 'log2', 'log_sqrt2', 'uniform')
+EXPONENTS = ('table', 'integer')
+SHIFT_ERRORS = ('attention', 'output')
+SCOPES = ('backbone', 'detector')
+ITEMS = ('unit', 'image')
+STREAMS = ('float', 'quantized')
+
+# Released code of I&S-ViT: its shift grid and its percentiles.
+PAPER_SHIFTS = (0.001, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.1, 0.2, 0.5, 1.)
+PAPER_PERCENTILES = (.999, .9999, .99999)
+WIDE_SHIFTS = (1e-6, 1e-5, 3e-5, 1e-4, 2e-4, 5e-4) + PAPER_SHIFTS
+WIDE_PERCENTILES = (.95, .97, .98, .99, .995, .999, .9995, .9999, .99999)
+# Learning rate and length of the paper's runs (section 4.1).
+PAPER_LR = 4e-5
+PAPER_ITERS = 1000
+
+METHODS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    'minmax':
+    dict(
+        quant=dict(softmax='uniform', percentiles=(1., ), channelwise=False),
+        sos=dict(iters=0)),
+    'repq':
+    dict(
+        quant=dict(softmax='log_sqrt2', percentiles=PAPER_PERCENTILES),
+        sos=dict(iters=0)),
+    'isvit_paper':
+    dict(
+        quant=dict(
+            exponent='integer',
+            shifts=PAPER_SHIFTS,
+            percentiles=PAPER_PERCENTILES),
+        sos=dict()),
+    'isvit':
+    dict(quant=dict(), sos=dict(stage_one_inputs='quantized')),
+}
+
+T = TypeVar('T')
+
+
+def parse_bits(text: str) -> Tuple[int, int]:
+    """Split ``'w4a8'`` into the bits of weights and of activations.
+
+    Raises:
+        QuantError: if the text has another form or bits outside 2..8.
+
+    >>> parse_bits('w4a8')
+    (4, 8)
+    """
+    match = re.fullmatch(r'w(\d+)a(\d+)', str(text))
+    if match is None or any(not MIN_BITS <= int(bits) <= MAX_BITS
+                            for bits in match.groups()):
+        raise QuantError(f'bits: {text!r} is not allowed; give wNaM with N '
+                         f'and M in {MIN_BITS}..{MAX_BITS}, such as w4a4.')
+    return int(match.group(1)), int(match.group(2))
+
+
+def _check_choice(key: str, value: Any, allowed: Tuple[Any, ...]) -> None:
+    if value not in allowed:
+        raise QuantError(f'{key}: {value!r} is not allowed; expected one of '
+                         f'{list(allowed)}.')
+
+
+def _check_number(key: str, value: Any, low: float, high: float,
+                  kind: Tuple[Type, ...]) -> None:
+    if (isinstance(value, bool) or not isinstance(value, kind)
+            or not low <= value <= high):
+        name = 'an integer' if kind == (int, ) else 'a number'
+        raise QuantError(f'{key}: {value!r} is not allowed; expected {name} '
+                         f'between {low:g} and {high:g}.')
+
+
+def _from_dict(cls: Type[T], name: str, values: Mapping[str, Any]) -> T:
+    known = [field.name for field in dataclasses.fields(cls)]  # type: ignore
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise QuantError(f'{name}: unknown keys {unknown}; expected a subset '
+                         f'of {known}.')
+    return cls(**{
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in values.items()
+    })
+
+
+@dataclass(frozen=True)
+class QuantConfig:
+    """What is quantized and how; it fixes the state a model holds.
+
+    Attributes:
+        method: a name in ``METHODS``, the preset the others start from.
+        weight_bits: bits of weights, one scale per output channel.
+        act_bits: bits of activations, one scale per tensor.
+        input_bits: bits of the patch embedding's input.
+        scope: ``'backbone'``, or ``'detector'`` for neck and heads as well.
+        softmax: quantizer of post-softmax attention.
+        exponent: how SULQ decodes: ``'table'`` or the paper's ``'integer'``.
+        shifts: grid that SULQ's shift eta is chosen from.
+        shift_error: choose eta by the error of the ``'attention'`` or of
+            attention times value, ``'output'``.
+        percentiles: share of values inside a range, the grid that ranges are
+            chosen from; 1 is min-max.
+        channelwise: quantize post-LayerNorm activations per channel and fold
+            them into one scale per tensor (the paper's stage 2).
+    """
+    method: str = 'isvit'
+    weight_bits: int = 4
+    act_bits: int = 4
+    input_bits: int = 8
+    scope: str = 'backbone'
+    softmax: str = 'sulq'
+    exponent: str = 'table'
+    shifts: Tuple[float, ...] = WIDE_SHIFTS
+    shift_error: str = 'attention'
+    percentiles: Tuple[float, ...] = WIDE_PERCENTILES
+    channelwise: bool = True
+
+    def __post_init__(self) -> None:
+        _check_choice('quant.method', self.method, tuple(METHODS))
+        for key in ('weight_bits', 'act_bits', 'input_bits'):
+            _check_number(f'quant.{key}', getattr(self, key), MIN_BITS,
+                          MAX_BITS, (int, ))
+        _check_choice('quant.scope', self.scope, SCOPES)
+        _check_choice('quant.softmax', self.softmax, SOFTMAX_QUANTIZERS)
+        _check_choice('quant.exponent', self.exponent, EXPONENTS)
+        _check_choice('quant.shift_error', self.shift_error, SHIFT_ERRORS)
+        _check_choice('quant.channelwise', self.channelwise, (True, False))
+        for key, low in (('shifts', 1e-9), ('percentiles', .5)):
+            grid = getattr(self, key)
+            if not isinstance(grid, tuple) or not grid:
+                raise QuantError(f'quant.{key}: {grid!r} is not allowed; '
+                                 'expected a list of numbers.')
+            for value in grid:
+                _check_number(f'quant.{key}', value, low, 1., (int, float))
+
+    @property
+    def bits(self) -> str:
+        """Bits in the form ``'w4a4'``."""
+        return f'w{self.weight_bits}a{self.act_bits}'
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> 'QuantConfig':
+        """Build from plain values on top of the preset of ``method``.
+
+        ``bits='w4a4'`` stands for ``weight_bits`` and ``act_bits``.
+
+        Raises:
+            QuantError: naming the key, the value and what is allowed.
+
+        >>> QuantConfig.from_dict({'bits': 'w3a8'}).act_bits
+        8
+        >>> QuantConfig.from_dict({'bit': 4})
+        Traceback (most recent call last):
+        ...
+        isvit_det.core.errors.QuantError: quant: unknown keys ['bit']; \
+expected a subset of ['method', 'weight_bits', 'act_bits', 'input_bits', \
+'scope', 'softmax', 'exponent', 'shifts', 'shift_error', 'percentiles', \
+'channelwise'].
+        """
+        values = dict(values)
+        method = values.get('method', cls.method)
+        _check_choice('quant.method', method, tuple(METHODS))
+        merged = dict(METHODS[method]['quant'])
+        if 'bits' in values:
+            bits = parse_bits(values.pop('bits'))
+            merged['weight_bits'], merged['act_bits'] = bits
+        merged.update(values)
+        return _from_dict(cls, 'quant', merged)
+
+    def to_dict(self) -> dict:
+        """Plain values that ``from_dict`` turns into an equal config."""
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in dataclasses.asdict(self).items()
+        }
+
+
+@dataclass(frozen=True)
+class SOSConfig:
+    """How the calibration runs; it leaves no trace in a model's state form.
+
+    Attributes:
+        num_images: calibration images drawn from the training split.
+        iters: iterations per unit and stage; 0 turns optimisation off.
+        lr: Adam's first learning rate, falling to 0 along a cosine.
+        items: draw minibatches of a unit's independent items (``'unit'``)
+            or whole images (``'image'``, as published).
+        batch: items per iteration; 0 leaves it to each unit.
+        stage_one_inputs: stream that ranges and stage 1 see: ``'float'``
+            activations, or those of the already quantized units.
+        seed: of image choice and item sampling.
+    """
+    num_images: int = 1024
+    iters: int = PAPER_ITERS
+    lr: float = PAPER_LR
+    items: str = 'unit'
+    batch: int = 0
+    stage_one_inputs: str = 'float'
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for key, low in (('num_images', 1), ('iters', 0), ('batch', 0),
+                         ('seed', 0)):
+            _check_number(f'sos.{key}', getattr(self, key), low, 2**31, (int,))
+        _check_number('sos.lr', self.lr, 0., 1., (int, float))
+        _check_choice('sos.items', self.items, ITEMS)
+        _check_choice('sos.stage_one_inputs', self.stage_one_inputs, STREAMS)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any],
+                  quant: QuantConfig) -> 'SOSConfig':
+        """Build from plain values on top of the preset of ``quant.method``.
+
+        The paper runs 1000 iterations, 200 from 6 bits up, at 4e-5. A run
+        that asks for fewer gets a larger learning rate, the same for every
+        method, unless it names its own.
+
+        Raises:
+            QuantError: naming the key, the value and what is allowed.
+        """
+        merged = dict(METHODS[quant.method]['sos'])
+        low_bits = min(quant.weight_bits, quant.act_bits) < 6
+        default = merged.setdefault('iters', PAPER_ITERS if low_bits else 200)
+        merged.update(values)
+        config = _from_dict(cls, 'sos', merged)
+        if 0 < config.iters < default and 'lr' not in values:
+            config = dataclasses.replace(config, lr=short_lr(config.iters))
+        return config
+
+    def to_dict(self) -> dict:
+        """Plain values of every field."""
+        return dataclasses.asdict(self)
+
+
+def short_lr(iters: int) -> float:
+    """Learning rate of a run shortened to ``iters`` iterations.
+
+    Grows with the square root of the shortening, at most fivefold.
+
+    >>> short_lr(1000), short_lr(100), short_lr(1)
+    (4e-05, 0.000126, 0.0002)
+    """
+    factor = min(5., math.sqrt(PAPER_ITERS / iters))
+    return round(PAPER_LR * factor, 6)
