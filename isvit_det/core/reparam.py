@@ -30,12 +30,8 @@ class NormLinear(NamedTuple):
 
 def use_channel_scales_(pair: NormLinear) -> None:
     """Give the linear layer's input one scale per channel, for stage 1."""
-    tensor = pair.linear.input_quantizer
-    channel = UniformQuantizer(tensor.bits, tensor.role, tensor.percentiles,
-                               pair.linear.in_features)
-    channel.to(tensor.scale)
-    channel.enabled = tensor.enabled
-    pair.linear.input_quantizer = channel
+    pair.linear.input_quantizer = _successor(pair.linear.input_quantizer,
+                                             pair.linear.in_features)
 
 
 def widen_narrow_channels_(quantizer: UniformQuantizer) -> None:
@@ -91,10 +87,17 @@ def fold_channel_scales_(pair: NormLinear) -> None:
     if padding is not None:
         value = padding.padding_value
         store(value, (value.double() + shift) / ratio)
-    tensor = UniformQuantizer(channel.bits, channel.role, channel.percentiles)
-    tensor.to(channel.scale)
+    tensor = _successor(channel, None)
     store(tensor.scale, mean_scale)
     store(tensor.zero_point, mean_zero)
     tensor.mark_fitted_()
-    tensor.enabled = channel.enabled
     linear.input_quantizer = tensor
+
+
+def _successor(old: UniformQuantizer,
+               num_channels: Optional[int]) -> UniformQuantizer:
+    """An unfitted quantizer of another granularity in the same modes."""
+    new = UniformQuantizer(old.bits, old.role, old.percentiles, num_channels)
+    new.to(old.scale).train(old.training)
+    new.enabled = old.enabled
+    return new

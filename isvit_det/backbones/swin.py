@@ -1,0 +1,387 @@
+"""QuantSwinTransformer: mmdet's Swin with quantized layers and its units."""
+import functools
+from typing import (Any, List, Mapping, NamedTuple, Optional, Tuple,
+                    Union)
+
+import torch
+from mmdet.models.backbones.swin import (ShiftWindowMSA, SwinBlock,
+                                         SwinTransformer, WindowMSA)
+from mmdet.models.layers import PatchEmbed, PatchMerging
+from mmengine.model import BaseModule
+from torch import Tensor
+from torch.nn import functional as F
+
+from isvit_det.core.layers import QuantConv2d, QuantLinear, QuantMatMul
+from isvit_det.core.reparam import NormLinear
+from isvit_det.core.spec import QuantConfig
+from isvit_det.core.units import State, Unit
+from isvit_det.registry import MODELS
+
+# Items per reconstruction step: windows of a block by stage, tokens of a
+# merging, patches of the embedding. Shallow stages have the most windows and
+# the cheapest ones.
+WINDOWS_PER_STEP = (128, 64, 32, 24)
+TOKENS_PER_STEP = 1024
+PATCHES_PER_STEP = 4096
+
+
+class WindowLayout(NamedTuple):
+    """Where the tokens of a map go when it is cut into windows.
+
+    Attributes:
+        index: token of every window position, H * W for padding, shape
+            (windows, positions).
+        inverse: position of every token among all windows', shape (H * W,).
+        regions: parts of the map that a shift brought together; positions
+            of one window attend within their region. Like ``index``, or
+            None without shift.
+    """
+    index: Tensor
+    inverse: Tensor
+    regions: Optional[Tensor]
+
+
+@functools.lru_cache(maxsize=256)
+def window_layout(height: int, width: int, window: int,
+                  shift: int) -> WindowLayout:
+    """Layout of a map of this size, padded at the right and the bottom."""
+    rows = -(-height // window) * window
+    columns = -(-width // window) * window
+    tokens = torch.arange(height * width).view(height, width)
+    index = F.pad(
+        tokens, (0, columns - width, 0, rows - height), value=height * width)
+    regions = None
+    if shift > 0:
+        index = index.roll((-shift, -shift), (0, 1))
+        regions = (_shift_regions(rows, window, shift)[:, None] * 3 +
+                   _shift_regions(columns, window, shift))
+        regions = _partition(regions, window)
+    index = _partition(index, window)
+    inverse = index.flatten().argsort(stable=True)[:height * width]
+    return WindowLayout(index, inverse, regions)
+
+
+def _shift_regions(length: int, window: int, shift: int) -> Tensor:
+    """0 up to the last window, 1 in it, 2 for what the shift wrapped."""
+    position = torch.arange(length)
+    return (position >= length - window).int() + (position >= length - shift)
+
+
+def _partition(grid: Tensor, window: int) -> Tensor:
+    """Cut (H, W) into windows, shape (windows, window * window)."""
+    height, width = grid.shape
+    grid = grid.view(height // window, window, width // window, window)
+    return grid.transpose(1, 2).reshape(-1, window * window)
+
+
+def region_mask(regions: Optional[Tensor]) -> Optional[Tensor]:
+    """Additive attention mask (windows, N, N): -100 between regions."""
+    if regions is None:
+        return None
+    apart = regions[:, None] != regions[:, :, None]
+    return torch.zeros(
+        apart.shape, device=apart.device).masked_fill_(apart, -100.)
+
+
+class QuantWindowMSA(BaseModule):
+    """mmdet's ``WindowMSA`` with quantized projections and products.
+
+    Args:
+        source: float module, whose parameters are taken over.
+        config: bits and quantizers.
+    """
+    derived_buffers = ('relative_position_index', )
+    relative_position_index: Tensor
+
+    def __init__(self, source: WindowMSA, config: QuantConfig) -> None:
+        super().__init__()
+        self.embed_dims = source.embed_dims
+        self.window_size = source.window_size
+        self.num_heads = source.num_heads
+        self.scale = source.scale
+        self.relative_position_bias_table = source.relative_position_bias_table
+        self.register_buffer('relative_position_index',
+                             source.relative_position_index)
+        self.qkv = QuantLinear(source.qkv, config)
+        self.query_key = QuantMatMul.of_query_key(config)
+        self.softmax = source.softmax
+        self.attn_drop = source.attn_drop
+        self.attention_value = QuantMatMul.of_attention_value(config)
+        self.proj = QuantLinear(source.proj, config)
+        self.proj_drop = source.proj_drop
+
+    def forward(self, x: Tensor, mask: Optional[Tensor] = None) -> Tensor:
+        """Attend within windows.
+
+        Args:
+            x: shape (images * windows, N, C).
+            mask: added to the attention, shape (windows, N, N).
+        """
+        num, length, channels = x.shape
+        qkv = self.qkv(x).reshape(num, length, 3, self.num_heads,
+                                  channels // self.num_heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        attn = self.query_key(query * self.scale, key.transpose(-2, -1))
+        bias = self.relative_position_bias_table[
+            self.relative_position_index.view(-1)]
+        attn = attn + bias.view(length, length, -1).permute(2, 0, 1)
+        if mask is not None:
+            attn = attn.view(-1, len(mask), *attn.shape[1:]) + mask[:, None]
+            attn = attn.view(num, *attn.shape[2:])
+        attn = self.attn_drop(self.softmax(attn))
+        out = self.attention_value(attn, value)
+        out = out.transpose(1, 2).reshape(num, length, channels)
+        return self.proj_drop(self.proj(out))
+
+
+class QuantShiftWindowMSA(BaseModule):
+    """mmdet's ``ShiftWindowMSA``, owning the value it pads with.
+
+    mmdet pads the normalised map with zeros. Stage 2 gives a zero another
+    meaning there, so the padding is a buffer, zero until then.
+
+    Args:
+        source: float module, whose parameters are taken over.
+        config: bits and quantizers.
+
+    Buffers:
+        padding_value: shape (C,).
+    """
+    own_buffers = ('padding_value', )
+    padding_value: Tensor
+
+    def __init__(self, source: ShiftWindowMSA, config: QuantConfig) -> None:
+        super().__init__()
+        self.window_size = source.window_size
+        self.shift_size = source.shift_size
+        self.w_msa = QuantWindowMSA(source.w_msa, config)
+        self.drop = source.drop
+        self.register_buffer('padding_value',
+                             torch.zeros(source.w_msa.embed_dims))
+
+    def layout(self, size: Tuple[int, int]) -> WindowLayout:
+        """Layout of a map of ``size`` (H, W)."""
+        return window_layout(*size, self.window_size, self.shift_size)
+
+    def forward(self, query: Tensor, hw_shape: Tuple[int, int]) -> Tensor:
+        """Attend within the windows of normalised maps.
+
+        Args:
+            query: shape (images, H * W, C).
+            hw_shape: (H, W).
+        """
+        num, _, channels = query.shape
+        index, inverse, regions = (
+            None if part is None else part.to(query.device)
+            for part in self.layout((hw_shape[0], hw_shape[1])))
+        padding = self.padding_value.to(query.dtype).expand(num, 1, channels)
+        padded = torch.cat([query, padding], 1)
+        windows = padded[:, index.flatten()].view(-1, index.shape[1], channels)
+        out = self.w_msa(windows, region_mask(regions))
+        return self.drop(out.view(num, -1, channels)[:, inverse])
+
+
+class PatchEmbedItems(NamedTuple):
+    """Patches (n, 3, p, p) and their positions in the map (n,)."""
+    patches: Tensor
+    positions: Tensor
+
+
+class PatchEmbedUnit(Unit):
+    """Patch embedding, its norm and the position embedding; item: a patch."""
+
+    def __init__(self, backbone: SwinTransformer) -> None:
+        super().__init__('patch_embed', backbone.patch_embed, PATCHES_PER_STEP)
+        self.backbone = backbone
+
+    def pairs(self) -> List[NormLinear]:
+        return []
+
+    def forward(self, state: State) -> State:
+        x, size = self.module(state.x)
+        if self.backbone.use_abs_pos_embed:
+            x = x + self.backbone.absolute_pos_embed
+        return State(x, size)
+
+    def _out_size(self, size: Tuple[int, int]) -> Tuple[int, int]:
+        height, width = self.module.projection.kernel_size
+        return -(-size[0] // height), -(-size[1] // width)
+
+    def num_items(self, size: Tuple[int, int]) -> int:
+        rows, columns = self._out_size(size)
+        return rows * columns
+
+    def gather(self, state: State, items: Tensor) -> PatchEmbedItems:
+        rows, columns = self._out_size(state.size)
+        height, width = self.module.projection.kernel_size
+        # mmdet's adaptive padding: zeros at the right and the bottom.
+        x = F.pad(state.x[0], (0, columns * width - state.size[1], 0,
+                               rows * height - state.size[0]))
+        x = x.view(-1, rows, height, columns, width)
+        patches = x[:, items // columns, :, items % columns]
+        return PatchEmbedItems(patches, items)
+
+    def gather_target(self, state: State, size: Tuple[int, int],
+                      items: Tensor) -> Tensor:
+        return state.x[0, items]
+
+    def run(self, batch: PatchEmbedItems) -> Tensor:
+        x = self.module.projection(batch.patches).flatten(1)
+        if self.module.norm is not None:
+            x = self.module.norm(x)
+        if self.backbone.use_abs_pos_embed:
+            x = x + self.backbone.absolute_pos_embed[0, batch.positions]
+        return x
+
+
+class WindowItems(NamedTuple):
+    """Windows of a block: tokens (n, N, C), which of them are inside of the
+    map (n, N), and their regions (n, N) or None."""
+    tokens: Tensor
+    inside: Tensor
+    regions: Optional[Tensor]
+
+
+class SwinBlockUnit(Unit):
+    """A Swin block; item: a window."""
+
+    def __init__(self, name: str, block: SwinBlock, batch: int) -> None:
+        super().__init__(name, block, batch)
+
+    def pairs(self) -> List[NormLinear]:
+        block = self.module
+        return [
+            NormLinear(block.norm1, block.attn.w_msa.qkv, block.attn),
+            NormLinear(block.norm2, block.ffn.layers[0][0])
+        ]
+
+    def forward(self, state: State) -> State:
+        return State(self.module(state.x, state.size), state.size)
+
+    def num_items(self, size: Tuple[int, int]) -> int:
+        return len(self.module.attn.layout(size).index)
+
+    def gather(self, state: State, items: Tensor) -> WindowItems:
+        index, _, regions = self.module.attn.layout(state.size)
+        index = index[items]
+        inside = index < state.x.shape[1]
+        # What stands in for padding is replaced after the norm.
+        tokens = state.x[0, torch.where(inside, index, 0)]
+        return WindowItems(tokens, inside,
+                           None if regions is None else regions[items])
+
+    def gather_target(self, state: State, size: Tuple[int, int],
+                      items: Tensor) -> Tensor:
+        index = self.module.attn.layout(size).index[items]
+        return state.x[0, index[index < state.x.shape[1]]]
+
+    def run(self, batch: WindowItems) -> Tensor:
+        block, x = self.module, batch.tokens
+        normed = torch.where(batch.inside[..., None], block.norm1(x),
+                             block.attn.padding_value)
+        x = x + block.attn.drop(
+            block.attn.w_msa(normed, region_mask(batch.regions)))
+        x = block.ffn(block.norm2(x), identity=x)
+        return x[batch.inside]
+
+
+class MergingItems(NamedTuple):
+    """Merged tokens before the norm, shape (n, 4 * C)."""
+    tokens: Tensor
+
+
+class PatchMergingUnit(Unit):
+    """Patch merging; item: a merged token."""
+
+    def __init__(self, name: str, merging: PatchMerging) -> None:
+        super().__init__(name, merging, TOKENS_PER_STEP)
+
+    def pairs(self) -> List[NormLinear]:
+        if self.module.norm is None:
+            return []
+        return [NormLinear(self.module.norm, self.module.reduction)]
+
+    def forward(self, state: State) -> State:
+        return State(*self.module(state.x, state.size))
+
+    def _stride(self) -> Tuple[int, int]:
+        return self.module.sampler.stride
+
+    def num_items(self, size: Tuple[int, int]) -> int:
+        rows, columns = self._stride()
+        return -(-size[0] // rows) * -(-size[1] // columns)
+
+    def gather(self, state: State, items: Tensor) -> MergingItems:
+        height, width = state.size
+        rows, columns = self._stride()
+        across = -(-width // columns)
+        row = (items // across)[:, None] * rows + torch.arange(
+            rows).repeat_interleave(columns)
+        column = (items % across)[:, None] * columns + torch.arange(
+            columns).repeat(rows)
+        inside = (row < height) & (column < width)
+        index = torch.where(inside, row * width + column, 0)
+        tokens = state.x[0, index] * inside[..., None]
+        # nn.Unfold orders by channel first.
+        return MergingItems(tokens.transpose(1, 2).flatten(1))
+
+    def gather_target(self, state: State, size: Tuple[int, int],
+                      items: Tensor) -> Tensor:
+        return state.x[0, items]
+
+    def run(self, batch: MergingItems) -> Tensor:
+        x = batch.tokens
+        if self.module.norm is not None:
+            x = self.module.norm(x)
+        return self.module.reduction(x)
+
+
+@MODELS.register_module()
+class QuantSwinTransformer(SwinTransformer):
+    """mmdet's ``SwinTransformer`` in low bits.
+
+    Until it is calibrated or a calibrated state is loaded it equals the
+    float class bit for bit, and its float keys are the same. Every linear
+    layer, both products of the attention, patch merging and patch embedding
+    are quantized; norms and softmax stay in float.
+
+    Args:
+        *args: of ``SwinTransformer``.
+        quant: a ``QuantConfig`` or its plain values.
+        **kwargs: of ``SwinTransformer``.
+    """
+
+    def __init__(self,
+                 *args: Any,
+                 quant: Union[Mapping[str, Any], QuantConfig, None] = None,
+                 **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        config = (
+            quant if isinstance(quant, QuantConfig) else QuantConfig.from_dict(
+                quant or {}))
+        self.quant_config = config
+        self.patch_embed.projection = QuantConv2d(self.patch_embed.projection,
+                                                  config, config.input_bits)
+        for stage in self.stages:
+            for block in stage.blocks:
+                block.attn = QuantShiftWindowMSA(block.attn, config)
+                layers = block.ffn.layers
+                layers[0][0] = QuantLinear(layers[0][0], config)
+                layers[1] = QuantLinear(layers[1], config)
+            if stage.downsample is not None:
+                stage.downsample.reduction = QuantLinear(
+                    stage.downsample.reduction, config)
+
+    def units(self) -> List[Unit]:
+        """The steps of the forward pass in order, output norms aside."""
+        units: List[Unit] = [PatchEmbedUnit(self)]
+        for i, stage in enumerate(self.stages):
+            batch = WINDOWS_PER_STEP[min(i, len(WINDOWS_PER_STEP) - 1)]
+            for j, block in enumerate(stage.blocks):
+                units.append(
+                    SwinBlockUnit(f'stages.{i}.blocks.{j}', block, batch))
+            if stage.downsample is not None:
+                units.append(
+                    PatchMergingUnit(f'stages.{i}.downsample',
+                                     stage.downsample))
+        return units

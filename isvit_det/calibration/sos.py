@@ -1,0 +1,274 @@
+"""The smooth optimization strategy: three stages, unit by unit, streaming.
+
+A unit goes through all three stages before the next one starts. Its float
+input and the one the quantized units before it produce advance side by side
+and are never recomputed from the images.
+"""
+import copy
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import (Callable, Dict, Iterable, List, NamedTuple, Optional,
+                    Protocol, Tuple)
+
+import torch
+from torch import Tensor, nn
+
+from isvit_det.calibration.resume import ProgressFiles
+from isvit_det.calibration.reconstruct import (ItemSampler, reconstruct,
+                                               relative_error)
+from isvit_det.calibration.store import ActivationPool, ActivationStore
+from isvit_det.core.errors import QuantError
+from isvit_det.core.layers import (fit_weights_, observe, precision,
+                                   set_precision_)
+from isvit_det.core.reparam import (fold_channel_scales_, use_channel_scales_,
+                                    widen_narrow_channels_)
+from isvit_det.core.spec import QuantConfig, SOSConfig
+from isvit_det.core.units import State, Unit
+
+Sizes = List[Tuple[int, int]]
+
+
+class HasUnits(Protocol):
+    """A backbone that lists the steps of its forward pass in order."""
+
+    def units(self) -> List[Unit]:
+        ...
+
+
+class Event(NamedTuple):
+    """Something to tell whoever watches.
+
+    Attributes:
+        kind: ``'warning'``, ``'images'`` (all are read), ``'step'`` (of a
+            stage), ``'unit'`` (finished or resumed) or ``'done'``.
+        unit: the unit's name, or ''.
+        index: its position, from 0.
+        num_units: how many there are.
+        stage: 1, 2 or 3, else 0.
+        step: iterations of this stage done.
+        num_steps: iterations of this stage.
+        message: text for people.
+    """
+    kind: str
+    unit: str = ''
+    index: int = 0
+    num_units: int = 0
+    stage: int = 0
+    step: int = 0
+    num_steps: int = 0
+    message: str = ''
+
+
+@dataclass
+class UnitRecord:
+    """What happened to one unit.
+
+    Attributes:
+        name: the unit's.
+        errors: squared error relative to the float output, on a few batches
+            of items: ``before_stage_1`` and ``after_stage_1`` with float
+            weights, ``after_stage_2``, and ``before_stage_3`` and
+            ``after_stage_3`` with quantized ones.
+        seconds: wall time, advancing the streams included.
+        num_iters: iterations of each stage.
+        resumed: whether an earlier run had finished it.
+    """
+    name: str
+    errors: Dict[str, float]
+    seconds: float
+    num_iters: int
+    resumed: bool = False
+
+
+def calibrate(student: nn.Module,
+              images: Iterable[Tensor],
+              quant: QuantConfig,
+              sos: SOSConfig,
+              workspace: Path,
+              fingerprint: str,
+              store_gb: Optional[float] = None,
+              on_event: Optional[Callable[[Event], None]] = None
+              ) -> List[UnitRecord]:
+    """Calibrate and reconstruct a quantized backbone (I&S-ViT, Algorithm 1).
+
+    Every finished unit is saved in ``workspace``, so that a run that was
+    killed resumes there and ends with the codes it would have had.
+
+    Args:
+        student: lists ``units()``; float weights, in eval mode. Ends
+            quantized.
+        images: tensors (1, 3, H, W), read once.
+        quant: the settings that ``student`` was built with.
+        sos: the settings of the run.
+        workspace: directory of the resume state and of spilled activations.
+        fingerprint: names everything the result depends on; state of
+            another fingerprint is discarded.
+        store_gb: memory for activations in GB (1e9 bytes).
+        on_event: is told of progress.
+
+    Raises:
+        RuntimeError: if ``student`` is in training mode.
+        QuantError: if there are no images.
+    """
+    if student.training:
+        raise RuntimeError('call eval() before calibrate().')
+    run = _Run(student, quant, sos, workspace, fingerprint, store_gb, on_event
+               or (lambda event: None))
+    return run.all_units(images)
+
+
+class _Run:
+    """One calibration: the two streams and how they advance."""
+
+    def __init__(self, student: HasUnits, quant: QuantConfig, sos: SOSConfig,
+                 workspace: Path, fingerprint: str, store_gb: Optional[float],
+                 on_event: Callable[[Event], None]) -> None:
+        self.quant = quant
+        self.sos = sos
+        self.on_event = on_event
+        self.pool = ActivationPool(workspace / 'spilled', store_gb)
+        self.files = ProgressFiles(workspace / 'units', fingerprint)
+        teacher = copy.deepcopy(student)
+        self.units = student.units()
+        self.teacher_units = teacher.units()
+        self.device = next(self.units[0].module.parameters()).device
+
+    def all_units(self, images: Iterable[Tensor]) -> List[UnitRecord]:
+        num_units = len(self.units)
+        if self.files.discarded:
+            self.on_event(
+                Event(
+                    'warning',
+                    message='the calibration state found is of other '
+                    'settings, weights or images: starting anew'))
+        store = ActivationStore(self.pool)
+        sizes: Sizes = []
+        for image in images:
+            store.append(image)
+            sizes.append((image.shape[-2], image.shape[-1]))
+        if not sizes:
+            raise QuantError('calibration set: 0 images; give at least 1.')
+        self.on_event(Event('images', num_units=num_units))
+        # Both streams start from the images; teacher inputs, student inputs.
+        streams = store, store
+        records = []
+        for index, unit in enumerate(self.units):
+            start = time.perf_counter()
+            targets, next_sizes = self._advance(self.teacher_units[index],
+                                                streams[0], sizes, False)
+            record = self._resume(index)
+            if record is None:
+                errors = self._three_stages(index, streams, sizes, targets)
+                record = UnitRecord(unit.name, errors, 0., self.sos.iters)
+            if streams[0] is not streams[1]:
+                streams[0].close()
+            outputs, _ = self._advance(unit, streams[1], sizes, True)
+            streams, sizes = (targets, outputs), next_sizes
+            if not record.resumed:
+                record.seconds = time.perf_counter() - start
+                self.files.save(index, unit, vars(record))
+            records.append(record)
+            self.on_event(
+                Event('unit', unit.name, index, num_units,
+                      message=_describe(record)))
+        for stream in streams:
+            stream.close()
+        self.on_event(Event('done', num_units=num_units))
+        return records
+
+    def _resume(self, index: int) -> Optional[UnitRecord]:
+        """Put the state of a unit finished by an earlier run in place."""
+        values = self.files.load(index, self.units[index])
+        if values is None:
+            return None
+        return UnitRecord(**{**values, 'resumed': True})
+
+    @torch.no_grad()
+    def _advance(self, unit: Unit, inputs: ActivationStore, sizes: Sizes,
+                 free: bool) -> Tuple[ActivationStore, Sizes]:
+        """Run whole maps through a unit, freeing its inputs if told to."""
+        outputs = ActivationStore(self.pool)
+        out_sizes: Sizes = []
+        for index, size in enumerate(sizes):
+            state = unit.forward(
+                State(inputs[index].to(self.device), size))
+            if free:
+                inputs.drop(index)
+            outputs.append(state.x)
+            out_sizes.append(state.size)
+        return outputs, out_sizes
+
+    def _three_stages(self, index: int,
+                      streams: Tuple[ActivationStore, ActivationStore],
+                      sizes: Sizes,
+                      targets: ActivationStore) -> Dict[str, float]:
+        unit = self.units[index]
+        pairs = unit.pairs() if self.quant.channelwise else []
+        first = streams[self.sos.stage_one_inputs == 'quantized']
+        errors = {}
+
+        def error(inputs: ActivationStore) -> float:
+            return relative_error(
+                self._sampler(index, 0, inputs, sizes, targets))
+
+        for pair in pairs:
+            use_channel_scales_(pair)
+        self._fit_ranges(unit, first, sizes)
+        for pair in pairs:
+            widen_narrow_channels_(pair.linear.input_quantizer)
+        with precision(unit.module, weights=False, acts=True):
+            errors['before_stage_1'] = error(first)
+            self._optimise(index, 1, first, sizes, targets)
+            errors['after_stage_1'] = error(first)
+            for pair in pairs:
+                fold_channel_scales_(pair)
+            errors['after_stage_2'] = error(first)
+            self._step(index, 2, 1, 1)
+        fit_weights_(unit.module)
+        set_precision_(unit.module, weights=True, acts=True)
+        errors['before_stage_3'] = error(streams[1])
+        self._optimise(index, 3, streams[1], sizes, targets)
+        errors['after_stage_3'] = error(streams[1])
+        return errors
+
+    def _fit_ranges(self, unit: Unit, inputs: ActivationStore,
+                    sizes: Sizes) -> None:
+        with precision(unit.module, weights=False, acts=False):
+            with observe(unit.module):
+                for image, size in enumerate(sizes):
+                    unit.forward(State(inputs[image].to(self.device), size))
+
+    def _sampler(self, index: int, stage: int, inputs: ActivationStore,
+                 sizes: Sizes, targets: ActivationStore) -> ItemSampler:
+        """Draws that depend on nothing but the seed, the unit, the stage."""
+        unit = self.units[index]
+        batch = self.sos.batch or unit.batch
+        generator = torch.Generator().manual_seed(
+            (self.sos.seed * 1000 + index) * 4 + stage)
+        return ItemSampler(unit, inputs, sizes, targets,
+                           0 if self.sos.items == 'image' else batch,
+                           generator)
+
+    def _optimise(self, index: int, stage: int, inputs: ActivationStore,
+                  sizes: Sizes, targets: ActivationStore) -> None:
+        if self.sos.iters == 0:
+            self._step(index, stage, 0, 0)
+            return
+        reconstruct(
+            self._sampler(index, stage, inputs, sizes, targets),
+            self.sos.iters, self.sos.lr,
+            lambda step: self._step(index, stage, step, self.sos.iters))
+
+    def _step(self, index: int, stage: int, step: int, num_steps: int) -> None:
+        self.on_event(
+            Event('step', self.units[index].name, index, len(self.units),
+                  stage, step, num_steps))
+
+
+def _describe(record: UnitRecord) -> str:
+    if record.resumed:
+        return 'taken from an earlier run'
+    before = record.errors['before_stage_3']
+    after = record.errors['after_stage_3']
+    return f'error {before:.4g} -> {after:.4g} ({record.seconds:.1f} s)'
