@@ -4,6 +4,10 @@
 ``default_scope`` and without ``custom_imports``: MMEngine imports the package
 named by the scope, then the ``locations`` given here.
 """
+from isvit_det.host import check_host
+
+check_host()
+
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS

@@ -91,7 +91,7 @@ but $include/Python.h is missing: install the python$needed_python-dev package"
 
 # Name what mmcv's binary depends on: it fits one torch build only.
 describe_build() {
-    "$env/bin/python" - "$mmcv" <<'PYTHON'
+    "$env/bin/python" - "$mmcv" 2>>"$log" <<'PYTHON'
 import os
 import sys
 import sysconfig

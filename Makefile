@@ -1,0 +1,50 @@
+# Every target sets up its environment by itself, once: tools/setup_env.sh.
+# ISVIT_ENV, WHEELHOUSE, PYTHON and MAX_JOBS reach it from make's command line.
+SHELL := bash
+.SHELLFLAGS := -e -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow check train format clean
+
+DRAWN := configs/drawn/mask-rcnn_swin-mini_fpn
+CODE := $(wildcard isvit_det tools tests benchmarks)
+
+# The package is not installed: commands use this folder's.
+IN_ENV = env=$$(tools/setup_env.sh); \
+	export PATH="$$env/bin:$$PATH" PYTHONPATH='$(CURDIR)';
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' \
+		$(MAKEFILE_LIST)
+	@echo 'WHEELHOUSE=DIR adds a folder of wheels to the set-up.'
+
+demo:  ## quantize a small detector to 4 bits, from images to AP
+	@$(IN_ENV) TIMEFORMAT='make demo took %0R s'; \
+	time python tools/quantize_det.py $(DRAWN)_isvit-w4a4_drawn.py \
+		--work-dir work_dirs/demo
+
+test:  ## run the tests that take seconds
+	@$(IN_ENV) pytest -q
+
+test-slow:  ## run the tests that take minutes
+	@$(IN_ENV) pytest -q -m slow
+
+check:  ## check imports, format, style and types
+	@$(IN_ENV) status=0; \
+	isort --check-only --diff $(CODE) || status=1; \
+	yapf --parallel --recursive --diff $(CODE) || status=1; \
+	flake8 $(CODE) || status=1; \
+	mypy $(CODE) || status=1; \
+	exit $$status
+
+train:  ## train the demo's float detector and publish its checkpoint
+	@$(IN_ENV) python "$$(python -c 'import mmdet; print(mmdet.__path__[0])' \
+		)/.mim/tools/train.py" $(DRAWN)_drawn_train.py \
+		--work-dir work_dirs/train --resume; \
+	python tools/publish_float.py work_dirs/train
+
+format:  ## rewrite imports and format
+	@$(IN_ENV) isort $(CODE); yapf --parallel --recursive --in-place $(CODE)
+
+clean:  ## remove caches and build leftovers; work_dirs/ stays
+	@rm -rf build *.egg-info .mypy_cache .pytest_cache
+	@find $(CODE) -name __pycache__ -prune -exec rm -rf {} +
