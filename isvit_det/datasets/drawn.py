@@ -1,0 +1,106 @@
+"""The drawn data set: COCO format, generated on first use, deterministic."""
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, Dict, List, Tuple
+
+import cv2
+import numpy as np
+from mmdet.datasets import CocoDataset
+from pycocotools import mask as coco_mask
+
+from isvit_det.datasets.drawing import CLASSES, draw_picture
+from isvit_det.registry import DATASETS
+
+SEED = 2311
+NUM_PICTURES = dict(train=3000, val=320)
+
+
+def write_split(root: Path, split: str, num: int) -> None:
+    """Draw a split into ``root/split`` and ``root/annotations``."""
+    (root / split).mkdir(parents=True)
+    (root / 'annotations').mkdir(exist_ok=True)
+    images: List[Dict[str, Any]] = []
+    annotations: List[Dict[str, Any]] = []
+    for index in range(num):
+        picture = draw_picture(
+            (SEED, list(NUM_PICTURES).index(split), index))
+        name = f'{index + 1:06d}.png'
+        height, width = picture.pixels.shape[:2]
+        if not cv2.imwrite(str(root / split / name), picture.pixels):
+            raise OSError(f'could not write {root / split / name}')
+        images.append(
+            dict(id=index + 1, file_name=name, height=height, width=width))
+        for mask, label in zip(picture.masks, picture.labels):
+            annotations.append(
+                _annotation(len(annotations) + 1, index + 1, mask, label))
+    categories = [
+        dict(id=label + 1, name=name) for label, name in enumerate(CLASSES)
+    ]
+    path = root / 'annotations' / f'instances_{split}.json'
+    path.write_text(
+        json.dumps(
+            dict(
+                images=images,
+                annotations=annotations,
+                categories=categories)))
+
+
+def _annotation(annotation_id: int, image_id: int, mask: np.ndarray,
+                label: int) -> Dict[str, Any]:
+    rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return dict(
+        id=annotation_id,
+        image_id=image_id,
+        category_id=label + 1,
+        bbox=coco_mask.toBbox(rle).tolist(),
+        area=int(mask.sum()),
+        iscrowd=0,
+        segmentation=dict(
+            size=list(rle['size']), counts=rle['counts'].decode()))
+
+
+def generate(root: Path, sizes: Dict[str, int]) -> None:
+    """Make the data set at ``root`` unless it is there.
+
+    It appears under its name only when it is whole; of two processes that
+    draw it at once, one wins and the other's work is removed.
+
+    Args:
+        root: the folder to make.
+        sizes: pictures of each split.
+    """
+    if root.exists():
+        return
+    root.parent.mkdir(parents=True, exist_ok=True)
+    print(f'drawing {sum(sizes.values())} pictures into {root} (once)')
+    draft = Path(tempfile.mkdtemp(prefix='.draft_', dir=root.parent))
+    try:
+        for split, num in sizes.items():
+            write_split(draft, split, num)
+        draft.chmod(0o755)
+        os.rename(draft, root)
+    except OSError:
+        if not root.exists():
+            raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+@DATASETS.register_module()
+class DrawnDataset(CocoDataset):
+    """COCO-format pictures of ten shapes that the project draws itself.
+
+    Takes ``CocoDataset``'s arguments; ``data_root`` is generated on first
+    use.
+    """
+    METAINFO: Dict[str, Tuple] = dict(
+        classes=CLASSES,
+        palette=tuple((37 * i % 256, 91 * i % 256, 173 * i % 256)
+                      for i in range(1, len(CLASSES) + 1)))
+
+    def __init__(self, *args: Any, data_root: str, **kwargs: Any) -> None:
+        generate(Path(data_root), NUM_PICTURES)
+        super().__init__(*args, data_root=data_root, **kwargs)

@@ -1,0 +1,168 @@
+"""The three stages on a toy network: what they learn, keep and resume."""
+import pytest
+import torch
+
+from isvit_det.calibration.sos import Event, calibrate
+from isvit_det.core.errors import QuantError
+from isvit_det.core.layers import list_sites, precision, quantizers
+from isvit_det.core.spec import QuantConfig, SOSConfig
+from isvit_det.core.units import State
+from tests.toy import toy, toy_images
+
+SHORT = dict(iters=30, lr=1e-3)
+
+
+class Killed(BaseException):
+    """Stands in for a signal: no handler of ours may swallow it."""
+
+
+def calibrated(tmp_path,
+               method='isvit',
+               images=None,
+               fingerprint='a',
+               store_gb=None,
+               on_event=None,
+               **sos):
+    model = toy(method)
+    quant = QuantConfig.from_dict(dict(method=method))
+    records = calibrate(model, toy_images() if images is None else images,
+                        quant, SOSConfig.from_dict({**SHORT, **sos}, quant),
+                        tmp_path, fingerprint, store_gb, on_event)
+    return model, records
+
+
+def forward(model, x):
+    state = State(x, tuple(x.shape[-2:]))
+    for unit in model.units():
+        state = unit.forward(state)
+    return state.x
+
+
+def same_state(one, other):
+    one, other = one.state_dict(), other.state_dict()
+    return one.keys() == other.keys() and all(
+        torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize('method', ['isvit', 'isvit_paper'])
+@pytest.mark.parametrize('items', ['unit', 'image'])
+def test_every_unit_ends_closer_to_its_float_output(tmp_path, method, items):
+    _, records = calibrated(tmp_path, method, items=items)
+    assert len(records) == 3
+    for record in records:
+        errors = record.errors
+        assert errors['after_stage_1'] < errors['before_stage_1']
+        assert errors['after_stage_3'] < errors['before_stage_3']
+        assert errors['after_stage_2'] == pytest.approx(
+            errors['after_stage_1'], rel=1e-3)
+
+
+def test_calibrated_backbone_runs_quantized_at_every_site(tmp_path):
+    model, _ = calibrated(tmp_path)
+    before = {site.name: site.num_calls for site in list_sites(model)}
+    x = toy_images(1)[0]
+    quantized = forward(model, x)
+    assert all(site.num_calls == before[site.name] + 1
+               for site in list_sites(model))
+    with precision(model, weights=False, acts=False):
+        assert not torch.equal(quantized, forward(model, x))
+
+
+def test_every_activation_has_one_scale_per_tensor_in_the_end(tmp_path):
+    model, _ = calibrated(tmp_path)
+    for name, quantizer in quantizers(model).items():
+        assert quantizer.is_fitted, name
+        if quantizer.role == 'act':
+            assert quantizer.scale.shape == ()
+            assert quantizer.zero_point.dtype == torch.int32
+
+
+def test_methods_without_optimisation_keep_float_weights(tmp_path):
+    model, records = calibrated(tmp_path, 'minmax', iters=0)
+    assert torch.equal(model.blocks[0].fc2.weight,
+                       toy('minmax').blocks[0].fc2.weight)
+    assert records[0].errors['before_stage_3'] == records[0].errors[
+        'after_stage_3']
+
+
+@pytest.mark.parametrize('stage', [1, 2, 3])
+@pytest.mark.parametrize('index', [0, 1])
+def test_run_killed_in_a_stage_ends_with_the_same_codes(
+        tmp_path, stage, index):
+    whole, _ = calibrated(tmp_path / 'whole')
+
+    def kill(event):
+        if (event.kind, event.index, event.stage) == ('step', index, stage):
+            raise Killed
+
+    with pytest.raises(Killed):
+        calibrated(tmp_path / 'killed', on_event=kill)
+    resumed, records = calibrated(tmp_path / 'killed')
+    assert same_state(whole, resumed)
+    assert [record.resumed for record in records].count(True) == index
+
+
+def test_state_of_other_settings_is_discarded_with_a_warning(tmp_path):
+    calibrated(tmp_path, fingerprint='a')
+    events = []
+    fresh, records = calibrated(
+        tmp_path, fingerprint='b', seed=1, on_event=events.append)
+    assert events[0].kind == 'warning'
+    assert not any(record.resumed for record in records)
+    other, _ = calibrated(tmp_path / 'other', seed=1)
+    assert same_state(fresh, other)
+
+
+def test_spilling_to_the_disk_changes_nothing_and_leaves_nothing(tmp_path):
+    kept, _ = calibrated(tmp_path / 'kept')
+    spilled, _ = calibrated(tmp_path / 'spilled', store_gb=0)
+    assert same_state(kept, spilled)
+    assert not list((tmp_path / 'spilled' / 'spilled').iterdir())
+
+
+def test_the_seed_decides_the_codes(tmp_path):
+    one, _ = calibrated(tmp_path / '1', seed=3)
+    two, _ = calibrated(tmp_path / '2', seed=3)
+    other, _ = calibrated(tmp_path / '3', seed=4)
+    assert same_state(one, two)
+    assert not same_state(one, other)
+
+
+def test_images_are_read_once_and_one_by_one(tmp_path):
+    pulled = []
+
+    def images():
+        for image in toy_images():
+            pulled.append(image)
+            yield image
+
+    calibrated(tmp_path, images=images())
+    assert len(pulled) == len(toy_images())
+
+
+def test_events_count_up_to_the_end_of_every_stage(tmp_path):
+    events = []
+    calibrated(tmp_path, on_event=events.append)
+    for stage, steps in ((1, 30), (2, 1), (3, 30)):
+        seen = [e for e in events if e.kind == 'step' and e.stage == stage]
+        assert len(seen) == 3 * steps
+        assert seen[-1].step == seen[-1].num_steps == steps
+    assert events[-1] == Event('done', num_units=3)
+
+
+def test_training_mode_is_refused(tmp_path):
+    quant = QuantConfig()
+    with pytest.raises(RuntimeError, match=r'eval\(\)'):
+        calibrate(toy().train(), toy_images(), quant,
+                  SOSConfig.from_dict(SHORT, quant), tmp_path, 'a')
+
+
+def test_no_images_is_an_error_that_says_so(tmp_path):
+    with pytest.raises(QuantError, match='0 images'):
+        calibrated(tmp_path, images=iter(()))
+
+
+def test_unwritable_workspace_is_named(tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(QuantError, match='work directory'):
+        calibrated(tmp_path / 'file')
