@@ -1,0 +1,144 @@
+"""Files: packed checkpoints, and the float checkpoints they are made from."""
+import hashlib
+import os
+import pickle
+import tempfile
+from pathlib import Path
+from typing import Any, Dict, Mapping
+
+import torch
+from torch import nn
+
+from isvit_det.core.errors import QuantError
+from isvit_det.packed_state import HEADER, pack_state, read_header
+
+FORMAT = 'isvit_det.packed'
+
+
+def save_packed(model: nn.Module, path: Path, provenance: Mapping[str, Any],
+                dataset_meta: Mapping[str, Any]) -> None:
+    """Write a packed checkpoint, whole or not at all.
+
+    Args:
+        model: built by ``quantized_detector`` and calibrated.
+        path: of the file.
+        provenance: what the calibration used; plain values.
+        dataset_meta: the data set's metainfo, for MMDetection's inferencers.
+
+    Raises:
+        QuantError: if the file cannot be written; an older one stays.
+    """
+    content = dict(
+        format=FORMAT,
+        state_dict=pack_state(model, model.quant_config),
+        quant=model.quant_config.to_dict(),
+        provenance=plain(provenance),
+        meta=dict(dataset_meta=plain(dataset_meta)))
+    write_atomically(path, lambda file: torch.save(content, file))
+
+
+def write_atomically(path: Path, write: Any) -> None:
+    """Call ``write(file)`` on a temporary file that then takes its name.
+
+    Raises:
+        QuantError: if the directory cannot be written or the disk is full.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+                dir=path.parent, prefix=f'.{path.name}.',
+                delete=False) as file:
+            temporary = file.name
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise QuantError(f'{path} could not be written ({error}); free some '
+                         'disk or choose another work directory.') from error
+
+
+def read_checkpoint(path: Path) -> Dict[str, Any]:
+    """Read a float or packed checkpoint without running code it may hold.
+
+    Returns:
+        Its content; a packed one has been verified.
+
+    Raises:
+        QuantError: if there is no such file, or it is damaged, or holds
+            more than tensors and plain values.
+    """
+    if not path.is_file():
+        raise QuantError(f'checkpoint: there is no file {path}; give the '
+                         'path of a float or packed checkpoint.')
+    try:
+        content = torch.load(path, map_location='cpu', weights_only=True)
+    except pickle.UnpicklingError as error:
+        content = _read_mmengine(path, error)
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        raise QuantError(
+            f'checkpoint: {path} cannot be read, it is truncated or no '
+            'checkpoint; download or make it again.') from error
+    if not isinstance(content, dict):
+        raise QuantError(f'checkpoint: {path} holds a '
+                         f'{type(content).__name__}, expected a dict with '
+                         "'state_dict'.")
+    if is_packed(content):
+        read_header(content['state_dict'])
+    elif content.get('format') == FORMAT:
+        raise QuantError(f'checkpoint: {path} says it is packed and has no '
+                         'header; it was changed, make it again.')
+    return content
+
+
+def _read_mmengine(path: Path, error: Exception) -> Any:
+    """Read a file of MMEngine's training, which holds some of its classes."""
+    try:
+        from mmengine.logging.history_buffer import HistoryBuffer
+        from numpy import dtype, ndarray
+        from numpy.core.multiarray import _reconstruct
+        allowed = [HistoryBuffer, dtype, ndarray, _reconstruct, getattr]
+        allowed += [type(dtype(kind)) for kind in ('f8', 'f4', 'i8')]
+        with torch.serialization.safe_globals(allowed):
+            return torch.load(path, map_location='cpu', weights_only=True)
+    except (pickle.UnpicklingError, ImportError, AttributeError):
+        raise QuantError(
+            f'checkpoint: {path} holds more than weights and is not read for '
+            "safety; if you trust it, keep its 'state_dict' and 'meta' only "
+            '(MMDetection: tools/model_converters/publish_model.py).'
+        ) from error
+
+
+def is_packed(content: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint's content is a packed one's."""
+    return HEADER in content.get('state_dict', {})
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        for block in iter(lambda: file.read(2**20), b''):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def plain(value: Any) -> Any:
+    """A copy with dicts, lists, strings and numbers only.
+
+    >>> plain({'classes': ('a', 'b'), 1: None})
+    {'classes': ['a', 'b'], '1': None}
+    """
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(item) for item in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if hasattr(value, 'tolist'):
+        return plain(value.tolist())
+    return str(value)

@@ -1,0 +1,118 @@
+"""quantized_detector: mmdet's detectors with a quantized backbone and heads."""
+from typing import Any, Dict, List, Mapping, Optional, Tuple
+
+from mmdet.registry import MODELS as MMDET_MODELS
+from torch import nn
+
+from isvit_det.core.errors import QuantError
+from isvit_det.core.layers import QuantConv2d, QuantLinear
+from isvit_det.core.spec import QuantConfig
+from isvit_det.packed_state import install_loading_
+from isvit_det.registry import MODELS
+
+
+@MODELS.register_module()
+def quantized_detector(base: str,
+                       backbone: Mapping[str, Any],
+                       quant: Optional[Mapping[str, Any]] = None,
+                       **kwargs: Any) -> nn.Module:
+    """Build a detector of mmdet in low bits.
+
+    A function and not a class, so that the model keeps mmdet's class and the
+    swap happens where every tool builds: with ``scope='detector'`` each
+    Conv2d and Linear outside of the backbone is replaced by its quantized
+    twin. Transposed and deformable convolutions and what is inside of
+    ``nn.MultiheadAttention`` stay in float.
+
+    Args:
+        base: name of the detector's class, such as ``'MaskRCNN'``.
+        backbone: config of a quantized backbone, without ``quant``.
+        quant: values of ``QuantConfig``.
+        **kwargs: of the detector's class.
+
+    Returns:
+        The detector, with an attribute ``quant_config``. It loads float,
+        calibrated and packed states strictly.
+
+    Raises:
+        QuantError: if ``base`` or the backbone cannot be used, or nothing
+            outside of the backbone could be quantized.
+    """
+    config = QuantConfig.from_dict(quant or {})
+    if 'quant' in backbone:
+        raise QuantError("model.backbone.quant: give these settings as "
+                         "model.quant, where the heads read them too.")
+    if MMDET_MODELS.get(base) is None:
+        raise QuantError(f'model.base: {base!r} is not a registered detector; '
+                         "give the float config's model.type.")
+    model = MMDET_MODELS.build(
+        dict(kwargs, type=base, backbone=dict(backbone, quant=config)))
+    if not hasattr(model.backbone, 'units'):
+        raise QuantError(
+            f"model.backbone.type: {backbone.get('type')!r} is not a "
+            'quantized backbone; use isvit_det.QuantSwinTransformer.')
+    model.quant_config = config
+    if config.scope == 'detector':
+        if quantize_layers_(model, model.backbone, config) == 0:
+            raise QuantError("quant.scope: 'detector' found no Conv2d and no "
+                             "Linear outside of the backbone; use 'backbone'.")
+    install_loading_(model, config)
+    return model
+
+
+def quantize_layers_(model: nn.Module, backbone: nn.Module,
+                     config: QuantConfig) -> int:
+    """Replace the Conv2d and Linear layers of a model but its backbone's.
+
+    A layer that occurs twice is replaced by one and the same twin.
+
+    Returns:
+        The number of layers replaced.
+    """
+    twins: Dict[nn.Module, nn.Module] = {}
+    kept = set(backbone.modules())
+    for parent in list(model.modules()):
+        # The forward of MultiheadAttention reads its projection's weight and
+        # never runs it.
+        if parent in kept or isinstance(parent, nn.MultiheadAttention):
+            continue
+        for name, child in list(parent.named_children()):
+            twin = twins.get(child)
+            if twin is None and _is_plain(child):
+                if isinstance(child, nn.Linear):
+                    twin = QuantLinear(child, config)
+                else:
+                    twin = QuantConv2d(child, config)
+                twin.train(child.training)
+                twins[child] = twin
+            if twin is not None:
+                setattr(parent, name, twin)
+    return len(twins)
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a layer computes what nn.Linear or nn.Conv2d computes."""
+    if isinstance(module, (QuantLinear, QuantConv2d)):
+        return False
+    if isinstance(module, nn.Linear):
+        return True
+    # Deformable convolutions inherit from Conv2d and take more inputs.
+    return (isinstance(module, nn.Conv2d)
+            and 'Deform' not in type(module).__name__)
+
+
+def float_modules(model: nn.Module) -> List[Tuple[str, str]]:
+    """Modules that multiply by a weight of theirs in float, with class names.
+
+    Norms and embeddings aside: any module that holds a parameter of two or
+    more dimensions named ``weight`` or ``in_proj_weight``.
+    """
+    found = []
+    for name, module in model.named_modules():
+        if isinstance(module, (QuantLinear, QuantConv2d, nn.Embedding)):
+            continue
+        own = dict(module.named_parameters(recurse=False))
+        if any(key in own and own[key].ndim >= 2
+               for key in ('weight', 'in_proj_weight')):
+            found.append((name, type(module).__name__))
+    return found

@@ -1,0 +1,261 @@
+"""State dicts of quantized models: packing them, and loading them strictly.
+
+MMEngine always loads without strictness and hands a model only the
+``state_dict`` of a file. So a packed state carries a header of its own, and a
+hook of the model decodes and checks what comes in.
+"""
+import hashlib
+import json
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, Set, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from isvit_det.core.errors import QuantError
+from isvit_det.core.layers import QuantConv2d, QuantLinear, quantizers
+from isvit_det.core.packing import pack, unpack
+from isvit_det.core.quantizers import Quantizer
+from isvit_det.core.spec import QuantConfig
+
+FORMAT_VERSION = 1
+HEADER = 'isvit_det_header'
+CODES = 'weight_codes'
+# Settings that change what a model computes, not how it was calibrated.
+RUN_SETTINGS = ('weight_bits', 'act_bits', 'input_bits', 'scope', 'softmax',
+                'exponent')
+SHOWN_KEYS = 5
+
+
+def is_calibrated(model: nn.Module) -> bool:
+    """Whether all quantizers of a model are fitted.
+
+    Raises:
+        QuantError: if some are and some are not, naming those.
+    """
+    all_quantizers = quantizers(model)
+    unfitted = [n for n, q in all_quantizers.items() if not q.is_fitted]
+    if unfitted and len(unfitted) < len(all_quantizers):
+        raise QuantError(f'the model is calibrated in part: {_few(unfitted)} '
+                         'have no range; calibrate it as a whole.')
+    return not unfitted
+
+
+def pack_state(model: nn.Module, config: QuantConfig) -> Dict[str, Tensor]:
+    """State of a calibrated model with weights as dense codes.
+
+    Args:
+        model: all its quantizers are fitted.
+        config: what it was built with.
+
+    Returns:
+        CPU tensors by name. ``X.weight`` of a quantized layer becomes
+        ``X.weight_codes`` (uint8, dense) beside the scales; zero points take
+        the smallest integer type; what a model derives by itself is left
+        out; the header holds the settings and a checksum.
+    """
+    state = {k: v.detach().cpu() for k, v in model.state_dict().items()}
+    for key in _implied_keys(model):
+        del state[key]
+    for name, layer in _quantized_layers(model):
+        quantizer = layer.weight_quantizer
+        codes = quantizer.encode(layer.weight.detach())
+        del state[f'{name}.weight']
+        state[f'{name}.{CODES}'] = pack(codes, quantizer.bits).cpu()
+        key = f'{name}.weight_quantizer.zero_point'
+        state[key] = _smallest(state[key])
+    header = dict(
+        version=FORMAT_VERSION,
+        quant=config.to_dict(),
+        checksum=checksum(state))
+    text = json.dumps(header, sort_keys=True).encode()
+    state[HEADER] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+    return state
+
+
+def read_header(state: Mapping[str, Tensor], prefix: str = '') -> dict:
+    """Header of a packed state, whose checksum it verifies.
+
+    Raises:
+        QuantError: if the version is newer than this package, or the state
+            is not what was packed.
+    """
+    key = prefix + HEADER
+    try:
+        header = json.loads(bytes(state[key].tolist()).decode())
+        version, expected = header['version'], header['checksum']
+    except (ValueError, KeyError, TypeError) as error:
+        raise QuantError('packed file: its header cannot be read; it was '
+                         'changed or damaged, pack it again.') from error
+    if version != FORMAT_VERSION:
+        raise QuantError(
+            f'packed file: format version {version} is not supported, '
+            f'expected {FORMAT_VERSION}; use the isvit_det that wrote it.')
+    rest = {
+        name[len(prefix):]: value
+        for name, value in state.items()
+        if name.startswith(prefix) and name != key
+    }
+    if checksum(rest) != expected:
+        raise QuantError('packed file: its checksum does not match its '
+                         'contents; it was changed or damaged, pack it '
+                         'again.')
+    return header
+
+
+def checksum(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes, in order of names."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        value = state[name].detach().cpu().contiguous()
+        digest.update(f'{name} {value.dtype} {tuple(value.shape)}\n'.encode())
+        digest.update(value.view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def install_loading_(model: nn.Module, config: QuantConfig) -> None:
+    """Make a model decode and check every state it is asked to load.
+
+    Works for ``load_state_dict`` of torch and of MMEngine, strict or not. A
+    state that does not fit raises QuantError, naming keys.
+    """
+
+    def before_load(module: nn.Module, state: Dict[str, Tensor], prefix: str,
+                    *args: Any) -> None:
+        if prefix + HEADER in state:
+            _decode_(module, config, state, prefix)
+        _check(module, state, prefix)
+
+    model._register_load_state_dict_pre_hook(before_load, with_module=True)
+
+
+def _decode_(model: nn.Module, config: QuantConfig, state: Dict[str, Tensor],
+             prefix: str) -> None:
+    """Replace the packed entries of a state by what the model holds."""
+    header = read_header(state, prefix)
+    found = QuantConfig.from_dict(header['quant'])
+    differing = [
+        f'{key} {getattr(found, key)!r} (the config says '
+        f'{getattr(config, key)!r})' for key in RUN_SETTINGS
+        if getattr(found, key) != getattr(config, key)
+    ]
+    if differing:
+        raise QuantError(
+            f'packed file: made with {", ".join(differing)}; load it with '
+            'the config it was made from, or calibrate anew.')
+    del state[prefix + HEADER]
+    for name, layer in _quantized_layers(model):
+        base = prefix + name
+        packed = state.pop(f'{base}.{CODES}', None)
+        scale = state.get(f'{base}.weight_quantizer.scale')
+        zero_point = state.get(f'{base}.weight_quantizer.zero_point')
+        quantizer = layer.weight_quantizer
+        # What is missing or misshapen is named by the check that follows.
+        if (packed is None or scale is None or zero_point is None
+                or scale.shape != quantizer.scale.shape
+                or zero_point.shape != quantizer.zero_point.shape):
+            continue
+        shape = layer.weight.shape
+        codes = unpack(packed, quantizer.bits, shape).to(scale.dtype)
+        broadcast = (-1, ) + (1, ) * (len(shape) - 1)
+        zero_point = zero_point.int()
+        state[f'{base}.weight_quantizer.zero_point'] = zero_point
+        state[f'{base}.weight'] = (
+            codes - zero_point.view(broadcast)) * scale.view(broadcast)
+    own = model.state_dict()
+    for key in _implied_keys(model):
+        is_flag = key.endswith('.fitted')
+        value = torch.ones_like(own[key]) if is_flag else own[key]
+        state.setdefault(prefix + key, value)
+
+
+def _check(model: nn.Module, state: Mapping[str, Tensor],
+           prefix: str) -> None:
+    """Raise unless a state has the keys and shapes that a model needs.
+
+    A float state has none of our own keys, a calibrated one has all.
+    """
+    expected = model.state_dict()
+    given = {k[len(prefix):]: v for k, v in state.items()
+             if k.startswith(prefix)}
+    own = set(_own_keys(model))
+    optional = set(_derived_keys(model))
+    if not own & set(given):
+        optional |= own
+    problems = []
+    missing = [k for k in expected if k not in given and k not in optional]
+    if missing:
+        problems.append(f'{len(missing)} keys missing: {_few(missing)}')
+    extra = [k for k in given if k not in expected]
+    if extra:
+        problems.append(f'{len(extra)} keys unknown: {_few(extra)}')
+    shapes = [
+        f'{k} {tuple(v.shape)} instead of {tuple(expected[k].shape)}'
+        for k, v in given.items()
+        if k in expected and v.shape != expected[k].shape
+    ]
+    if shapes:
+        problems.append(f'{len(shapes)} shapes differ: {_few(shapes)}')
+    if problems:
+        raise QuantError('checkpoint does not fit the model: ' +
+                         '; '.join(problems) +
+                         '. Give the checkpoint of this architecture.')
+
+
+def _few(names: List[str]) -> str:
+    more = '' if len(names) <= SHOWN_KEYS else ', ...'
+    return ', '.join(names[:SHOWN_KEYS]) + more
+
+
+def _modules(model: nn.Module) -> Iterable[Tuple[str, nn.Module]]:
+    # A module that occurs twice has two sets of keys.
+    return model.named_modules(remove_duplicate=False)
+
+
+def _quantized_layers(model: nn.Module) -> Iterator[Tuple[str, Any]]:
+    for name, module in _modules(model):
+        if isinstance(module, (QuantLinear, QuantConv2d)):
+            yield name, module
+
+
+def _buffer_keys(name: str, module: nn.Module,
+                 names: Iterable[str]) -> Set[str]:
+    held = {n for n, b in module.named_buffers(recurse=False)}
+    return {f'{name}.{n}' if name else n for n in names if n in held}
+
+
+def _own_keys(model: nn.Module) -> Set[str]:
+    """Keys of buffers that a float model does not have."""
+    keys: Set[str] = set()
+    for name, module in _modules(model):
+        names: Iterable[str] = getattr(module, 'own_buffers', ())
+        if isinstance(module, Quantizer):
+            names = [n for n, _ in module.named_buffers(recurse=False)]
+        keys |= _buffer_keys(name, module, names)
+    return keys
+
+
+def _derived_keys(model: nn.Module) -> Set[str]:
+    """Keys of buffers that a model computes from its settings."""
+    keys: Set[str] = set()
+    for name, module in _modules(model):
+        keys |= _buffer_keys(name, module,
+                             getattr(module, 'derived_buffers', ()))
+    return keys
+
+
+def _implied_keys(model: nn.Module) -> Set[str]:
+    """Keys that a packed state leaves out."""
+    fitted = {
+        f'{name}.fitted' for name, module in _modules(model)
+        if isinstance(module, Quantizer)
+    }
+    return fitted | _derived_keys(model)
+
+
+def _smallest(values: Tensor) -> Tensor:
+    """Integers in the smallest signed type that holds them all."""
+    for dtype in (torch.int8, torch.int16):
+        info = torch.iinfo(dtype)
+        if info.min <= int(values.min()) and int(values.max()) <= info.max:
+            return values.to(dtype)
+    return values
