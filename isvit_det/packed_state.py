@@ -123,7 +123,7 @@ def install_loading_(model: nn.Module, config: QuantConfig) -> None:
                     *args: Any) -> None:
         if prefix + HEADER in state:
             _decode_(module, config, state, prefix)
-        _check(module, state, prefix)
+        _check_(module, state, prefix)
 
     model._register_load_state_dict_pre_hook(before_load, with_module=True)
 
@@ -168,11 +168,11 @@ def _decode_(model: nn.Module, config: QuantConfig, state: Dict[str, Tensor],
         state.setdefault(prefix + key, value)
 
 
-def _check(model: nn.Module, state: Mapping[str, Tensor],
-           prefix: str) -> None:
+def _check_(model: nn.Module, state: Dict[str, Tensor], prefix: str) -> None:
     """Raise unless a state has the keys and shapes that a model needs.
 
-    A float state has none of our own keys, a calibrated one has all.
+    A float state has none of our own keys, a calibrated one has all. What
+    the state may lack is added to it as the model has it.
     """
     expected = model.state_dict()
     given = {k[len(prefix):]: v for k, v in state.items()
@@ -199,6 +199,9 @@ def _check(model: nn.Module, state: Mapping[str, Tensor],
         raise QuantError('checkpoint does not fit the model: ' +
                          '; '.join(problems) +
                          '. Give the checkpoint of this architecture.')
+    # MMEngine would warn of keys that a float state cannot have.
+    for key in optional:
+        state.setdefault(prefix + key, expected[key])
 
 
 def _few(names: List[str]) -> str:

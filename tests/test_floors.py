@@ -17,6 +17,7 @@ FLOORS = (
     {'host'},
     {'registry'},
     {'calibration', 'backbones', 'datasets'},
+    {'packed_state'},
     {'detector'},
     {'checkpoint'},
     {'engine'},

@@ -32,6 +32,23 @@ model = dict(
         rpn_proposal=dict(nms_pre=500, max_per_img=300),
         rcnn=dict(sampler=dict(num=128))),
     test_cfg=dict(rpn=dict(nms_pre=500, max_per_img=200)))
+max_epochs = 9
+train_cfg = dict(
+    type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=3)
+optim_wrapper = dict(
+    type='OptimWrapper',
+    optimizer=dict(type='AdamW', lr=8e-4, weight_decay=0.05),
+    paramwise_cfg=dict(norm_decay_mult=0., bias_decay_mult=0.),
+    clip_grad=dict(max_norm=5.))
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.02, by_epoch=False, begin=0, end=200),
+    dict(
+        type='CosineAnnealingLR',
+        eta_min=8e-6,
+        T_max=max_epochs,
+        by_epoch=True,
+        convert_to_iter_based=True)
+]
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 load_from = '{{ fileDirname }}/mask-rcnn_swin-mini_fpn_drawn.pth'

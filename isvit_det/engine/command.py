@@ -1,0 +1,156 @@
+"""The command line of tools/quantize_det.py."""
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any, Dict, List, NoReturn, Optional
+
+import torch
+from mmdet.utils import setup_cache_size_limit_of_dynamo
+from mmengine.config import Config, DictAction
+from mmengine.dist import is_main_process
+
+from isvit_det.checkpoint import is_packed, read_checkpoint
+from isvit_det.core.errors import QuantError
+from isvit_det.core.spec import METHODS, SCOPES
+from isvit_det.engine.configs import (configure_hook_, load_config,
+                                      quantize_config_)
+from isvit_det.engine.report import format_table, silent_sites, table_rows
+from isvit_det.engine.run import QuantizationRun
+from isvit_det.engine.source import local_checkpoint, packed_settings
+
+DESCRIPTION = """\
+Evaluate a float detector, calibrate it in low bits, write a packed
+checkpoint, evaluate that, and print both in one table. A run that was
+interrupted is resumed by the same command. With a packed CHECKPOINT there is
+only the evaluation."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f'error: {message}\n')
+
+
+def parse_args(argv: Optional[List[str]]) -> argparse.Namespace:
+    parser = Parser(
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add('config',
+        metavar='CONFIG',
+        help='one of ours, or a float config of a detector with a supported '
+        'backbone: a path, or mmdet::FOLDER/NAME.py')
+    add('checkpoint',
+        metavar='CHECKPOINT',
+        nargs='?',
+        help="float or packed file, or an address; default: the config's "
+        'load_from')
+    add('--bits', help='wNaM with N and M in 2..8, such as w4a4')
+    add('--scope', help=' or '.join(SCOPES))
+    add('--method', help=', '.join(METHODS))
+    add('--calib-images', type=int, metavar='N', help='drawn by the seed')
+    add('--iters', type=int, metavar='N', help='per unit and stage')
+    add('--seed', type=int, metavar='N')
+    add('--work-dir', help='default: work_dirs/NAME_OF_CONFIG')
+    add('--no-float-eval',
+        action='store_true',
+        help='do not evaluate the float model first')
+    add('--device', help='cpu, cuda or cuda:N; default: a GPU if there is one')
+    add('--store-gb',
+        type=float,
+        metavar='GB',
+        help='memory for activations; default: half of what is free')
+    add('--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='override settings of the config')
+    add('--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none')
+    add('--local_rank', '--local-rank', type=int, default=0)
+    return parser.parse_args(argv)
+
+
+def configure(args: argparse.Namespace) -> Config:
+    """The config of the run that the arguments ask for.
+
+    Raises:
+        QuantError: if they, the config or the checkpoint cannot be used.
+    """
+    cfg = load_config(args.config, args.cfg_options)
+    quant = _given(bits=args.bits, scope=args.scope, method=args.method)
+    source = args.checkpoint or cfg.get('load_from')
+    if not source:
+        raise QuantError('checkpoint: none is given and the config has no '
+                         'load_from; add CHECKPOINT to the command.')
+    path = local_checkpoint(source)
+    content = read_checkpoint(path)
+    if is_packed(content):
+        quant = packed_settings(cfg, content, quant)
+    quantize_config_(cfg, quant)
+    sos = _given(
+        num_images=args.calib_images, iters=args.iters, seed=args.seed)
+    configure_hook_(cfg, sos, args.store_gb)
+    cfg.load_from = str(path)
+    cfg.resume = False
+    cfg.launcher = args.launcher
+    name = Path(args.config).stem
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{name}'
+    return cfg
+
+
+def _given(**values: Any) -> Dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _check_device(device: Optional[str], launcher: str) -> None:
+    if device is None:
+        return
+    if launcher != 'none':
+        raise QuantError('--device: a launcher gives each process its own; '
+                         'leave it out.')
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise QuantError(f'--device: {device!r} is not available here; give '
+                         'cpu, cuda or cuda:N.') from error
+
+
+def quantize(args: argparse.Namespace) -> None:
+    """Do what the arguments ask for and print the table."""
+    _check_device(args.device, args.launcher)
+    cfg = configure(args)
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    setup_cache_size_limit_of_dynamo()
+    run = QuantizationRun(cfg, args.device)
+    result = run.run(float_eval=not args.no_float_eval)
+    if not is_main_process():
+        return
+    print(f'\n{format_table(table_rows(result))}\n')
+    if result['units'] is not None:
+        print(f'{result["provenance"]["images_used"]} calibration images, '
+              f'{result["iters"]} iterations per unit and stage, learning '
+              f'rate {result["lr"]:g}')
+    silent = silent_sites(result['sites'])
+    if silent:
+        print(f'not reached in the evaluation, for want of detections: '
+              f'{", ".join(silent)}')
+    print(f'packed checkpoint: {run.packed}\nreport: {run.report}')
+
+
+def main(argv: Optional[List[str]] = None) -> int:
+    """Run the command; the exit status."""
+    args = parse_args(argv)
+    try:
+        quantize(args)
+    except QuantError as error:
+        print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            'interrupted: the same command goes on from here', file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,125 @@
+"""Configs: reading them, and turning a float one into the quantized one."""
+import contextlib
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Mapping, Optional
+
+from mmengine.config import Config
+from mmengine.hub import get_config
+
+from isvit_det.backbones import QUANTIZED
+from isvit_det.core.errors import QuantError
+from isvit_det.core.spec import METHODS, QuantConfig
+
+DETECTOR = 'isvit_det.quantized_detector'
+HOOK = 'isvit_det.SOSCalibrationHook'
+# What MMEngine and the classes it builds raise for a wrong config.
+CONFIG_ERRORS = (KeyError, TypeError, ValueError, AttributeError,
+                 AssertionError, ImportError, SyntaxError, NotImplementedError)
+
+
+def load_config(name: str, overrides: Optional[Mapping[str, Any]]) -> Config:
+    """Read a config.
+
+    Args:
+        name: path of a file, or ``mmdet::FOLDER/NAME.py``.
+        overrides: values by dotted key, as ``--cfg-options`` gives them.
+
+    Raises:
+        QuantError: if there is no such config or it cannot be read.
+    """
+    with config_errors():
+        if name.startswith('mmdet::'):
+            cfg = get_config(name)
+        elif not Path(name).is_file():
+            raise QuantError(f'config: there is no file {name}; give the path '
+                             'of a config, or mmdet::FOLDER/NAME.py.')
+        else:
+            cfg = Config.fromfile(name)
+        cfg.merge_from_dict(dict(overrides or {}))
+    return cfg
+
+
+@contextlib.contextmanager
+def config_errors() -> Iterator[None]:
+    """Turn what a wrong config raises into one line for its author."""
+    try:
+        yield
+    except QuantError:
+        raise
+    except FileNotFoundError as error:
+        what = f'there is no {error.filename}' if error.filename else error
+        raise QuantError(f'config: {what}; check data_root, ann_file and '
+                         '_base_.') from error
+    except CONFIG_ERRORS as error:
+        lines = str(error).strip().splitlines() or ['no message']
+        raise QuantError(
+            f'config: {type(error).__name__}: {lines[0]}') from error
+
+
+def quantize_config_(cfg: Config, quant: Mapping[str, Any]) -> None:
+    """Make a config's model quantized, in place.
+
+    A float config with a supported backbone becomes what our own configs
+    are; one of ours takes the settings over its own.
+
+    Args:
+        cfg: a whole config.
+        quant: values of ``QuantConfig`` that the user gave.
+
+    Raises:
+        QuantError: if there is no model, its backbone is not supported, or
+            a setting is wrong.
+    """
+    model = cfg.get('model')
+    if model is None:
+        raise QuantError(f'config: {cfg.filename} has no model; give a '
+                         "detector's config.")
+    if model.get('type') != DETECTOR:
+        backbone = model.get('backbone', {})
+        name = backbone.get('type')
+        if name not in QUANTIZED:
+            raise QuantError(
+                f'model.backbone.type: {name!r} is not supported; expected '
+                f'one of {sorted(QUANTIZED)}, or one of '
+                f'{sorted(set(QUANTIZED.values()))} in a {DETECTOR}.')
+        backbone['type'] = QUANTIZED[name]
+        model['base'] = model['type']
+        model['type'] = DETECTOR
+    settings = dict(model.get('quant') or {})
+    if 'bits' in quant:
+        settings.pop('weight_bits', None)
+        settings.pop('act_bits', None)
+    settings.update(quant)
+    QuantConfig.from_dict(settings)
+    model['quant'] = settings
+
+
+def configure_hook_(cfg: Config,
+                    sos: Mapping[str, Any],
+                    store_gb: Optional[float] = None) -> None:
+    """Give a quantized config its calibration hook, in place.
+
+    Iterations that a config asks for are those of a method that optimises:
+    one that does not takes none, unless ``sos`` says otherwise.
+
+    Args:
+        cfg: a whole config, after ``quantize_config_``.
+        sos: values of ``SOSConfig`` that the user gave.
+        store_gb: memory for activations; None leaves it as it is.
+    """
+    hooks: List[Dict[str, Any]] = list(cfg.get('custom_hooks') or [])
+    ours = [hook for hook in hooks if hook.get('type') == HOOK]
+    if not ours:
+        ours = [dict(type=HOOK)]
+        hooks += ours
+    hook = ours[0]
+    settings = dict(hook.get('sos') or {})
+    method = cfg['model']['quant'].get('method', QuantConfig.method)
+    if METHODS[method]['sos'].get('iters') == 0:
+        settings.pop('iters', None)
+        settings.pop('lr', None)
+    settings.update(sos)
+    hook['sos'] = settings
+    if store_gb is not None:
+        hook['store_gb'] = store_gb
+    cfg['custom_hooks'] = hooks

@@ -1,0 +1,183 @@
+"""SOSCalibrationHook: calibrates a model once its weights are loaded."""
+import contextlib
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Mapping, Optional
+
+from mmengine.dist import broadcast, get_rank, get_world_size, is_main_process
+from mmengine.hooks import Hook
+from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.runner import Runner
+
+from isvit_det.calibration.sos import UnitRecord, calibrate
+from isvit_det.checkpoint import save_packed
+from isvit_det.core.errors import QuantError
+from isvit_det.core.layers import set_precision_
+from isvit_det.core.spec import SOSConfig
+from isvit_det.engine.heads import calibrate_heads_
+from isvit_det.engine.images import (CalibrationImages, calibration_images,
+                                     evaluation_paths, refuse_overlap)
+from isvit_det.engine.progress import CalibrationProgress
+from isvit_det.engine.provenance import describe_origin, fingerprint
+from isvit_det.packed_state import is_calibrated
+from isvit_det.registry import HOOKS
+
+# Folder in the work directory for the state of an unfinished calibration.
+WORKSPACE = 'calibration'
+
+
+@dataclass
+class Outcome:
+    """What a calibration did.
+
+    Attributes:
+        records: one of each unit.
+        seconds: wall time without evaluation.
+        packed: the file written.
+        provenance: what the file says of its making.
+    """
+    records: List[UnitRecord]
+    seconds: float
+    packed: Path
+    provenance: Dict[str, Any]
+
+
+@HOOKS.register_module()
+class SOSCalibrationHook(Hook):
+    """Calibrate in ``before_test``, and write the packed checkpoint there.
+
+    A model that is calibrated already is left alone, so a packed file can be
+    tested with the config it was made from.
+
+    Args:
+        sos: values of ``SOSConfig``.
+        calib_dataloader: data loader config of which the data set is used;
+            None draws from the training split with the test pipeline.
+        out: name of the packed file in the work directory.
+        store_gb: memory for activations in GB (1e9 bytes); None takes half
+            of what is available.
+
+    Attributes:
+        outcome: None until a calibration has ended.
+    """
+    priority = 'VERY_LOW'
+
+    def __init__(self,
+                 sos: Optional[Mapping[str, Any]] = None,
+                 calib_dataloader: Optional[Mapping[str, Any]] = None,
+                 out: str = 'packed.pth',
+                 store_gb: Optional[float] = None) -> None:
+        self.sos_values = dict(sos or {})
+        self.calib_dataloader = calib_dataloader
+        self.out = out
+        self.store_gb = store_gb
+        self.outcome: Optional[Outcome] = None
+        self._postponed = False
+        self._images: Optional[CalibrationImages] = None
+        self._image_hashes: List[str] = []
+
+    @contextlib.contextmanager
+    def postponed(self) -> Iterator[None]:
+        """Let a test run without calibration: the float evaluation."""
+        self._postponed = True
+        try:
+            yield
+        finally:
+            self._postponed = False
+
+    def before_run(self, runner: Runner) -> None:
+        """Check the settings before any work is done."""
+        self.sos_config(runner)
+
+    def sos_config(self, runner: Runner) -> SOSConfig:
+        """Settings of the run, on top of the method's.
+
+        Raises:
+            QuantError: if the model is none of ours, or a setting is wrong.
+        """
+        quant = getattr(bare_model(runner), 'quant_config', None)
+        if quant is None:
+            raise QuantError(
+                'SOSCalibrationHook: model.type is not '
+                "'isvit_det.quantized_detector'; build the detector with it.")
+        return SOSConfig.from_dict(self.sos_values, quant)
+
+    def prepare(self, runner: Runner) -> CalibrationImages:
+        """Draw the calibration images and check that none is evaluated."""
+        if self._images is None:
+            sos = self.sos_config(runner)
+            loader = self.calib_dataloader
+            images = calibration_images(
+                runner.cfg, None if loader is None else loader['dataset'],
+                sos.num_images, sos.seed)
+            dataset = runner.test_loop.dataloader.dataset
+            self._image_hashes = refuse_overlap(images.paths(),
+                                                evaluation_paths(dataset))
+            if len(images) < images.asked:
+                runner.logger.warning(
+                    f'{images.asked} calibration images asked for, there are '
+                    f'{len(images)}: all are used')
+            self._images = images
+        return self._images
+
+    def before_test(self, runner: Runner) -> None:
+        """Calibrate, unless that has been done."""
+        model = bare_model(runner)
+        # This runs in training mode; DropPath would corrupt the targets.
+        model.eval()
+        if self._postponed or is_calibrated(model):
+            return
+        start = time.perf_counter()
+        images = self.prepare(runner)
+        sos = self.sos_config(runner)
+        origin = describe_origin(model, runner.cfg.get('load_from'), images,
+                                 sos)
+        records = self._calibrate_(runner, model, images, sos, origin)
+        packed = Path(runner.work_dir) / self.out
+        if is_main_process():
+            save_packed(model, packed, origin,
+                        runner.test_loop.dataloader.dataset.metainfo)
+            runner.logger.info(f'packed checkpoint: {packed}')
+        self.outcome = Outcome(records,
+                               time.perf_counter() - start, packed, origin)
+
+    def _calibrate_(self, runner: Runner, model: Any,
+                    images: CalibrationImages, sos: SOSConfig,
+                    origin: Mapping[str, Any]) -> List[UnitRecord]:
+        quant = model.quant_config
+        runner.logger.info(
+            f'calibrating {quant.bits} by {quant.method}, scope '
+            f'{quant.scope}: {len(images)} images, {sos.iters} iterations '
+            f'per unit and stage, learning rate {sos.lr:g}')
+        workspace = Path(runner.work_dir) / WORKSPACE
+        if get_world_size() > 1:
+            workspace = workspace / f'rank_{get_rank()}'
+        with CalibrationProgress(runner.logger, is_main_process()) as progress:
+            records = calibrate(
+                model.backbone,
+                images.tensors(model),
+                quant,
+                sos,
+                workspace,
+                fingerprint(origin, self._image_hashes),
+                store_gb=self.store_gb,
+                on_event=progress)
+        if quant.scope == 'detector':
+            runner.logger.info('calibrating neck and heads')
+            calibrate_heads_(model, images, runner.logger)
+        set_precision_(model, weights=True, acts=True)
+        if not is_calibrated(model):
+            raise QuantError('quant: nothing in the model was quantized.')
+        # All processes did the same up to the order of sums; end equal.
+        for value in model.state_dict().values():
+            broadcast(value, 0)
+        return records
+
+
+def bare_model(runner: Runner) -> Any:
+    """The runner's model without wrappers (distributed, test time)."""
+    model = runner.model
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
+    return model

@@ -1,0 +1,62 @@
+"""Provenance: what a calibration was made from and with."""
+import hashlib
+import json
+import platform
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Dict, Mapping, Optional, Sequence
+
+import torch
+
+from isvit_det.checkpoint import file_hash, plain
+from isvit_det.core.spec import SOSConfig
+from isvit_det.engine.images import CalibrationImages
+from isvit_det.packed_state import checksum
+from isvit_det.version import __version__
+
+PACKAGES = ('torch', 'mmengine', 'mmcv', 'mmdet', 'timm')
+
+
+def describe_origin(model: Any, checkpoint: Optional[str],
+                    images: CalibrationImages,
+                    sos: SOSConfig) -> Dict[str, Any]:
+    """Everything that the codes of a calibration depend on, as plain values.
+
+    Args:
+        model: built by ``quantized_detector``, with its float weights.
+        checkpoint: path or address the weights were loaded from.
+        images: the calibration images.
+        sos: settings of the run.
+    """
+    path = Path(checkpoint or '')
+    return dict(
+        versions=versions(),
+        quant=model.quant_config.to_dict(),
+        sos=sos.to_dict(),
+        seed=sos.seed,
+        images_asked=images.asked,
+        images_used=len(images),
+        image_ids=plain(images.ids()),
+        image_files=images.names(),
+        float_checkpoint=path.name,
+        float_checkpoint_sha256=file_hash(path) if path.is_file() else None,
+        float_weights_sha256=checksum(model.state_dict()))
+
+
+def versions() -> Dict[str, str]:
+    """Versions by import name, whichever distribution brings a package."""
+    found = {name: import_module(name).__version__ for name in PACKAGES}
+    return dict(found, isvit_det=__version__, python=platform.python_version())
+
+
+def fingerprint(origin: Mapping[str, Any], hashes: Sequence[str]) -> str:
+    """One string for all that the codes depend on.
+
+    Args:
+        origin: of ``describe_origin``.
+        hashes: of the contents of the calibration images.
+    """
+    # The order of float sums depends on the number of threads.
+    text = json.dumps(
+        [origin, list(hashes), torch.get_num_threads()], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,187 @@
+"""One run from a config to AP: float, calibration, quantized, report."""
+import contextlib
+import copy
+import shutil
+import time
+from pathlib import Path
+from typing import Any, Dict, Iterator, Mapping, Optional
+
+from mmengine.config import Config
+from mmengine.dist import is_main_process
+from mmengine.runner import Runner
+
+from isvit_det.checkpoint import read_checkpoint, write_atomically
+from isvit_det.core.spec import QuantConfig
+from isvit_det.detector import float_modules
+from isvit_det.engine.configs import config_errors
+from isvit_det.engine.float_metrics import FloatMetrics
+from isvit_det.engine.hook import WORKSPACE, SOSCalibrationHook, bare_model
+from isvit_det.engine.report import (average_precision, backbone_error,
+                                     count_calls, list_sites_run, peak_memory,
+                                     write_result)
+from isvit_det.packed_state import is_calibrated
+
+FORMAT_VERSION = 1
+
+
+class QuantizationRun:
+    """Evaluates a float model, calibrates it, evaluates it quantized.
+
+    A model that is calibrated when loaded is evaluated only. Whatever can be
+    checked is checked at construction, before the first evaluation.
+
+    Args:
+        cfg: a quantized config with a ``SOSCalibrationHook``, ``work_dir``
+            and ``load_from``, a local file.
+        device: where the model runs; None leaves it to MMEngine.
+
+    Raises:
+        QuantError: if anything in the config or its files cannot be used.
+    """
+
+    def __init__(self, cfg: Config, device: Optional[str] = None) -> None:
+        self.start = time.perf_counter()
+        self.seconds: Dict[str, float] = {}
+        self.work_dir = Path(cfg.work_dir)
+        self.checkpoint = Path(cfg.load_from)
+        self.report = self.work_dir / 'result.json'
+        _check_writable(self.work_dir)
+        with config_errors():
+            self.runner = Runner.from_cfg(cfg)
+            self.hook = next(
+                hook for hook in self.runner.hooks
+                if isinstance(hook, SOSCalibrationHook))
+            self.loader = self.runner.test_loop.dataloader
+        self.model = bare_model(self.runner)
+        if device is not None:
+            self.model.to(device)
+        self.runner.call_hook('before_run')
+        self.runner.load_or_resume()
+        self.model.eval()
+        self.calibrated = is_calibrated(self.model)
+        if not self.calibrated:
+            with config_errors():
+                self.hook.prepare(self.runner)
+
+    def run(self, float_eval: bool) -> Dict[str, Any]:
+        """Go through all phases and write ``result.json``.
+
+        Args:
+            float_eval: whether to evaluate the float model.
+
+        Returns:
+            What the file holds.
+        """
+        found: Dict[str, Any] = {}
+        teacher = None
+        if not self.calibrated:
+            if float_eval:
+                found['float'] = self._evaluate_float()
+            teacher = copy.deepcopy(self.model.backbone)
+            with self._timed('calibration'):
+                self.hook.before_test(self.runner)
+        calls = count_calls(self.model)
+        with self._timed('quantized_evaluation'):
+            metrics = self.runner.test_loop.run()
+        found['sites'] = list_sites_run(self.model, calls)
+        found['quantized'] = _precision(metrics)
+        if teacher is not None:
+            with self._timed('backbone_error'):
+                found['backbone_error'] = backbone_error(
+                    self.model, teacher, self.loader)
+        self.runner.call_hook('after_run')
+        self.seconds['total'] = time.perf_counter() - self.start
+        result = self._result(found)
+        if is_main_process():
+            write_result(self.report, result)
+            # Nothing is left to resume.
+            shutil.rmtree(self.work_dir / WORKSPACE, ignore_errors=True)
+        return result
+
+    def _evaluate_float(self) -> Dict[str, Any]:
+        memory = FloatMetrics(self.work_dir, self.runner, self.model)
+        found = memory.recall()
+        if found is not None:
+            self.runner.logger.info('the float evaluation of an earlier run '
+                                    'is taken over')
+        else:
+            with self._timed('float_evaluation'), self.hook.postponed():
+                metrics = self.runner.test_loop.run()
+            found = dict(
+                _precision(metrics),
+                seconds=self.seconds['float_evaluation'],
+                peak_memory=peak_memory())
+            if is_main_process():
+                memory.keep(found)
+        self.seconds['float_evaluation'] = found['seconds']
+        return found
+
+    def _result(self, found: Mapping[str, Any]) -> Dict[str, Any]:
+        outcome = self.hook.outcome
+        quant = self.model.quant_config
+        if outcome is None:
+            content = read_checkpoint(self.checkpoint)
+            origin = content.get('provenance', {})
+            if 'quant' in content:
+                quant = QuantConfig.from_dict(content['quant'])
+        else:
+            origin = outcome.provenance
+        return dict(
+            format_version=FORMAT_VERSION,
+            config=Path(self.runner.cfg.filename).name,
+            bits=quant.bits,
+            scope=quant.scope,
+            method=quant.method,
+            lr=origin.get('sos', {}).get('lr'),
+            iters=origin.get('sos', {}).get('iters'),
+            float=found.get('float'),
+            quantized=found['quantized'],
+            backbone_error=found.get('backbone_error'),
+            bytes=dict(
+                float=None
+                if outcome is None else _weight_bytes(self.checkpoint),
+                packed=self.packed.stat().st_size),
+            seconds=self.seconds,
+            peak_memory=peak_memory(),
+            units=None if outcome is None else
+            [vars(record) for record in outcome.records],
+            sites=found['sites'],
+            float_modules=[
+                dict(name=name, type=kind)
+                for name, kind in float_modules(self.model)
+            ],
+            provenance=origin)
+
+    @property
+    def packed(self) -> Path:
+        """The packed file, written or read."""
+        outcome = self.hook.outcome
+        return self.checkpoint if outcome is None else outcome.packed
+
+    @contextlib.contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[phase] = time.perf_counter() - start
+
+
+def _precision(metrics: Mapping[str, float]) -> Dict[str, Any]:
+    return dict(
+        box_ap=average_precision(metrics, 'bbox'),
+        mask_ap=average_precision(metrics, 'segm'),
+        metrics=dict(metrics))
+
+
+def _weight_bytes(path: Path) -> int:
+    """Bytes of a checkpoint's weights, without what training adds."""
+    content = read_checkpoint(path)
+    state = content.get('state_dict', content)
+    return sum(value.numel() * value.element_size()
+               for value in state.values())
+
+
+def _check_writable(directory: Path) -> None:
+    """Raise unless files can be made in a directory, which is made."""
+    probe = directory / '.probe'
+    write_atomically(probe, lambda file: None)
+    probe.unlink()

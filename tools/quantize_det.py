@@ -1,0 +1,11 @@
+#!/usr/bin/env python
+"""Quantize a detector: from an MMDetection config to AP in low bits."""
+import importlib.util
+import sys
+from pathlib import Path
+
+if __name__ == '__main__':
+    if importlib.util.find_spec('isvit_det') is None:
+        sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from isvit_det.engine.command import main
+    sys.exit(main())
