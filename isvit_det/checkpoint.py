@@ -132,13 +132,19 @@ def plain(value: Any) -> Any:
 
     >>> plain({'classes': ('a', 'b'), 1: None})
     {'classes': ['a', 'b'], '1': None}
+    >>> type(plain(torch.__version__))
+    <class 'str'>
     """
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
         return [plain(item) for item in value]
-    if value is None or isinstance(value, (bool, int, float, str)):
+    if value is None or isinstance(value, bool):
         return value
+    for kind in (int, float, str):
+        if isinstance(value, kind):
+            # Not a subclass, which weights_only=True would refuse.
+            return kind(value)
     if hasattr(value, 'tolist'):
         return plain(value.tolist())
     return str(value)

@@ -57,7 +57,7 @@ def _unreached(model: nn.Module) -> List[str]:
     ]
 
 
-def _observe_predictions(model: nn.Module, rest: List[nn.Module],
+def _observe_predictions(model: Any, rest: List[nn.Module],
                          images: CalibrationImages) -> None:
     with contextlib.ExitStack() as stack:
         for child in rest:

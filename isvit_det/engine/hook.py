@@ -11,7 +11,7 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 
 from isvit_det.calibration.sos import UnitRecord, calibrate
-from isvit_det.checkpoint import save_packed
+from isvit_det.checkpoint import plain, save_packed
 from isvit_det.core.errors import QuantError
 from isvit_det.core.layers import set_precision_
 from isvit_det.core.spec import SOSConfig
@@ -131,8 +131,8 @@ class SOSCalibrationHook(Hook):
         start = time.perf_counter()
         images = self.prepare(runner)
         sos = self.sos_config(runner)
-        origin = describe_origin(model, runner.cfg.get('load_from'), images,
-                                 sos)
+        origin = plain(
+            describe_origin(model, runner.cfg.get('load_from'), images, sos))
         records = self._calibrate_(runner, model, images, sos, origin)
         packed = Path(runner.work_dir) / self.out
         if is_main_process():

@@ -6,7 +6,7 @@ from typing import Any, Dict, Iterator, List, Mapping, Sequence, Tuple
 import torch
 from mmdet.registry import DATASETS
 from mmengine.dataset import pseudo_collate
-from torch import Tensor, nn
+from torch import Tensor
 
 from isvit_det.checkpoint import file_hash
 from isvit_det.core.errors import QuantError
@@ -80,7 +80,7 @@ class CalibrationImages:
         for dataset, index in self.picks:
             yield pseudo_collate([dataset[index]])
 
-    def tensors(self, model: nn.Module) -> Iterator[Tensor]:
+    def tensors(self, model: Any) -> Iterator[Tensor]:
         """Images (1, 3, H, W), preprocessed and padded as at test time."""
         for batch in self.batches():
             yield model.data_preprocessor(batch, False)['inputs']

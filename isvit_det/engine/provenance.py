@@ -8,7 +8,7 @@ from typing import Any, Dict, Mapping, Optional, Sequence
 
 import torch
 
-from isvit_det.checkpoint import file_hash, plain
+from isvit_det.checkpoint import file_hash
 from isvit_det.core.spec import SOSConfig
 from isvit_det.engine.images import CalibrationImages
 from isvit_det.packed_state import checksum
@@ -20,7 +20,7 @@ PACKAGES = ('torch', 'mmengine', 'mmcv', 'mmdet', 'timm')
 def describe_origin(model: Any, checkpoint: Optional[str],
                     images: CalibrationImages,
                     sos: SOSConfig) -> Dict[str, Any]:
-    """Everything that the codes of a calibration depend on, as plain values.
+    """Everything that the codes of a calibration depend on.
 
     Args:
         model: built by ``quantized_detector``, with its float weights.
@@ -36,7 +36,7 @@ def describe_origin(model: Any, checkpoint: Optional[str],
         seed=sos.seed,
         images_asked=images.asked,
         images_used=len(images),
-        image_ids=plain(images.ids()),
+        image_ids=images.ids(),
         image_files=images.names(),
         float_checkpoint=path.name,
         float_checkpoint_sha256=file_hash(path) if path.is_file() else None,

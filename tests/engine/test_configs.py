@@ -1,0 +1,117 @@
+"""Configs: the shipped ones load, and float ones become quantized."""
+import copy
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+
+from isvit_det.core.errors import QuantError
+from isvit_det.core.spec import QuantConfig, SOSConfig
+from isvit_det.engine.configs import (DETECTOR, HOOK, configure_hook_,
+                                      load_config, quantize_config_)
+from mmdet.registry import MODELS
+
+CONFIGS = Path(__file__).parents[2] / 'configs'
+COCO = sorted(path.name for path in (CONFIGS / 'isvit').glob('*.py'))
+SWIN = 'mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py'
+
+
+def test_there_are_two_models_at_four_bit_widths():
+    assert COCO == sorted(
+        f'mask-rcnn_swin-{size}-p4-w7_fpn_isvit-{bits}_coco.py'
+        for size in 'ts' for bits in ('w3a3', 'w4a4', 'w6a6', 'w8a8'))
+
+
+@pytest.mark.parametrize('name', COCO)
+def test_a_coco_config_is_what_its_name_says(name):
+    cfg = load_config(str(CONFIGS / 'isvit' / name), None)
+    model = cfg.model
+    quant = QuantConfig.from_dict(model.quant)
+    assert model.type == DETECTOR and model.base == 'MaskRCNN'
+    assert quant.bits == name.split('isvit-')[1][:4]
+    assert quant.scope == 'detector' and quant.method == 'isvit'
+    assert model.backbone.depths == [2, 2, 18 if 'swin-s' in name else 6, 2]
+    # Nothing is downloaded unless somebody asks for it.
+    assert model.backbone.init_cfg is None and cfg.load_from is None
+    hook, = (hook for hook in cfg.custom_hooks if hook.type == HOOK)
+    sos = SOSConfig.from_dict(hook.sos, quant)
+    assert sos.num_images == 1024 and sos.lr == 4e-5
+    assert sos.iters == (1000 if quant.weight_bits < 6 else 200)
+    assert 'train2017' in cfg.train_dataloader.dataset.ann_file
+
+
+def test_a_coco_config_builds():
+    init_default_scope('mmdet')
+    cfg = load_config(str(CONFIGS / 'isvit' / COCO[4]), None)
+    model = MODELS.build(cfg.model)
+    assert type(model).__name__ == 'MaskRCNN'
+    assert type(model.backbone).__name__ == 'QuantSwinTransformer'
+
+
+@pytest.mark.parametrize('bits', ['w3a3', 'w4a4'])
+def test_a_drawn_config_takes_the_float_weights_beside_it(bits):
+    name = f'drawn/mask-rcnn_swin-mini_fpn_isvit-{bits}_drawn.py'
+    cfg = load_config(str(CONFIGS / name), None)
+    assert QuantConfig.from_dict(cfg.model.quant).bits == bits
+    assert Path(cfg.load_from).parent == CONFIGS / 'drawn'
+
+
+def test_a_float_config_becomes_the_quantized_one():
+    cfg = load_config(SWIN, None)
+    quantize_config_(cfg, dict(bits='w3a4'))
+    assert cfg.model.type == DETECTOR and cfg.model.base == 'MaskRCNN'
+    assert cfg.model.backbone.type == 'isvit_det.QuantSwinTransformer'
+    assert cfg.model.quant == dict(bits='w3a4')
+
+
+def test_settings_given_go_over_those_of_the_config():
+    cfg = load_config(SWIN, {'model.quant.scope': 'detector'})
+    quantize_config_(cfg, dict(weight_bits=5))
+    quantize_config_(cfg, dict(bits='w3a4'))
+    quant = QuantConfig.from_dict(cfg.model.quant)
+    assert (quant.weight_bits, quant.act_bits) == (3, 4)
+    assert quant.scope == 'detector'
+
+
+def test_the_hook_is_added_once_and_keeps_what_was_not_given():
+    cfg = load_config(SWIN, None)
+    quantize_config_(cfg, {})
+    cfg.custom_hooks = [dict(type='EMAHook')]
+    configure_hook_(cfg, dict(num_images=7), store_gb=2.)
+    configure_hook_(cfg, dict(seed=3))
+    assert [hook['type'] for hook in cfg.custom_hooks] == ['EMAHook', HOOK]
+    assert cfg.custom_hooks[1]['sos'] == dict(num_images=7, seed=3)
+    assert cfg.custom_hooks[1]['store_gb'] == 2.
+
+
+@pytest.mark.parametrize('given, iters', [({}, 0), (dict(iters=5), 5)])
+def test_a_method_that_does_not_optimise_takes_no_iterations(given, iters):
+    cfg = Config(
+        dict(
+            model=dict(type=DETECTOR, quant=dict(method='repq')),
+            custom_hooks=[dict(type=HOOK, sos=dict(iters=100, lr=1e-3))]))
+    configure_hook_(cfg, given)
+    quant = QuantConfig.from_dict(cfg.model.quant)
+    assert SOSConfig.from_dict(cfg.custom_hooks[0].sos, quant).iters == iters
+
+
+@pytest.mark.parametrize('name, message', [
+    ('nowhere.py', 'there is no file nowhere.py'),
+    ('mmdet::swin/nowhere.py', 'nowhere.py'),
+    ('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
+     "'ResNet' is not supported; expected one of .'SwinTransformer'"),
+])
+def test_what_cannot_be_quantized_is_named(name, message):
+    with pytest.raises(QuantError, match=message):
+        quantize_config_(load_config(name, None), {})
+
+
+def test_wrong_settings_are_refused_and_change_nothing():
+    cfg = load_config(SWIN, None)
+    quantize_config_(cfg, {})
+    before = copy.deepcopy(cfg.model)
+    for quant in (dict(bits='w9a9'), dict(bit=4), dict(scope='head')):
+        with pytest.raises(QuantError):
+            quantize_config_(cfg, quant)
+    assert cfg.model == before

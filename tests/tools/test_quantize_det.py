@@ -1,0 +1,281 @@
+"""tools/quantize_det.py: a whole run, what it leaves, and who can read it."""
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import mmdet
+import pytest
+import torch
+from mmdet.apis import DetInferencer, inference_detector, init_detector
+from mmengine.fileio import load
+from mmengine.runner import Runner
+
+from isvit_det.core.layers import list_sites
+from isvit_det.core.quantizers import Quantizer
+from isvit_det.engine.command import main
+from isvit_det.engine.configs import (configure_hook_, load_config,
+                                      quantize_config_)
+from isvit_det.version import __version__
+from tests.engine.tiny import NUM_PICTURES, REPO, make_tiny, same_file_state
+
+TOOL = REPO / 'tools/quantize_det.py'
+TEST_TOOL = Path(mmdet.__path__[0]) / '.mim/tools/test.py'
+SHORT = ['--iters', '3', '--calib-images', '5']
+
+
+@pytest.fixture(scope='module')
+def tiny(tmp_path_factory):
+    return make_tiny(tmp_path_factory.mktemp('tiny'))
+
+
+@pytest.fixture(scope='module', params=['backbone', 'detector'])
+def scope(request):
+    return request.param
+
+
+@pytest.fixture(scope='module')
+def done(tiny, scope, tmp_path_factory):
+    """Work directory of a whole run, started from another directory."""
+    work_dir = tmp_path_factory.mktemp(scope)
+    elsewhere = tmp_path_factory.mktemp('elsewhere')
+    environment = {
+        key: value
+        for key, value in os.environ.items() if key != 'PYTHONPATH'
+    }
+    process = subprocess.run(
+        [
+            sys.executable, TOOL, tiny.config, tiny.checkpoint, '--scope',
+            scope, '--bits', 'w4a5', '--work-dir', work_dir, *SHORT
+        ],
+        cwd=elsewhere,
+        env=environment,
+        capture_output=True,
+        text=True)
+    assert process.returncode == 0, process.stderr
+    (work_dir / 'stdout').write_text(process.stdout)
+    return work_dir
+
+
+def report(work_dir):
+    return json.loads((work_dir / 'result.json').read_text())
+
+
+def quantized_config(tiny, work_dir):
+    """A config that MMDetection's tools can be given."""
+    scope = report(work_dir)['scope']
+
+    def change(cfg):
+        quantize_config_(cfg, dict(bits='w4a5', scope=scope))
+        configure_hook_(cfg, {})
+
+    return tiny.variant(work_dir / 'quantized.py', change)
+
+
+def test_one_table_holds_both_models(done, scope):
+    out = (done / 'stdout').read_text()
+    lines = [line for line in out.splitlines() if line.startswith('|')]
+    rows = [[cell.strip() for cell in line[1:-1].split('|')] for line in lines]
+    assert [row[0] for row in rows[::1] if '-' not in row[0]
+            ] == ['model', 'float', 'quantized']
+    first, second = (dict(zip(rows[0], row)) for row in rows[2:])
+    result = report(done)
+    for row, found in ((first, result['float']), (second,
+                                                  result['quantized'])):
+        assert row['box AP'] == f'{100 * found["box_ap"]:.1f}'
+        assert row['mask AP'] == f'{100 * found["mask_ap"]:.1f}'
+    assert first['bits'] == '32' and second['bits'] == 'w4a5'
+    assert second['scope'] == scope and second['method'] == 'isvit'
+    assert float(second['MB']) < float(first['MB'])
+    assert float(second['backbone error']) > 0
+    assert first['calibration s'] == first['backbone error'] == '-'
+
+
+def test_every_unit_is_logged(done):
+    out = (done / 'stdout').read_text()
+    for index, unit in enumerate(report(done)['units']):
+        assert f'unit {index + 1}/8 {unit["name"]}: error' in out
+
+
+def test_result_holds_the_facts(done, scope, tiny):
+    result = report(done)
+    assert (result['bits'], result['scope']) == ('w4a5', scope)
+    assert (result['method'], result['iters']) == ('isvit', 3)
+    assert result['lr'] == 2e-4
+    assert 0 < result['float']['box_ap'] < 1
+    assert 0 < result['quantized']['mask_ap'] < 1
+    assert set(result['seconds']) == {
+        'float_evaluation', 'calibration', 'quantized_evaluation',
+        'backbone_error', 'total'
+    }
+    assert result['peak_memory']['host'] > 1e8
+    assert result['bytes']['packed'] == (done / 'packed.pth').stat().st_size
+    assert 0 < result['backbone_error'] < 1
+    units = result['units']
+    assert len(units) == 8 and units[0]['name'] == 'patch_embed'
+    for unit in units:
+        assert set(unit['errors']) == {
+            'before_stage_1', 'after_stage_1', 'after_stage_2',
+            'before_stage_3', 'after_stage_3'
+        }
+
+
+def test_every_site_ran_quantized_in_the_evaluation(done, scope):
+    result = report(done)
+    sites = {site['name']: site for site in result['sites']}
+    heads = [name for name in sites if not name.startswith('backbone.')]
+    assert bool(heads) == (scope == 'detector')
+    assert all(site['num_calls'] >= NUM_PICTURES['val']
+               for site in sites.values())
+    site = sites['backbone.stages.0.blocks.0.attn.w_msa.qkv.weight_quantizer']
+    assert site == dict(
+        site,
+        bits=4,
+        role='weight',
+        granularity='channel',
+        kind='UniformQuantizer',
+        num_calls=4)
+    bits = {site['bits'] for site in result['sites'] if site['role'] == 'act'}
+    assert bits == {5, 8}
+    kept = [module['name'] for module in result['float_modules']]
+    assert 'roi_head.mask_head.upsample' in kept
+    assert ('rpn_head.rpn_conv' in kept) == (scope == 'backbone')
+
+
+def test_provenance_names_what_was_used_and_no_path(done, tiny):
+    origin = torch.load(done / 'packed.pth', weights_only=True)['provenance']
+    assert origin == report(done)['provenance']
+    assert origin['versions']['isvit_det'] == __version__
+    assert set(origin['versions']) > {'torch', 'mmdet', 'mmcv', 'mmengine'}
+    assert origin['images_asked'] == origin['images_used'] == 5
+    assert [f'{i:06d}.png' for i in origin['image_ids']
+            ] == origin['image_files']
+    assert origin['float_checkpoint'] == 'float.pth'
+    assert len(origin['float_checkpoint_sha256']) == 64
+    assert str(tiny.data.parent) not in json.dumps(origin)
+
+
+def test_nothing_but_the_results_is_left(done):
+    assert not (done / 'calibration').exists()
+    assert not list(done.glob('.*'))
+
+
+def test_a_packed_file_gives_the_same_ap_on_the_float_config(
+        done, tiny, tmp_path):
+    """Bits and scope come from the file."""
+    assert main([
+        tiny.config, str(done / 'packed.pth'), '--work-dir', str(tmp_path)
+    ]) == 0
+    result, before = report(tmp_path), report(done)
+    assert result['quantized']['metrics'] == before['quantized']['metrics']
+    assert result['provenance'] == before['provenance']
+    assert (result['bits'], result['scope']) == ('w4a5', before['scope'])
+    assert result['float'] is result['units'] is None
+    assert not (tmp_path / 'packed.pth').exists()
+
+
+@pytest.fixture(scope='module')
+def tested(done, tiny, tmp_path_factory):
+    """Predictions of mmdet's own tools/test.py, and its metrics."""
+    folder = tmp_path_factory.mktemp('tested')
+    out = folder / 'predictions.pkl'
+    argv = [
+        str(TEST_TOOL), quantized_config(tiny, done), str(done / 'packed.pth'),
+        '--work-dir', str(folder), '--out', str(out)
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, 'argv', argv)
+        runpy.run_path(str(TEST_TOOL), run_name='__main__')
+    metrics, = (json.loads(path.read_text())
+                for path in folder.glob('*/2*.json'))
+    return load(str(out)), metrics
+
+
+def test_mmdets_test_tool_gives_the_same_ap(done, tested):
+    metrics = report(done)['quantized']['metrics']
+    assert metrics and {key: tested[1][key] for key in metrics} == metrics
+
+
+def test_inference_without_hooks_predicts_the_same(done, tiny, tested):
+    config = quantized_config(tiny, done)
+    packed = str(done / 'packed.pth')
+    model = init_detector(config, packed, device='cpu')
+    inferencer = DetInferencer(config, packed, device='cpu',
+                               show_progress=False)
+    for expected in tested[0]:
+        found = inference_detector(model, expected['img_path']).pred_instances
+        wanted = expected['pred_instances']
+        assert len(found) > 0
+        for key in ('bboxes', 'scores', 'labels'):
+            assert torch.equal(found[key], wanted[key])
+        shown = inferencer(expected['img_path'], no_save_pred=True)
+        shown = shown['predictions'][0]
+        assert shown['scores'] == wanted['scores'].tolist()
+        assert shown['bboxes'] == wanted['bboxes'].tolist()
+    assert all(site.num_calls >= len(tested[0]) for site in list_sites(model))
+
+
+def test_the_hook_calibrates_under_mmdets_test_tool(done, tiny, tmp_path):
+    """The config alone is enough; the codes are those of our tool."""
+    cfg = load_config(tiny.config, None)
+    quantize_config_(cfg, dict(bits='w4a5', scope=report(done)['scope']))
+    configure_hook_(cfg, dict(iters=3, num_images=5))
+    cfg.work_dir, cfg.load_from = str(tmp_path), tiny.checkpoint
+    metrics = Runner.from_cfg(cfg).test()
+    assert metrics == report(done)['quantized']['metrics']
+    assert same_file_state(tmp_path / 'packed.pth', done / 'packed.pth')
+
+
+def test_same_seed_same_codes_other_seed_other_codes(tiny, tmp_path):
+    def codes(folder, *more):
+        assert main([
+            tiny.config, tiny.checkpoint, '--work-dir',
+            str(tmp_path / folder), '--no-float-eval', *SHORT, *more
+        ]) == 0
+        return tmp_path / folder / 'packed.pth'
+
+    first, again = codes('first'), codes('again', '--store-gb', '0')
+    assert same_file_state(first, again)
+    assert not same_file_state(first, codes('other', '--seed', '1'))
+
+
+def test_without_float_evaluation_its_row_is_empty(tiny, tmp_path, capsys):
+    assert main([
+        tiny.config, tiny.checkpoint, '--work-dir', str(tmp_path),
+        '--no-float-eval', '--method', 'minmax', '--calib-images', '99'
+    ]) == 0
+    out = capsys.readouterr().out
+    row, = (line for line in out.splitlines() if line.startswith('| float'))
+    assert row.split('|')[2:4] == ['      - ', '       - ']
+    result = report(tmp_path)
+    assert result['float'] is None
+    assert (result['method'], result['iters']) == ('minmax', 0)
+    origin = result['provenance']
+    assert (origin['images_asked'], origin['images_used']) == (99, 6)
+    assert (tmp_path / 'packed.pth').exists()
+    log, = tmp_path.glob('*/*.log')
+    assert '99 calibration images asked for, there are 6' in log.read_text()
+
+
+def test_a_site_that_does_not_run_quantized_stops_the_report(
+        tiny, tmp_path, monkeypatch, capsys):
+    """Such as a path that evaluates the float model."""
+    forward = Quantizer.forward
+
+    def skip_after_calibration(self, x):
+        if (tmp_path / 'packed.pth').exists():
+            return x
+        return forward(self, x)
+
+    monkeypatch.setattr(Quantizer, 'forward', skip_after_calibration)
+    assert main([
+        tiny.config, tiny.checkpoint, '--work-dir', str(tmp_path),
+        '--no-float-eval', '--method', 'minmax'
+    ]) == 2
+    captured = capsys.readouterr()
+    assert 'error: these did not run quantized' in captured.err
+    assert 'backbone.patch_embed.projection.weight_quantizer' in captured.err
+    assert not (tmp_path / 'result.json').exists()
+    assert '| quantized' not in captured.out
