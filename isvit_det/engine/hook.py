@@ -11,6 +11,7 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 
 from isvit_det.calibration.sos import UnitRecord, calibrate
+from isvit_det.calibration.store import ActivationPool
 from isvit_det.checkpoint import plain, save_packed
 from isvit_det.core.errors import QuantError
 from isvit_det.core.layers import set_precision_
@@ -89,6 +90,8 @@ class SOSCalibrationHook(Hook):
     def before_run(self, runner: Runner) -> None:
         """Check the settings before any work is done."""
         self.sos_config(runner)
+        # Refuses a wrong budget.
+        ActivationPool(Path(runner.work_dir), self.store_gb)
 
     def sos_config(self, runner: Runner) -> SOSConfig:
         """Settings of the run, on top of the method's.

@@ -3,6 +3,7 @@ import copy
 from pathlib import Path
 
 import pytest
+from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
@@ -10,7 +11,6 @@ from isvit_det.core.errors import QuantError
 from isvit_det.core.spec import QuantConfig, SOSConfig
 from isvit_det.engine.configs import (DETECTOR, HOOK, configure_hook_,
                                       load_config, quantize_config_)
-from mmdet.registry import MODELS
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 COCO = sorted(path.name for path in (CONFIGS / 'isvit').glob('*.py'))

@@ -4,13 +4,13 @@ import shutil
 
 import pytest
 import torch
+from mmdet.registry import DATASETS, MODELS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from isvit_det.core.errors import QuantError
 from isvit_det.engine.images import (calibration_images, evaluation_paths,
                                      refuse_overlap, unwrap)
-from mmdet.registry import DATASETS, MODELS
 from tests.engine.tiny import make_tiny
 
 
@@ -65,8 +65,10 @@ def test_wrappers_are_unwrapped_and_an_image_counts_once(cfg):
         dataset=dict(
             type='ConcatDataset',
             datasets=[
-                dict(type='ClassBalancedDataset', oversample_thr=.5,
-                     dataset=base),
+                dict(
+                    type='ClassBalancedDataset',
+                    oversample_thr=.5,
+                    dataset=base),
                 dict(type='MultiImageMixDataset', dataset=base, pipeline=[]),
             ]))
     assert sorted(draw(cfg, 100).ids()) == [1, 2, 3, 4, 5, 6]

@@ -1,4 +1,6 @@
 """tools/quantize_det.py: a whole run, what it leaves, and who can read it."""
+import contextlib
+import io
 import json
 import os
 import runpy
@@ -38,29 +40,45 @@ def scope(request):
 
 @pytest.fixture(scope='module')
 def done(tiny, scope, tmp_path_factory):
-    """Work directory of a whole run, started from another directory."""
+    """Work directory of a whole run, with its standard output in a file."""
     work_dir = tmp_path_factory.mktemp(scope)
-    elsewhere = tmp_path_factory.mktemp('elsewhere')
+    argv = [
+        tiny.config, tiny.checkpoint, '--scope', scope, '--bits', 'w4a5',
+        '--work-dir',
+        str(work_dir), *SHORT
+    ]
+    if scope == 'detector':
+        out = run_elsewhere(argv, tmp_path_factory.mktemp('elsewhere'))
+    else:
+        with contextlib.redirect_stdout(io.StringIO()) as stream:
+            assert main(argv) == 0
+        out = stream.getvalue()
+    (work_dir / 'stdout').write_text(out)
+    return work_dir
+
+
+def run_elsewhere(argv, folder):
+    """Run the tool from another directory, without the package installed."""
     environment = {
         key: value
         for key, value in os.environ.items() if key != 'PYTHONPATH'
     }
-    process = subprocess.run(
-        [
-            sys.executable, TOOL, tiny.config, tiny.checkpoint, '--scope',
-            scope, '--bits', 'w4a5', '--work-dir', work_dir, *SHORT
-        ],
-        cwd=elsewhere,
-        env=environment,
-        capture_output=True,
-        text=True)
+    process = subprocess.run([sys.executable, TOOL, *argv],
+                             cwd=folder,
+                             env=environment,
+                             capture_output=True,
+                             text=True)
     assert process.returncode == 0, process.stderr
-    (work_dir / 'stdout').write_text(process.stdout)
-    return work_dir
+    return process.stdout
 
 
 def report(work_dir):
     return json.loads((work_dir / 'result.json').read_text())
+
+
+def read_log(work_dir):
+    log, = work_dir.glob('*/*.log')
+    return log.read_text()
 
 
 def quantized_config(tiny, work_dir):
@@ -78,8 +96,8 @@ def test_one_table_holds_both_models(done, scope):
     out = (done / 'stdout').read_text()
     lines = [line for line in out.splitlines() if line.startswith('|')]
     rows = [[cell.strip() for cell in line[1:-1].split('|')] for line in lines]
-    assert [row[0] for row in rows[::1] if '-' not in row[0]
-            ] == ['model', 'float', 'quantized']
+    assert [row[0] for row in rows
+            if '-' not in row[0]] == ['model', 'float', 'quantized']
     first, second = (dict(zip(rows[0], row)) for row in rows[2:])
     result = report(done)
     for row, found in ((first, result['float']), (second,
@@ -94,7 +112,7 @@ def test_one_table_holds_both_models(done, scope):
 
 
 def test_every_unit_is_logged(done):
-    out = (done / 'stdout').read_text()
+    out = read_log(done)
     for index, unit in enumerate(report(done)['units']):
         assert f'unit {index + 1}/8 {unit["name"]}: error' in out
 
@@ -150,8 +168,8 @@ def test_provenance_names_what_was_used_and_no_path(done, tiny):
     assert origin['versions']['isvit_det'] == __version__
     assert set(origin['versions']) > {'torch', 'mmdet', 'mmcv', 'mmengine'}
     assert origin['images_asked'] == origin['images_used'] == 5
-    assert [f'{i:06d}.png' for i in origin['image_ids']
-            ] == origin['image_files']
+    assert [f'{i:06d}.png'
+            for i in origin['image_ids']] == origin['image_files']
     assert origin['float_checkpoint'] == 'float.pth'
     assert len(origin['float_checkpoint_sha256']) == 64
     assert str(tiny.data.parent) not in json.dumps(origin)
@@ -165,9 +183,10 @@ def test_nothing_but_the_results_is_left(done):
 def test_a_packed_file_gives_the_same_ap_on_the_float_config(
         done, tiny, tmp_path):
     """Bits and scope come from the file."""
-    assert main([
-        tiny.config, str(done / 'packed.pth'), '--work-dir', str(tmp_path)
-    ]) == 0
+    assert main(
+        [tiny.config,
+         str(done / 'packed.pth'), '--work-dir',
+         str(tmp_path)]) == 0
     result, before = report(tmp_path), report(done)
     assert result['quantized']['metrics'] == before['quantized']['metrics']
     assert result['provenance'] == before['provenance']
@@ -182,14 +201,17 @@ def tested(done, tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp('tested')
     out = folder / 'predictions.pkl'
     argv = [
-        str(TEST_TOOL), quantized_config(tiny, done), str(done / 'packed.pth'),
-        '--work-dir', str(folder), '--out', str(out)
+        str(TEST_TOOL),
+        quantized_config(tiny, done),
+        str(done / 'packed.pth'), '--work-dir',
+        str(folder), '--out',
+        str(out)
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, 'argv', argv)
         runpy.run_path(str(TEST_TOOL), run_name='__main__')
-    metrics, = (json.loads(path.read_text())
-                for path in folder.glob('*/2*.json'))
+    metrics, = (
+        json.loads(path.read_text()) for path in folder.glob('*/2*.json'))
     return load(str(out)), metrics
 
 
@@ -202,8 +224,8 @@ def test_inference_without_hooks_predicts_the_same(done, tiny, tested):
     config = quantized_config(tiny, done)
     packed = str(done / 'packed.pth')
     model = init_detector(config, packed, device='cpu')
-    inferencer = DetInferencer(config, packed, device='cpu',
-                               show_progress=False)
+    inferencer = DetInferencer(
+        config, packed, device='cpu', show_progress=False)
     for expected in tested[0]:
         found = inference_detector(model, expected['img_path']).pred_instances
         wanted = expected['pred_instances']
@@ -229,6 +251,7 @@ def test_the_hook_calibrates_under_mmdets_test_tool(done, tiny, tmp_path):
 
 
 def test_same_seed_same_codes_other_seed_other_codes(tiny, tmp_path):
+
     def codes(folder, *more):
         assert main([
             tiny.config, tiny.checkpoint, '--work-dir',
@@ -243,8 +266,9 @@ def test_same_seed_same_codes_other_seed_other_codes(tiny, tmp_path):
 
 def test_without_float_evaluation_its_row_is_empty(tiny, tmp_path, capsys):
     assert main([
-        tiny.config, tiny.checkpoint, '--work-dir', str(tmp_path),
-        '--no-float-eval', '--method', 'minmax', '--calib-images', '99'
+        tiny.config, tiny.checkpoint, '--work-dir',
+        str(tmp_path), '--no-float-eval', '--method', 'minmax',
+        '--calib-images', '99'
     ]) == 0
     out = capsys.readouterr().out
     row, = (line for line in out.splitlines() if line.startswith('| float'))
@@ -255,8 +279,7 @@ def test_without_float_evaluation_its_row_is_empty(tiny, tmp_path, capsys):
     origin = result['provenance']
     assert (origin['images_asked'], origin['images_used']) == (99, 6)
     assert (tmp_path / 'packed.pth').exists()
-    log, = tmp_path.glob('*/*.log')
-    assert '99 calibration images asked for, there are 6' in log.read_text()
+    assert '99 calibration images asked for, there are 6' in read_log(tmp_path)
 
 
 def test_a_site_that_does_not_run_quantized_stops_the_report(
@@ -271,8 +294,8 @@ def test_a_site_that_does_not_run_quantized_stops_the_report(
 
     monkeypatch.setattr(Quantizer, 'forward', skip_after_calibration)
     assert main([
-        tiny.config, tiny.checkpoint, '--work-dir', str(tmp_path),
-        '--no-float-eval', '--method', 'minmax'
+        tiny.config, tiny.checkpoint, '--work-dir',
+        str(tmp_path), '--no-float-eval', '--method', 'minmax'
     ]) == 2
     captured = capsys.readouterr()
     assert 'error: these did not run quantized' in captured.err

@@ -1,0 +1,236 @@
+"""Bad input: one clear line, exit code 2, nothing lost, no traceback."""
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from isvit_det.engine.command import main
+from tests.engine.tiny import make_tiny
+
+COCO = (
+    Path(__file__).parents[2] /
+    'configs/isvit/mask-rcnn_swin-t-p4-w7_fpn_isvit-w4a4_coco.py')
+
+
+@pytest.fixture(scope='module')
+def tiny(tmp_path_factory):
+    return make_tiny(tmp_path_factory.mktemp('tiny'))
+
+
+@pytest.fixture(scope='module')
+def packed(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('packed')
+    assert main([
+        tiny.config, tiny.checkpoint, '--method', 'minmax', '--no-float-eval',
+        '--work-dir',
+        str(folder)
+    ]) == 0
+    return folder / 'packed.pth'
+
+
+@pytest.fixture
+def refuse(tiny, tmp_path, capsys, monkeypatch):
+    """Run a command that must be refused; what its one line says."""
+    # MMEngine's logger keeps the stream that pytest gave an earlier test.
+    monkeypatch.setattr(logging, 'raiseExceptions', False)
+
+    def run(*argv, config=tiny.config, work_dir=tmp_path / 'work'):
+        argv = [config, *argv, '--work-dir', work_dir]
+        try:
+            status = main([str(value) for value in argv])
+        except SystemExit as error:
+            status = error.code
+        captured = capsys.readouterr()
+        assert status == 2
+        assert 'Traceback (most recent call last)' not in captured.err
+        line, = (
+            line for line in captured.err.splitlines()
+            if 'Warning' not in line and not line.startswith(' '))
+        assert line.startswith('error: ')
+        # Refused before anything expensive was done.
+        assert 'Epoch(test)' not in captured.out
+        return line
+
+    return run
+
+
+@pytest.mark.parametrize('options, words', [
+    (['--bits', 'w4a9'], ["'w4a9'", '2..8', 'such as w4a4']),
+    (['--bits', 'w1a4'], ["'w1a4'"]),
+    (['--bits', 'four'], ["'four'"]),
+    (['--scope', 'heads'], ['quant.scope', 'backbone', 'detector']),
+    (['--method', 'magic'], ['quant.method', 'isvit_paper']),
+    (['--iters', '-1'], ['sos.iters', '-1']),
+    (['--calib-images', '0'], ['sos.num_images']),
+    (['--calib-images', 'x'], ['--calib-images']),
+    (['--store-gb', '-1'], ['store_gb', '-1']),
+    (['--device', 'abacus'], ['--device', 'abacus']),
+    (['--no-such-option'], ['--no-such-option']),
+    (['--cfg-options', 'model.quant.bit=4'], ["['bit']", 'weight_bits']),
+    (['--cfg-options', 'model.quant.input_bits=9'], ['quant.input_bits', '9']),
+    (['--cfg-options', 'model.no_such_key=4'], ['no_such_key']),
+    (['--cfg-options', 'model.backbone.type=ResNet'
+      ], ['ResNet', 'SwinTransformer']),
+    (['--cfg-options', 'model.backbone.type=NoSuchNet'], ['NoSuchNet']),
+    (['--cfg-options', 'model.type=NoSuchDetector'], ['NoSuchDetector']),
+    ([
+        '--cfg-options', 'train_dataloader=None', 'train_cfg=None',
+        'optim_wrapper=None', 'param_scheduler=None'
+    ], ['train_dataloader', 'calib_dataloader']),
+    (['--cfg-options', 'train_dataloader.dataset.ann_file=lost.json'
+      ], ['lost.json']),
+    (['--cfg-options', 'test_dataloader.dataset.ann_file=lost.json'
+      ], ['lost.json']),
+    (['--cfg-options', 'test_evaluator.ann_file=lost.json'], ['lost.json']),
+    (['--cfg-options', 'train_dataloader.dataset.data_prefix.img=lost/'
+      ], ['lost/000', 'cannot be read']),
+])
+def test_options_and_settings(refuse, tiny, options, words):
+    line = refuse(tiny.checkpoint, *options)
+    for word in words:
+        assert word in line
+
+
+def test_settings_of_the_hook(refuse, tiny, tmp_path):
+    for hook, word in ((dict(sos=dict(step=3)), "['step']"),
+                       (dict(sos=dict(items='row')),
+                        'sos.items'), (dict(foo=3), 'foo')):
+        config = tiny.variant(
+            tmp_path / 'hook.py', lambda cfg: cfg.update(custom_hooks=[
+                dict(type='isvit_det.SOSCalibrationHook', **hook)
+            ]))
+        assert word in refuse(tiny.checkpoint, config=config)
+
+
+def test_no_such_config(refuse, tiny):
+    assert 'nowhere.py' in refuse(tiny.checkpoint, config='nowhere.py')
+    line = refuse(tiny.checkpoint, config='mmdet::swin/nowhere.py')
+    assert 'nowhere.py' in line
+
+
+def test_a_config_that_is_no_python(refuse, tiny, tmp_path):
+    path = tmp_path / 'broken.py'
+    path.write_text('model = dict(')
+    assert 'SyntaxError' in refuse(tiny.checkpoint, config=path)
+
+
+def test_no_checkpoint(refuse, tmp_path):
+    assert 'load_from' in refuse()
+    assert 'there is no file' in refuse(tmp_path / 'none.pth')
+
+
+def test_a_published_config_downloads_nothing_by_itself(refuse):
+    assert 'load_from' in refuse(config=COCO)
+
+
+def test_a_checkpoint_of_another_architecture_names_the_keys(
+        refuse, tiny, tmp_path):
+    content = torch.load(tiny.checkpoint, weights_only=True)
+    state = content['state_dict']
+    state['extra.weight'] = state.pop('rpn_head.rpn_cls.bias')
+    key = 'backbone.patch_embed.projection.weight'
+    state[key] = state[key][:, :1]
+    torch.save(content, tmp_path / 'other.pth')
+    line = refuse(tmp_path / 'other.pth')
+    for word in ('rpn_head.rpn_cls.bias', 'extra.weight', key):
+        assert word in line
+
+
+def test_a_truncated_float_file(refuse, tiny, tmp_path):
+    path = tmp_path / 'short.pth'
+    path.write_bytes(Path(tiny.checkpoint).read_bytes()[:-1000])
+    assert 'short.pth' in refuse(path)
+
+
+def test_a_truncated_packed_file(refuse, packed, tmp_path):
+    path = tmp_path / 'short.pth'
+    path.write_bytes(packed.read_bytes()[:-1000])
+    assert 'short.pth' in refuse(path)
+
+
+def test_a_packed_file_that_was_changed(refuse, packed, tmp_path):
+    content = torch.load(packed, weights_only=True)
+    name = next(k for k in content['state_dict'] if k.endswith('_codes'))
+    content['state_dict'][name][0] ^= 1
+    torch.save(content, tmp_path / 'changed.pth')
+    assert 'checksum' in refuse(tmp_path / 'changed.pth')
+
+
+@pytest.mark.parametrize('options, word', [
+    (['--bits', 'w3a4'], 'w4a4'),
+    (['--scope', 'detector'], 'backbone'),
+    (['--method', 'repq'], 'minmax'),
+])
+def test_a_packed_file_of_other_settings_than_asked_for(
+        refuse, packed, options, word):
+    line = refuse(packed, *options)
+    assert options[1] in line and word in line
+
+
+def test_a_packed_file_of_another_config(refuse, packed, tiny, tmp_path):
+
+    def change(cfg):
+        cfg.model.update(
+            base=cfg.model.type,
+            type='isvit_det.quantized_detector',
+            quant=dict(bits='w3a4', scope='backbone', method='minmax'))
+        cfg.model.backbone.type = 'isvit_det.QuantSwinTransformer'
+
+    config = tiny.variant(tmp_path / 'ours.py', change)
+    line = refuse(packed, config=config)
+    assert 'weight_bits 4 (the config says 3)' in line
+
+    def widen(cfg):
+        cfg.model.neck.out_channels = 32
+
+    config = tiny.variant(tmp_path / 'wide.py', widen)
+    assert 'neck.' in refuse(packed, config=config)
+
+
+def rewritten(tiny, tmp_path, **values):
+    source = tiny.data / 'annotations/instances_train.json'
+    path = tmp_path / 'train.json'
+    path.write_text(json.dumps({**json.loads(source.read_text()), **values}))
+    return path
+
+
+def test_an_empty_calibration_set(refuse, tiny, tmp_path):
+    path = rewritten(tiny, tmp_path, images=[], annotations=[])
+    line = refuse(tiny.checkpoint, '--cfg-options',
+                  f'train_dataloader.dataset.ann_file={path}')
+    assert 'calibration set: it is empty' in line
+
+
+def test_calibration_on_the_evaluation_set_itself(refuse, tiny):
+    line = refuse(
+        tiny.checkpoint, '--cfg-options',
+        'train_dataloader.dataset.ann_file=annotations/instances_val.json',
+        'train_dataloader.dataset.data_prefix.img=val/')
+    assert 'is the evaluation image' in line
+
+
+def test_calibration_on_a_renamed_evaluation_image(refuse, tiny, tmp_path):
+    folder = tmp_path / 'train'
+    shutil.copytree(tiny.data / 'train', folder)
+    shutil.copy(tiny.data / 'val/000002.png', folder / '000005.png')
+    line = refuse(tiny.checkpoint, '--cfg-options',
+                  f'train_dataloader.dataset.data_prefix.img={folder}')
+    assert '000005.png is the evaluation image' in line
+    assert 'val/000002.png' in line
+
+
+def test_a_work_directory_that_cannot_be_written(refuse, tiny, tmp_path):
+    file = tmp_path / 'file'
+    file.write_text('mine')
+    line = refuse(tiny.checkpoint, work_dir=file / 'work')
+    assert str(file) in line and 'another work directory' in line
+    assert file.read_text() == 'mine'
+
+
+def test_an_older_packed_file_survives_a_refused_run(refuse, packed, tiny):
+    before = packed.read_bytes()
+    refuse(tiny.checkpoint, '--bits', 'w9a9', work_dir=packed.parent)
+    assert packed.read_bytes() == before

@@ -1,0 +1,144 @@
+"""A run that is killed anywhere ends, started again, with the same codes."""
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from isvit_det.engine import hook, run
+from isvit_det.engine.command import main
+from tests.engine.tiny import REPO, make_tiny, same_file_state
+
+# Kills itself at the second step of a stage of the fourth unit.
+DRIVER = '''
+import json, os, signal, sys
+import torch
+from isvit_det.engine import command, hook
+
+stage, threads, argv = json.loads(sys.argv[1])
+torch.set_num_threads(threads)
+
+
+def watch(self, event, show=hook.CalibrationProgress.__call__):
+    show(self, event)
+    reached = (event.stage, event.index) == (stage, 3)
+    if reached and event.step >= min(2, event.num_steps):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+hook.CalibrationProgress.__call__ = watch
+sys.exit(command.main(argv))
+'''
+
+
+class Killed(BaseException):
+    """Stands in for the signal where the moment can be patched in."""
+
+
+@pytest.fixture(scope='module')
+def tiny(tmp_path_factory):
+    return make_tiny(tmp_path_factory.mktemp('tiny'))
+
+
+def command(tiny, work_dir):
+    return [
+        tiny.config, tiny.checkpoint, '--scope', 'detector', '--iters', '4',
+        '--calib-images', '3', '--work-dir',
+        str(work_dir)
+    ]
+
+
+@pytest.fixture(scope='module')
+def undisturbed(tiny, tmp_path_factory):
+    work_dir = tmp_path_factory.mktemp('undisturbed')
+    assert main(command(tiny, work_dir)) == 0
+    return work_dir
+
+
+def kill_in_stage(argv, stage):
+    values = json.dumps([stage, torch.get_num_threads(), argv])
+    process = subprocess.run([sys.executable, '-c', DRIVER, values],
+                             cwd=REPO,
+                             capture_output=True,
+                             text=True)
+    assert process.returncode == -signal.SIGKILL, process.stderr
+
+
+def kill_before(argv, module, function):
+
+    def die(*args, **kwargs):
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, function, die)
+        with pytest.raises(Killed):
+            main(argv)
+
+
+def report(work_dir):
+    return json.loads((work_dir / 'result.json').read_text())
+
+
+def check_end(argv, work_dir, undisturbed, num_finished):
+    """The same command ends as if nothing had been, and repeats nothing."""
+    assert not (work_dir / 'result.json').exists()
+    before = json.loads((work_dir / 'float_metrics.json').read_text())
+    assert main(argv) == 0
+    assert same_file_state(work_dir / 'packed.pth', undisturbed / 'packed.pth')
+    found, wanted = report(work_dir), report(undisturbed)
+    assert [unit['resumed'] for unit in found['units']
+            ] == [index < num_finished for index in range(8)]
+    assert found['float'] == before['found']
+    for name in ('float', 'quantized'):
+        assert found[name]['metrics'] == wanted[name]['metrics']
+    assert found['backbone_error'] == wanted['backbone_error']
+
+
+@pytest.mark.parametrize('stage', [1, 2, 3])
+def test_a_run_killed_in_a_stage_ends_with_the_same_codes(
+        tiny, undisturbed, tmp_path, stage):
+    argv = command(tiny, tmp_path)
+    kill_in_stage(argv, stage)
+    assert not (tmp_path / 'packed.pth').exists()
+    check_end(argv, tmp_path, undisturbed, 3)
+
+
+def test_a_run_killed_before_the_heads_resumes(tiny, undisturbed, tmp_path):
+    argv = command(tiny, tmp_path)
+    kill_before(argv, hook, 'calibrate_heads_')
+    assert not (tmp_path / 'packed.pth').exists()
+    check_end(argv, tmp_path, undisturbed, 8)
+
+
+def test_the_packed_file_is_there_before_the_evaluation(
+        tiny, undisturbed, tmp_path):
+    argv = command(tiny, tmp_path)
+    kill_before(argv, run, 'count_calls')
+    assert same_file_state(tmp_path / 'packed.pth', undisturbed / 'packed.pth')
+    check_end(argv, tmp_path, undisturbed, 8)
+
+
+def test_another_command_does_not_take_the_state_over(tiny, undisturbed,
+                                                      tmp_path):
+    kill_before(command(tiny, tmp_path), hook, 'calibrate_heads_')
+    other = command(tiny, tmp_path) + ['--bits', 'w3a3']
+    assert main(other) == 0
+    assert not any(unit['resumed'] for unit in report(tmp_path)['units'])
+    logs = sorted(tmp_path.glob('*/*.log'))
+    assert any('starting anew' in log.read_text() for log in logs)
+
+
+def test_other_float_weights_are_evaluated_anew(tiny, tmp_path):
+    argv = command(tiny, tmp_path) + ['--method', 'minmax']
+    assert main(argv) == 0
+    content = torch.load(tiny.checkpoint, weights_only=True)
+    for value in content['state_dict'].values():
+        if value.is_floating_point():
+            value += .1 * torch.rand_like(value)
+    changed = tmp_path / 'changed.pth'
+    torch.save(content, changed)
+    first = report(tmp_path)
+    assert main([argv[0], str(changed), *argv[2:]]) == 0
+    assert first['float']['metrics'] != report(tmp_path)['float']['metrics']
