@@ -8,7 +8,8 @@ from typing import Any, Dict, List, NoReturn, Optional
 import torch
 from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config, DictAction
-from mmengine.dist import is_main_process
+from mmengine.device import get_device
+from mmengine.dist import is_distributed, is_main_process
 
 from isvit_det.checkpoint import is_packed, read_checkpoint
 from isvit_det.core.errors import QuantError
@@ -107,11 +108,15 @@ def _given(**values: Any) -> Dict[str, Any]:
 
 
 def _check_device(device: Optional[str], launcher: str) -> None:
+    if launcher != 'none':
+        if device is not None:
+            raise QuantError('--device: a launcher gives each process its '
+                             'own; leave it out.')
+        if get_device() == 'cpu' and not is_distributed():
+            raise QuantError(f'--launcher: {launcher!r} needs a GPU for each '
+                             'process; leave it out.')
     if device is None:
         return
-    if launcher != 'none':
-        raise QuantError('--device: a launcher gives each process its own; '
-                         'leave it out.')
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:

@@ -1,16 +1,16 @@
 """Progress of a calibration: bars with time left, and a log line a unit."""
-from typing import Any
+from typing import Any, Dict
 
 from mmengine.logging import MMLogger
-from rich.progress import (BarColumn, MofNCompleteColumn, Progress, TextColumn,
-                           TimeElapsedColumn, TimeRemainingColumn)
+from rich.progress import (BarColumn, MofNCompleteColumn, Progress, TaskID,
+                           TextColumn, TimeRemainingColumn)
 
 from isvit_det.calibration.sos import Event
 
 STAGES = {
-    1: 'stage 1, float weights',
-    2: 'stage 2, one scale per tensor',
-    3: 'stage 3, quantized weights'
+    1: 'stage 1: float weights',
+    2: 'stage 2: one scale',
+    3: 'stage 3: low-bit weights'
 }
 
 
@@ -26,14 +26,13 @@ class CalibrationProgress:
         self.logger = logger
         self.bars = Progress(
             TextColumn('{task.description}'),
-            BarColumn(),
+            BarColumn(20),
             MofNCompleteColumn(),
-            TextColumn('elapsed'),
-            TimeElapsedColumn(),
-            TextColumn('left'),
+            TextColumn('units, left'),
             TimeRemainingColumn(),
+            TextColumn('{task.fields[unit]}'),
             disable=not visible)
-        self.tasks: dict = {}
+        self.tasks: Dict[int, TaskID] = {}
 
     def __enter__(self) -> 'CalibrationProgress':
         self.bars.start()
@@ -48,21 +47,19 @@ class CalibrationProgress:
             self.logger.warning(event.message)
         elif event.kind == 'images':
             self.tasks = {
-                stage: self.bars.add_task(text, total=None)
+                stage:
+                self.bars.add_task(text, total=event.num_units, unit='')
                 for stage, text in STAGES.items()
             }
         elif event.kind == 'step':
-            # A stage without iterations still has its units to pass.
-            steps = max(1, event.num_steps)
-            self._set(event.stage, event,
-                      event.index * steps + (event.step or steps), steps)
+            share = event.step / event.num_steps if event.num_steps else 1
+            self._show(event.stage, event.index + share, event.unit)
         elif event.kind == 'unit':
+            # One taken from an earlier run went through no stage in this.
+            for stage in STAGES:
+                self._show(stage, event.index + 1, event.unit)
             self.logger.info(f'unit {event.index + 1}/{event.num_units} '
                              f'{event.unit}: {event.message}')
 
-    def _set(self, stage: int, event: Event, done: int, steps: int) -> None:
-        self.bars.update(
-            self.tasks[stage],
-            completed=done,
-            total=event.num_units * steps,
-            description=f'{STAGES[stage]} ({event.unit})')
+    def _show(self, stage: int, units_done: float, unit: str) -> None:
+        self.bars.update(self.tasks[stage], completed=units_done, unit=unit)

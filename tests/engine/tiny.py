@@ -3,7 +3,7 @@ import copy
 import json
 import os
 from pathlib import Path
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable, Dict, List, NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +12,6 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import init_default_scope
 from pycocotools import mask as coco_mask
-from torch import nn
 
 from isvit_det.datasets.drawn import generate
 
@@ -87,10 +86,10 @@ def shrink_(cfg: Config, data: Path) -> None:
     cfg.load_from = None
 
 
-def annotate(model: nn.Module, cfg: Config, path: Path) -> None:
+def annotate(model: Any, cfg: Config, path: Path) -> None:
     """Make what random weights detect the truth, so that AP means much."""
     dataset = DATASETS.build(copy.deepcopy(cfg.test_dataloader.dataset))
-    annotations = []
+    annotations: List[Dict[str, Any]] = []
     for index in range(len(dataset)):
         batch = pseudo_collate([dataset[index]])
         with torch.no_grad():

@@ -3,6 +3,7 @@ import json
 import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -38,9 +39,10 @@ def refuse(tiny, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(logging, 'raiseExceptions', False)
 
     def run(*argv, config=tiny.config, work_dir=tmp_path / 'work'):
-        argv = [config, *argv, '--work-dir', work_dir]
+        words = [config, *argv, '--work-dir', work_dir]
+        status: Any
         try:
-            status = main([str(value) for value in argv])
+            status = main([str(word) for word in words])
         except SystemExit as error:
             status = error.code
         captured = capsys.readouterr()
@@ -68,6 +70,7 @@ def refuse(tiny, tmp_path, capsys, monkeypatch):
     (['--calib-images', 'x'], ['--calib-images']),
     (['--store-gb', '-1'], ['store_gb', '-1']),
     (['--device', 'abacus'], ['--device', 'abacus']),
+    (['--device', 'cpu', '--launcher', 'slurm'], ['--device']),
     (['--no-such-option'], ['--no-such-option']),
     (['--cfg-options', 'model.quant.bit=4'], ["['bit']", 'weight_bits']),
     (['--cfg-options', 'model.quant.input_bits=9'], ['quant.input_bits', '9']),
