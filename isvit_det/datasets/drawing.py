@@ -33,7 +33,7 @@ def draw_picture(seed: Tuple[int, ...]) -> Picture:
     labels, areas = [], []
     # Large ones first: small ones lie on top, as things in the front do.
     count = int(rng.integers(4, 13))
-    sides = np.sort(np.exp(rng.uniform(np.log(15), np.log(110), count)))[::-1]
+    sides = np.sort(np.exp(rng.uniform(np.log(15), np.log(200), count)))[::-1]
     for index, side in enumerate(sides):
         label = int(rng.integers(len(CLASSES)))
         mask = _place(rng, label, side, owner)
