@@ -1,0 +1,93 @@
+"""Settings: presets, and one clear line for each wrong one."""
+import dataclasses
+
+import pytest
+
+from isvit_det.core.errors import QuantError
+from isvit_det.core.spec import METHODS, QuantConfig, SOSConfig
+
+
+@pytest.mark.parametrize('values, words', [
+    (dict(bits='w9a4'), ['w9a4', '2..8']),
+    (dict(bits='w1a4'), ['w1a4', '2..8']),
+    (dict(bits='4'), ["'4'", 'w4a4']),
+    (dict(weight_bits=9), ['quant.weight_bits', '9', '2 and 8']),
+    (dict(act_bits=4.), ['quant.act_bits', '4.0', 'integer']),
+    (dict(act_bits=True), ['quant.act_bits', 'True']),
+    (dict(bit='w4a4'), ["['bit']", 'weight_bits']),
+    (dict(method='lsq'), ['quant.method', 'lsq', 'isvit_paper']),
+    (dict(scope='head'), ['quant.scope', 'head', 'detector']),
+    (dict(softmax='log3'), ['quant.softmax', 'log_sqrt2']),
+    (dict(exponent='float'), ['quant.exponent', 'table']),
+    (dict(shifts=[]), ['quant.shifts', 'list']),
+    (dict(percentiles=[1.2]), ['quant.percentiles', '1.2']),
+])
+def test_a_wrong_setting_is_named_with_what_is_allowed(values, words):
+    with pytest.raises(QuantError) as caught:
+        QuantConfig.from_dict(values)
+    assert all(word in str(caught.value) for word in words)
+    assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('values, words', [
+    (dict(num_images=0), ['sos.num_images', '0', '1']),
+    (dict(iters=-1), ['sos.iters', '-1']),
+    (dict(items='window'), ['sos.items', 'unit', 'image']),
+    (dict(epochs=3), ["['epochs']", 'iters']),
+    (dict(lr='fast'), ['sos.lr', 'fast', 'number']),
+    (dict(stage_one_inputs='mixed'), ['sos.stage_one_inputs', 'quantized']),
+])
+def test_a_wrong_setting_of_the_run_is_named(values, words):
+    with pytest.raises(QuantError) as caught:
+        SOSConfig.from_dict(values, QuantConfig())
+    assert all(word in str(caught.value) for word in words)
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_settings_survive_plain_values(method):
+    config = QuantConfig.from_dict(dict(method=method, bits='w3a6'))
+    assert QuantConfig.from_dict(config.to_dict()) == config
+    assert config.bits == 'w3a6'
+    sos = SOSConfig.from_dict({}, config)
+    assert SOSConfig.from_dict(sos.to_dict(), config) == sos
+
+
+def test_the_papers_method_has_the_papers_settings():
+    paper = QuantConfig.from_dict(dict(method='isvit_paper'))
+    assert paper.softmax == 'sulq' and paper.exponent == 'integer'
+    assert paper.percentiles == (.999, .9999, .99999)
+    assert paper.shift_error == 'attention' and paper.channelwise
+    assert (min(paper.shifts), max(paper.shifts)) == (.001, 1.)
+    sos = SOSConfig.from_dict({}, paper)
+    assert (sos.num_images, sos.iters, sos.lr) == (1024, 1000, 4e-5)
+    assert sos.stage_one_inputs == 'float'
+    six = QuantConfig.from_dict(dict(method='isvit_paper', bits='w6a6'))
+    sos = SOSConfig.from_dict({}, six)
+    assert (sos.iters, sos.lr) == (200, 4e-5)
+
+
+def test_baselines_do_not_optimise():
+    for method in ('minmax', 'repq'):
+        config = QuantConfig.from_dict(dict(method=method))
+        assert SOSConfig.from_dict({}, config).iters == 0
+    minmax = QuantConfig.from_dict(dict(method='minmax'))
+    assert minmax.percentiles == (1., ) and not minmax.channelwise
+    assert minmax.softmax == 'uniform'
+    repq = QuantConfig.from_dict(dict(method='repq'))
+    assert repq.softmax == 'log_sqrt2' and repq.channelwise
+
+
+def test_a_shortened_run_has_one_learning_rate_for_both_methods():
+    rates = {
+        SOSConfig.from_dict(dict(iters=100),
+                            QuantConfig.from_dict(dict(method=method))).lr
+        for method in ('isvit', 'isvit_paper')
+    }
+    assert rates == {.000126}
+    given = SOSConfig.from_dict(dict(iters=100, lr=1e-3), QuantConfig())
+    assert given.lr == 1e-3
+
+
+def test_settings_cannot_be_changed_later():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        QuantConfig().act_bits = 3
