@@ -45,12 +45,13 @@ def quantized_detector(base: str,
     if MMDET_MODELS.get(base) is None:
         raise QuantError(f'model.base: {base!r} is not a registered detector; '
                          "give the float config's model.type.")
+    name = backbone.get('type')
+    kind = MMDET_MODELS.get(name) if isinstance(name, str) else name
+    if not hasattr(kind, 'units'):
+        raise QuantError(f'model.backbone.type: {name!r} is not a quantized '
+                         'backbone; use isvit_det.QuantSwinTransformer.')
     model = MMDET_MODELS.build(
         dict(kwargs, type=base, backbone=dict(backbone, quant=config)))
-    if not hasattr(model.backbone, 'units'):
-        raise QuantError(
-            f"model.backbone.type: {backbone.get('type')!r} is not a "
-            'quantized backbone; use isvit_det.QuantSwinTransformer.')
     model.quant_config = config
     if config.scope == 'detector':
         if quantize_layers_(model, model.backbone, config) == 0:
@@ -76,7 +77,7 @@ def quantize_layers_(model: nn.Module, backbone: nn.Module,
         # never runs it.
         if parent in kept or isinstance(parent, nn.MultiheadAttention):
             continue
-        for name, child in list(parent.named_children()):
+        for name, child in list(parent._modules.items()):
             twin = twins.get(child)
             if twin is None and _is_plain(child):
                 if isinstance(child, nn.Linear):

@@ -41,7 +41,9 @@ METHODS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
             percentiles=PAPER_PERCENTILES),
         sos=dict()),
     'isvit':
-    dict(quant=dict(), sos=dict(stage_one_inputs='quantized')),
+    dict(
+        quant=dict(),
+        sos=dict(stage_one_inputs='quantized', correct_heads=True)),
 }
 
 T = TypeVar('T')
@@ -196,6 +198,8 @@ class SOSConfig:
         batch: items per iteration; 0 leaves it to each unit.
         stage_one_inputs: stream that ranges and stage 1 see: ``'float'``
             activations, or those of the already quantized units.
+        correct_heads: let the weights of neck and heads make up for
+            rounding, in closed form, where these are quantized.
         seed: of image choice and item sampling.
     """
     num_images: int = 1024
@@ -204,6 +208,7 @@ class SOSConfig:
     items: str = 'unit'
     batch: int = 0
     stage_one_inputs: str = 'float'
+    correct_heads: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -213,6 +218,7 @@ class SOSConfig:
         _check_number('sos.lr', self.lr, 0., 1., (int, float))
         _check_choice('sos.items', self.items, ITEMS)
         _check_choice('sos.stage_one_inputs', self.stage_one_inputs, STREAMS)
+        _check_choice('sos.correct_heads', self.correct_heads, (True, False))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any],

@@ -1,18 +1,21 @@
 """Calibration of neck and heads, for ``scope='detector'``."""
 import contextlib
-from typing import Any, Dict, Iterator, List
+from contextlib import nullcontext
+from functools import partial
+from typing import Any, Callable, ContextManager, Dict, Iterator, List
 
 import torch
 from mmengine.logging import MMLogger
 from torch import nn
 
+from isvit_det.calibration.closed_form import correct_
 from isvit_det.core.errors import QuantError
 from isvit_det.core.layers import fit_weights_, observe, precision, quantizers
 from isvit_det.engine.images import CalibrationImages
 
 
 def calibrate_heads_(model: nn.Module, images: CalibrationImages,
-                     logger: MMLogger) -> None:
+                     correct: bool, logger: MMLogger) -> None:
     """Fit every quantizer outside of the backbone, without optimisation.
 
     The detector predicts on the calibration images with its backbone as
@@ -20,14 +23,22 @@ def calibrate_heads_(model: nn.Module, images: CalibrationImages,
     a pyramid sees all levels. Layers that only ever run on detections are
     shown detections of any score if none passed the threshold.
 
+    Args:
+        model: a detector whose backbone is calibrated.
+        images: to predict on, once or twice; once more to correct.
+        correct: whether weights make up for rounding, in closed form.
+        logger: is told of layers that no detection reached.
+
     Raises:
         QuantError: naming the layers that never ran.
     """
     rest = [
         child for name, child in model.named_children() if name != 'backbone'
     ]
-    _observe_predictions(model, rest, images)
-    if _unreached(model):
+    with _float_layers(rest), _each(observe, rest):
+        _predict(model, images)
+    any_score = bool(_unreached(model))
+    if any_score:
         logger.warning('no detection reached some layers: calibrating them '
                        'on detections of any score')
         fitted = {
@@ -35,8 +46,9 @@ def calibrate_heads_(model: nn.Module, images: CalibrationImages,
             for name, quantizer in quantizers(model).items()
             if quantizer.is_fitted
         }
-        with _no_score_threshold(model):
-            _observe_predictions(model, rest, images)
+        with _float_layers(rest), _each(observe, rest):
+            with _no_score_threshold(model):
+                _predict(model, images)
         # What had been reached keeps the ranges of true predictions.
         for name, quantizer in quantizers(model).items():
             if name in fitted:
@@ -46,8 +58,13 @@ def calibrate_heads_(model: nn.Module, images: CalibrationImages,
         raise QuantError(
             f'quant.scope: {unreached} never ran on the calibration images '
             "and cannot be quantized; use scope='backbone' or other images.")
-    for child in rest:
-        fit_weights_(child)
+    if not correct:
+        for child in rest:
+            fit_weights_(child)
+        return
+    with _float_layers(rest), _each(correct_, rest):
+        with _no_score_threshold(model) if any_score else nullcontext():
+            _predict(model, images)
 
 
 def _unreached(model: nn.Module) -> List[str]:
@@ -57,15 +74,24 @@ def _unreached(model: nn.Module) -> List[str]:
     ]
 
 
-def _observe_predictions(model: Any, rest: List[nn.Module],
-                         images: CalibrationImages) -> None:
-    with contextlib.ExitStack() as stack:
-        for child in rest:
-            stack.enter_context(precision(child, weights=False, acts=False))
-            stack.enter_context(observe(child))
+def _predict(model: Any, images: CalibrationImages) -> None:
+    with torch.no_grad():
         for batch in images.batches():
-            with torch.no_grad():
-                model.test_step(batch)
+            model.test_step(batch)
+
+
+@contextlib.contextmanager
+def _each(context: Callable[[nn.Module], ContextManager],
+          modules: List[nn.Module]) -> Iterator[None]:
+    """Enter a context for each of some modules."""
+    with contextlib.ExitStack() as stack:
+        for module in modules:
+            stack.enter_context(context(module))
+        yield
+
+
+def _float_layers(modules: List[nn.Module]) -> ContextManager:
+    return _each(partial(precision, weights=False, acts=False), modules)
 
 
 @contextlib.contextmanager

@@ -168,7 +168,7 @@ class SOSCalibrationHook(Hook):
                 on_event=progress)
         if quant.scope == 'detector':
             runner.logger.info('calibrating neck and heads')
-            calibrate_heads_(model, images, runner.logger)
+            calibrate_heads_(model, images, sos.correct_heads, runner.logger)
         set_precision_(model, weights=True, acts=True)
         if not is_calibrated(model):
             raise QuantError('quant: nothing in the model was quantized.')

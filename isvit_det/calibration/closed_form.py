@@ -1,0 +1,257 @@
+"""Layers corrected for their own rounding in closed form, without SGD.
+
+For layers that are too many or too shared for reconstruction: neck and heads.
+The weights first make up for the rounding of the input (a ridge regression,
+as ERQ-ViT's), then each column of them for the rounding of those before it
+(GPTQ). Both need only second moments of the input.
+"""
+import contextlib
+from typing import Dict, Iterator, List, Optional, Tuple, Union
+
+import torch
+from torch import Tensor, nn
+
+from isvit_det.core.layers import QuantConv2d, QuantLinear
+
+Layer = Union[QuantLinear, QuantConv2d]
+# Widest input a correction is worth its cost for: memory grows with the
+# square, time with the cube.
+MAX_INPUTS = 4096
+# Rows of input kept of each image, for each run of a layer.
+ROWS_PER_CALL = 256
+# Strengths of the ridge, in units of the inputs' mean variance.
+RIDGES = (1e-3, 1e-2, 1e-1, 1.)
+# One call in this many is held out to choose the strength.
+HELD_OUT = 4
+# Added to the inputs' covariance for rounding, in units of its mean variance.
+DAMPING = 1e-2
+BLOCK = 128
+
+
+class Moments:
+    """Sums over rows of quantized input q (N, D) and residual y (N, C).
+
+    The residual is what rounding the input takes from the output.
+    """
+
+    def __init__(self, num_inputs: int, num_outputs: int,
+                 device: torch.device) -> None:
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(*shape, dtype=torch.double, device=device)
+
+        self.count = 0
+        self.inputs = zeros(num_inputs)
+        self.outputs = zeros(num_outputs)
+        self.gram = zeros(num_inputs, num_inputs)
+        self.cross = zeros(num_inputs, num_outputs)
+        self.energy = zeros(())
+
+    def add(self, q: Tensor, y: Tensor) -> None:
+        """Add rows; products in their dtype, sums in float64."""
+        self.count += len(q)
+        self.inputs += q.sum(0)
+        self.outputs += y.sum(0)
+        self.gram += q.T @ q
+        self.cross += q.T @ y
+        self.energy += y.square().sum()
+
+    def __add__(self, other: 'Moments') -> 'Moments':
+        total = Moments(len(self.inputs), len(self.outputs),
+                        self.inputs.device)
+        for name, value in vars(self).items():
+            setattr(total, name, value + getattr(other, name))
+        return total
+
+    def centred(self) -> Tuple[Tensor, Tensor]:
+        """Covariances (D, D) of q, and (D, C) of q with y."""
+        mean = self.inputs / self.count
+        return (self.gram / self.count - torch.outer(mean, mean),
+                self.cross / self.count -
+                torch.outer(mean, self.outputs / self.count))
+
+    def error(self, delta: Tensor, offset: Tensor) -> float:
+        """Mean square of ``y - q @ delta - offset``."""
+        fit = (delta * (self.gram @ delta)).sum()
+        fit = fit + self.count * offset.square().sum()
+        fit = fit + 2 * (self.inputs @ delta @ offset)
+        mixed = (self.cross * delta).sum() + self.outputs @ offset
+        return float((self.energy + fit - 2 * mixed) / self.count)
+
+
+class _Watcher:
+    """Collects a layer's moments from its calls, some of them held out."""
+
+    def __init__(self, layer: Layer) -> None:
+        weight = layer.weight.detach().flatten(1)
+        self.weight = weight
+        shape = weight.shape[1], weight.shape[0], weight.device
+        self.used, self.held = Moments(*shape), Moments(*shape)
+        self.calls = 0
+        self.generator = torch.Generator().manual_seed(0)
+
+    @torch.no_grad()
+    def __call__(self, layer: Layer, args: Tuple[Tensor]) -> None:
+        x = args[0]
+        if x.numel() == 0:
+            return
+        q = layer.input_quantizer.decode(layer.input_quantizer.encode(x))
+        x, q = _rows(layer, (x, q), self.generator)
+        self.calls += 1
+        moments = self.used if self.calls % HELD_OUT else self.held
+        moments.add(q, (x - q) @ self.weight.T)
+
+
+def _rows(layer: Layer, maps: Tuple[Tensor, ...],
+          generator: torch.Generator) -> List[Tensor]:
+    """The same random rows of what a layer multiplies, from each tensor."""
+    if isinstance(layer, QuantConv2d):
+        maps = tuple(_patches(layer, x) for x in maps)
+    else:
+        maps = tuple(x.reshape(-1, 1, 1, x.shape[-1]) for x in maps)
+    num, height, width = maps[0].shape[:3]
+    total = num * height * width
+    chosen = torch.randint(
+        total, (min(total, ROWS_PER_CALL), ), generator=generator)
+    chosen = chosen.to(maps[0].device)
+    index = (chosen // (height * width), chosen // width % height,
+             chosen % width)
+    return [x[index].flatten(1) for x in maps]
+
+
+def _patches(layer: QuantConv2d, x: Tensor) -> Tensor:
+    """View (N, H, W, C, kH, kW) of a map's patches, one per output pixel."""
+    top, left = layer.padding  # type: ignore
+    x = nn.functional.pad(x, (left, left, top, top))
+    for axis in (0, 1):
+        x = x.unfold(axis + 2, layer.kernel_size[axis], layer.stride[axis])
+    return x.permute(0, 2, 3, 1, 4, 5)
+
+
+@contextlib.contextmanager
+def correct_(model: nn.Module) -> Iterator[None]:
+    """Watch what layers see, and correct and fit their weights at the end.
+
+    Run the model on calibration images meanwhile, in float and with fitted
+    activation quantizers. Layers that do not run, or that are wider than
+    4096 inputs, grouped, dilated or padded with other than zeros, only get
+    their weight quantizers fitted.
+
+    Args:
+        model: its weights are float; they end as decoded codes.
+    """
+    watchers: Dict[Layer, _Watcher] = {}
+    handles = []
+    layers = [
+        m for m in model.modules() if isinstance(m, (QuantLinear, QuantConv2d))
+    ]
+    for layer in layers:
+        if _is_correctable(layer):
+            watchers[layer] = _Watcher(layer)
+            handles.append(layer.register_forward_pre_hook(watchers[layer]))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+    for layer in layers:
+        watcher = watchers.pop(layer, None)
+        if watcher is None or not watcher.used.count:
+            layer.weight_quantizer.fit_tensor_(layer.weight)
+        else:
+            _correct_layer_(layer, watcher.used, watcher.held)
+
+
+def _is_correctable(layer: Layer) -> bool:
+    if layer.weight[0].numel() > MAX_INPUTS:
+        return False
+    if isinstance(layer, QuantLinear):
+        return True
+    return (layer.groups == 1 and layer.dilation == (1, 1)
+            and layer.padding_mode == 'zeros'
+            and not isinstance(layer.padding, str))
+
+
+@torch.no_grad()
+def _correct_layer_(layer: Layer, used: Moments, held: Moments) -> None:
+    """Ridge, then rounding column by column, then the mean of the output."""
+    weight = layer.weight.flatten(1).double()
+    bias: Optional[Tensor] = layer.bias
+    if bias is None and isinstance(layer, QuantLinear):
+        bias = layer.offset
+    delta = _ridge(used, held, bias is not None)
+    total = used + held
+    target = weight + delta.T
+    layer.weight.copy_(target.view_as(layer.weight))
+    layer.weight_quantizer.fit_tensor_(layer.weight)
+    covariance = total.centred()[0] if bias is not None else (
+        total.gram / total.count)
+    rounded = _round_columns(target, covariance, layer)
+    layer.weight.copy_(rounded.view_as(layer.weight))
+    if bias is not None:
+        moved = (weight - rounded) @ total.inputs + total.outputs
+        bias.add_((moved / total.count).to(bias.dtype))
+
+
+def _ridge(used: Moments, held: Moments, has_bias: bool) -> Tensor:
+    """The change of the weights, (D, C), that held-out rows like best.
+
+    No change is among the choices.
+    """
+    best = torch.zeros_like(used.cross)
+    offset = used.outputs / used.count
+    if has_bias:
+        covariance, cross = used.centred()
+    else:
+        covariance, cross = used.gram / used.count, used.cross / used.count
+        offset = torch.zeros_like(offset)
+    if not held.count:
+        return best
+    least = held.error(best, offset)
+    variance = covariance.diagonal().mean()
+    if variance <= 0:
+        return best
+    eye = torch.eye(len(covariance), dtype=torch.double,
+                    device=covariance.device)
+    for ridge in RIDGES:
+        factor = torch.linalg.cholesky(covariance + ridge * variance * eye)
+        delta = torch.cholesky_solve(cross, factor)
+        shift = offset
+        if has_bias:
+            shift = offset - used.inputs @ delta / used.count
+        error = held.error(delta, shift)
+        if error < least:
+            best, least = delta, error
+    return best
+
+
+def _round_columns(weight: Tensor, covariance: Tensor,
+                   layer: Layer) -> Tensor:
+    """Decoded weights (C, D) whose error matters least to the output.
+
+    The rounding error of a column is passed on to the columns after it, as
+    far as their inputs go together (GPTQ, arXiv 2210.17323, Algorithm 1).
+    """
+    variance = covariance.diagonal().mean().clamp(min=1e-12)
+    damped = covariance.clone()
+    damped.diagonal().add_(DAMPING * variance)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+    factor = torch.linalg.cholesky(inverse, upper=True)
+    quantizer = layer.weight_quantizer
+    scale = quantizer.scale.double()
+    zero_point = quantizer.zero_point.double()
+    top = 2**quantizer.bits - 1
+    left, rounded = weight.clone(), torch.empty_like(weight)
+    for start in range(0, weight.shape[1], BLOCK):
+        end = min(start + BLOCK, weight.shape[1])
+        errors = torch.empty_like(left[:, start:end])
+        for column in range(start, end):
+            value = left[:, column]
+            codes = torch.round(value / scale).add_(zero_point).clamp_(0, top)
+            rounded[:, column] = (codes - zero_point) * scale
+            error = (value - rounded[:, column]) / factor[column, column]
+            left[:, column:end] -= torch.outer(error,
+                                               factor[column, column:end])
+            errors[:, column - start] = error
+        left[:, end:] -= errors @ factor[start:end, end:]
+    return rounded

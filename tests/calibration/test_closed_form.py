@@ -1,0 +1,133 @@
+"""Closed-form correction: less error on unseen inputs, and never more."""
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from isvit_det.calibration import closed_form
+from isvit_det.calibration.closed_form import Moments, correct_
+from isvit_det.core.layers import (QuantConv2d, QuantLinear, fit_weights_,
+                                   observe, precision)
+from isvit_det.core.spec import QuantConfig
+
+CONFIG = QuantConfig(weight_bits=4, act_bits=4)
+
+
+def smooth_maps(num, channels=6, seed=0):
+    """Maps whose neighbouring pixels are alike, as features are."""
+    generator = torch.Generator().manual_seed(seed)
+    maps = torch.randn(num, channels, 5, 6, generator=generator)
+    maps = nn.functional.interpolate(
+        maps, size=(17, 22), mode='bicubic', align_corners=False)
+    return maps + 1.
+
+
+LAYERS = {
+    'conv': lambda: QuantConv2d(nn.Conv2d(6, 9, 3, padding=1), CONFIG),
+    'strided': lambda: QuantConv2d(
+        nn.Conv2d(6, 9, (3, 2), stride=2, padding=(1, 0)), CONFIG),
+    'conv without bias': lambda: QuantConv2d(
+        nn.Conv2d(6, 9, 3, bias=False), CONFIG),
+    'linear': lambda: QuantLinear(nn.Linear(22, 9), CONFIG),
+    'linear without bias': lambda: QuantLinear(
+        nn.Linear(22, 9, bias=False), CONFIG),
+}
+
+
+def fitted(make, seed=0):
+    torch.manual_seed(seed)
+    layer = nn.Sequential(make())
+    with observe(layer):
+        layer(smooth_maps(8))
+    return layer
+
+
+def error(layer, source, x):
+    """Squared error of a quantized layer relative to its float source."""
+    wanted = source(x)
+    with precision(layer, weights=True, acts=True):
+        found = layer(x)
+    return ((found - wanted).square().sum() /
+            wanted.square().sum()).item()
+
+
+@pytest.mark.parametrize('kind', LAYERS)
+def test_a_corrected_layer_is_closer_to_float_on_unseen_maps(kind):
+    plain, source = fitted(LAYERS[kind]), fitted(LAYERS[kind])
+    corrected = copy.deepcopy(plain)
+    fit_weights_(plain)
+    with precision(corrected, weights=False, acts=False):
+        with correct_(corrected), torch.no_grad():
+            for x in smooth_maps(40, seed=1).split(1):
+                corrected(x)
+    unseen = smooth_maps(8, seed=2)
+    with torch.no_grad():
+        assert (error(corrected, source, unseen) <
+                .8 * error(plain, source, unseen))
+
+
+@pytest.mark.parametrize('kind', LAYERS)
+def test_weights_end_as_their_codes_decode(kind):
+    layer = fitted(LAYERS[kind])
+    with precision(layer, weights=False, acts=False):
+        with correct_(layer), torch.no_grad():
+            for x in smooth_maps(12).split(1):
+                layer(x)
+    quantizer = layer[0].weight_quantizer
+    assert quantizer.is_fitted
+    weight = layer[0].weight.detach()
+    decoded = quantizer.decode(quantizer.encode(weight))
+    assert torch.allclose(decoded, weight, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize('kind', ['never run', 'wide', 'grouped'])
+def test_layers_that_cannot_be_corrected_are_fitted_only(kind, monkeypatch):
+    if kind == 'wide':
+        monkeypatch.setattr(closed_form, 'MAX_INPUTS', 53)
+    make = LAYERS['conv']
+    if kind == 'grouped':
+        def make():
+            return QuantConv2d(nn.Conv2d(6, 9, 3, groups=3), CONFIG)
+    layer = fitted(make)
+    before = copy.deepcopy(layer.state_dict())
+    with correct_(layer), torch.no_grad():
+        if kind != 'never run':
+            layer(smooth_maps(4))
+    assert torch.equal(layer[0].weight, before['0.weight'])
+    assert torch.equal(layer[0].bias, before['0.bias'])
+    assert layer[0].weight_quantizer.is_fitted
+
+
+def test_noise_that_cannot_be_predicted_changes_nothing():
+    """Held-out rows reject a fit of the rows it was made from."""
+    torch.manual_seed(0)
+    used, held = (Moments(40, 5, torch.device('cpu')) for _ in range(2))
+    for moments in (used, held):
+        moments.add(torch.randn(60, 40), torch.randn(60, 5))
+    delta = closed_form._ridge(used, held, True)
+    wild = torch.linalg.solve(*used.centred())
+    zero = torch.zeros_like(delta)
+    mean = used.outputs / used.count
+    assert held.error(delta, mean) <= held.error(zero, mean)
+    assert held.error(wild, mean) > held.error(zero, mean)
+
+
+def test_the_error_of_moments_is_that_of_their_rows():
+    torch.manual_seed(0)
+    q, y = torch.randn(30, 4).double(), torch.randn(30, 3).double()
+    delta, offset = torch.randn(4, 3).double(), torch.randn(3).double()
+    moments = Moments(4, 3, q.device)
+    moments.add(q[:10], y[:10])
+    moments.add(q[10:], y[10:])
+    wanted = (y - q @ delta - offset).square().sum(1).mean().item()
+    assert moments.error(delta, offset) == pytest.approx(wanted)
+
+
+def test_an_error_while_watching_leaves_layers_alone():
+    layer = fitted(LAYERS['conv'])
+    with pytest.raises(ZeroDivisionError):
+        with correct_(layer):
+            raise ZeroDivisionError
+    assert not layer[0]._forward_pre_hooks
+    assert not layer[0].weight_quantizer.is_fitted
