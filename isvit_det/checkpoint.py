@@ -95,17 +95,28 @@ def read_checkpoint(path: Path) -> Dict[str, Any]:
     return content
 
 
+class _Ignored:
+    """Stands for what MMEngine's training log holds; nothing is run."""
+
+    def __init__(self, *args: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
 def _read_mmengine(path: Path, error: Exception) -> Any:
-    """Read a file of MMEngine's training, which holds some of its classes."""
+    """Read a file of MMEngine's training, whose log holds its own classes."""
+    names = ['builtins.getattr', 'numpy.dtype', 'numpy.ndarray']
+    names.append('mmengine.logging.history_buffer.HistoryBuffer')
+    for core in ('core', '_core'):
+        for function in ('_reconstruct', 'scalar'):
+            names.append(f'numpy.{core}.multiarray.{function}')
     try:
-        from mmengine.logging.history_buffer import HistoryBuffer
-        from numpy import dtype, ndarray
-        from numpy.core.multiarray import _reconstruct
-        allowed = [HistoryBuffer, dtype, ndarray, _reconstruct, getattr]
-        allowed += [type(dtype(kind)) for kind in ('f8', 'f4', 'i8')]
-        with torch.serialization.safe_globals(allowed):
+        with torch.serialization.safe_globals([(_Ignored, name)
+                                               for name in names]):
             return torch.load(path, map_location='cpu', weights_only=True)
-    except (pickle.UnpicklingError, ImportError, AttributeError):
+    except pickle.UnpicklingError:
         raise QuantError(
             f'checkpoint: {path} holds more than weights and is not read for '
             "safety; if you trust it, keep its 'state_dict' and 'meta' only "

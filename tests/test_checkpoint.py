@@ -2,6 +2,7 @@
 import os
 import pickle
 
+import numpy as np
 import pytest
 import torch
 
@@ -67,12 +68,16 @@ def test_a_file_that_is_no_checkpoint_is_named(tmp_path):
 def test_checkpoints_of_mmengines_training_can_be_read(tmp_path):
     from mmengine.logging import HistoryBuffer
     history = HistoryBuffer()
-    history.update(1.)
+    history.update(np.float64(1.))
     torch.save(
         dict(
             state_dict=dict(a=torch.ones(2)),
-            message_hub=dict(log_scalars={'train/loss': history})),
+            message_hub=dict(
+                log_scalars={'train/loss': history},
+                runtime_info=dict(best=np.float64(.5), ids=np.arange(3)))),
         tmp_path / 'epoch_1.pth')
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(tmp_path / 'epoch_1.pth', weights_only=True)
     content = read_checkpoint(tmp_path / 'epoch_1.pth')
     assert content['state_dict']['a'].tolist() == [1., 1.]
 

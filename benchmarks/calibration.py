@@ -1,0 +1,146 @@
+#!/usr/bin/env python
+"""Calibration side by side: streaming, and restarting from the image.
+
+``items`` streams and draws minibatches of items, our default; ``images``
+streams and draws whole images; ``restart`` is the published scheme. All
+calibrate the same float backbone on the same images with the same settings,
+each in a process of its own, and are scored on the same held-out images.
+"""
+import argparse
+import copy
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Dict, List
+
+import torch
+from mmdet.utils import register_all_modules
+from mmengine.config import Config, DictAction
+
+from benchmarks.restart import calibrate_by_restart
+from isvit_det.calibration.sos import calibrate
+from isvit_det.checkpoint import read_checkpoint
+from isvit_det.core.spec import SOSConfig
+from isvit_det.engine.configs import load_config, quantize_config_
+from isvit_det.engine.images import calibration_images
+from isvit_det.engine.report import (format_table, peak_memory,
+                                     relative_errors)
+from isvit_det.registry import MODELS
+
+SCHEMES = ('items', 'images', 'restart')
+DRAWN = 'configs/drawn/mask-rcnn_swin-mini_fpn_drawn.py'
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add('config', nargs='?', default=DRAWN, help='a float config')
+    add('checkpoint',
+        nargs='?',
+        help="default: the config's load_from; 'random' for random weights")
+    add('--bits', default='w4a4')
+    add('--images', type=int, default=16, help='to calibrate on')
+    add('--held-out', type=int, default=8, help='images to score on')
+    add('--iters', type=int, default=100)
+    add('--seed', type=int, default=0)
+    add('--cfg-options', nargs='+', action=DictAction)
+    add('--scheme', choices=SCHEMES, help='run one, and print JSON')
+    return parser.parse_args()
+
+
+def build(cfg: Config, checkpoint: str, seed: int) -> Any:
+    """The quantized detector with float weights, in eval mode."""
+    torch.manual_seed(seed)
+    model = MODELS.build(cfg.model)
+    if checkpoint == 'random':
+        # Weights of a detector without a checkpoint: only speed means much.
+        for module in model.modules():
+            if hasattr(module, 'init_cfg'):
+                module.init_cfg = None
+        model.init_weights()
+    else:
+        content = read_checkpoint(Path(checkpoint))
+        model.load_state_dict(content.get('state_dict', content))
+    return model.eval()
+
+
+def measure(args: argparse.Namespace) -> Dict[str, float]:
+    """Calibrate by one scheme; seconds, bytes and errors."""
+    register_all_modules(init_default_scope=True)
+    cfg = load_config(args.config, args.cfg_options)
+    quantize_config_(cfg, dict(bits=args.bits))
+    cfg.model.backbone.init_cfg = None
+    model = build(cfg, args.checkpoint or cfg.load_from, args.seed)
+    # One draw: the last images are held out from the first.
+    picked = calibration_images(cfg, None, args.images + args.held_out,
+                                args.seed)
+    tensors = list(picked.tensors(model))
+    held_out, images = tensors[args.images:], tensors[:args.images]
+    backbone = model.backbone
+    teacher = copy.deepcopy(backbone)
+    sos = SOSConfig.from_dict(
+        dict(
+            iters=args.iters,
+            num_images=args.images,
+            seed=args.seed,
+            items='unit' if args.scheme == 'items' else 'image'),
+        model.quant_config)
+    before = peak_memory()['host']
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        if args.scheme == 'restart':
+            last = calibrate_by_restart(backbone, images, model.quant_config,
+                                        sos)[-1]
+        else:
+            records = calibrate(backbone, images, model.quant_config, sos,
+                                Path(folder), 'benchmark')
+            last = records[-1].errors['after_stage_3']
+    seconds = time.perf_counter() - start
+    peak = peak_memory()['host']
+    errors: List[float] = []
+    with torch.no_grad():
+        for image in held_out:
+            pairs = zip(backbone(image), teacher(image))
+            each = [relative_errors(*pair).item() for pair in pairs]
+            errors.append(sum(each) / len(each))
+    return dict(
+        seconds=seconds,
+        before=before,
+        peak=peak,
+        last_unit=last,
+        held_out=sum(errors) / len(errors))
+
+
+def main() -> None:
+    args = parse_args()
+    if args.scheme:
+        print(json.dumps(measure(args)))
+        return
+    rows = []
+    for scheme in SCHEMES:
+        command = [sys.executable, '-m', 'benchmarks.calibration']
+        out = subprocess.run(
+            command + sys.argv[1:] + ['--scheme', scheme],
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True).stdout
+        found = json.loads(out.splitlines()[-1])
+        rows.append({
+            'scheme': scheme,
+            'seconds': f'{found["seconds"]:.1f}',
+            'GB before': f'{found["before"] / 1e9:.2f}',
+            'peak GB': f'{found["peak"] / 1e9:.2f}',
+            'last unit error': f'{found["last_unit"]:.4g}',
+            'held-out backbone error': f'{found["held_out"]:.4g}'
+        })
+    print(f'{Path(args.config).name}, {args.bits}: {args.images} images, '
+          f'{args.iters} iterations per unit and stage, '
+          f'{torch.get_num_threads()} threads')
+    print(format_table(rows))
+
+
+if __name__ == '__main__':
+    main()
