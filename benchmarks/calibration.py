@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Sequence
 
 import torch
 from mmdet.utils import register_all_modules
@@ -47,6 +47,7 @@ def parse_args() -> argparse.Namespace:
     add('--iters', type=int, default=100)
     add('--seed', type=int, default=0)
     add('--cfg-options', nargs='+', action=DictAction)
+    add('--store-gb', type=float, help='memory for activations, streaming')
     add('--scheme', choices=SCHEMES, help='run one, and print JSON')
     return parser.parse_args()
 
@@ -96,7 +97,8 @@ def measure(args: argparse.Namespace) -> Dict[str, float]:
                                         sos)[-1]
         else:
             records = calibrate(backbone, images, model.quant_config, sos,
-                                Path(folder), 'benchmark')
+                                Path(folder), 'benchmark',
+                                args.store_gb)
             last = records[-1].errors['after_stage_3']
     seconds = time.perf_counter() - start
     peak = peak_memory()['host']
@@ -107,11 +109,23 @@ def measure(args: argparse.Namespace) -> Dict[str, float]:
             each = [relative_errors(*pair).item() for pair in pairs]
             errors.append(sum(each) / len(each))
     return dict(
+        units=len(backbone.units()),
         seconds=seconds,
         before=before,
         peak=peak,
         last_unit=last,
         held_out=sum(errors) / len(errors))
+
+
+def run_alone(scheme: str, argv: Sequence[str]) -> Dict[str, float]:
+    """``measure`` in a process of its own."""
+    command = [sys.executable, '-m', 'benchmarks.calibration', *argv]
+    out = subprocess.run(
+        command + ['--scheme', scheme],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True).stdout
+    return json.loads(out.splitlines()[-1])
 
 
 def main() -> None:
@@ -121,13 +135,7 @@ def main() -> None:
         return
     rows = []
     for scheme in SCHEMES:
-        command = [sys.executable, '-m', 'benchmarks.calibration']
-        out = subprocess.run(
-            command + sys.argv[1:] + ['--scheme', scheme],
-            check=True,
-            stdout=subprocess.PIPE,
-            text=True).stdout
-        found = json.loads(out.splitlines()[-1])
+        found = run_alone(scheme, sys.argv[1:])
         rows.append({
             'scheme': scheme,
             'seconds': f'{found["seconds"]:.1f}',
