@@ -33,14 +33,14 @@ check:  ## check imports, format, style and types
 	isort --check-only --diff $(CODE) || status=1; \
 	yapf --parallel --recursive --diff $(CODE) || status=1; \
 	flake8 $(CODE) || status=1; \
-	mypy $(CODE) || status=1; \
+	mypy $(filter-out tests,$(CODE)) || status=1; \
 	exit $$status
 
 train:  ## train the demo's float detector and publish its checkpoint
 	@$(IN_ENV) python "$$(python -c 'import mmdet; print(mmdet.__path__[0])' \
 		)/.mim/tools/train.py" $(DRAWN)_drawn_train.py \
 		--work-dir work_dirs/train --resume; \
-	python tools/publish_float.py work_dirs/train
+	python tools/publish_float.py work_dirs/train $(DRAWN)_drawn.pth
 
 format:  ## rewrite imports and format
 	@$(IN_ENV) isort $(CODE); yapf --parallel --recursive --in-place $(CODE)

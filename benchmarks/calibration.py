@@ -26,8 +26,7 @@ from isvit_det.checkpoint import read_checkpoint
 from isvit_det.core.spec import SOSConfig
 from isvit_det.engine.configs import load_config, quantize_config_
 from isvit_det.engine.images import calibration_images
-from isvit_det.engine.report import (format_table, peak_memory,
-                                     relative_errors)
+from isvit_det.engine.report import format_table, peak_memory, relative_errors
 from isvit_det.registry import MODELS
 
 SCHEMES = ('items', 'images', 'restart')
@@ -97,8 +96,7 @@ def measure(args: argparse.Namespace) -> Dict[str, float]:
                                         sos)[-1]
         else:
             records = calibrate(backbone, images, model.quant_config, sos,
-                                Path(folder), 'benchmark',
-                                args.store_gb)
+                                Path(folder), 'benchmark', args.store_gb)
             last = records[-1].errors['after_stage_3']
     seconds = time.perf_counter() - start
     peak = peak_memory()['host']

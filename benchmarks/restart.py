@@ -88,8 +88,8 @@ def _optimise(unit: Unit, cached: List[Cached], sos: SOSConfig,
     optimizer = torch.optim.Adam(params, lr=sos.lr)
     for step in range(sos.iters):
         for group in optimizer.param_groups:
-            group['lr'] = sos.lr * (
-                1 + math.cos(math.pi * step / sos.iters)) / 2
+            group['lr'] = sos.lr * (1 +
+                                    math.cos(math.pi * step / sos.iters)) / 2
         chosen = int(torch.randint(len(cached), (), generator=generator))
         item = cached[chosen]
         found = unit.forward(item.state).x

@@ -12,10 +12,8 @@ from isvit_det.engine.report import format_table
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        '--images', type=int, nargs='+', default=[4, 8, 16])
-    parser.add_argument(
-        '--depths', nargs='+', default=['2,2,2,2', '2,2,6,2'])
+    parser.add_argument('--images', type=int, nargs='+', default=[4, 8, 16])
+    parser.add_argument('--depths', nargs='+', default=['2,2,2,2', '2,2,6,2'])
     parser.add_argument('rest', nargs='*', help='for benchmarks.calibration')
     args = parser.parse_args()
     rows = []

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Dict, Mapping
 
 import torch
-from torch import nn
 
 from isvit_det.core.errors import QuantError
 from isvit_det.packed_state import HEADER, pack_state, read_header
@@ -15,7 +14,7 @@ from isvit_det.packed_state import HEADER, pack_state, read_header
 FORMAT = 'isvit_det.packed'
 
 
-def save_packed(model: nn.Module, path: Path, provenance: Mapping[str, Any],
+def save_packed(model: Any, path: Path, provenance: Mapping[str, Any],
                 dataset_meta: Mapping[str, Any]) -> None:
     """Write a packed checkpoint, whole or not at all.
 

@@ -1,4 +1,4 @@
-"""quantized_detector: mmdet's detectors with a quantized backbone and heads."""
+"""quantized_detector: a detector of mmdet in low bits, heads included."""
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 from mmdet.registry import MODELS as MMDET_MODELS
@@ -70,7 +70,7 @@ def quantize_layers_(model: nn.Module, backbone: nn.Module,
     Returns:
         The number of layers replaced.
     """
-    twins: Dict[nn.Module, nn.Module] = {}
+    twins: Dict[Any, nn.Module] = {}
     kept = set(backbone.modules())
     for parent in list(model.modules()):
         # The forward of MultiheadAttention reads its projection's weight and
@@ -80,18 +80,19 @@ def quantize_layers_(model: nn.Module, backbone: nn.Module,
         for name, child in list(parent._modules.items()):
             twin = twins.get(child)
             if twin is None and _is_plain(child):
-                if isinstance(child, nn.Linear):
-                    twin = QuantLinear(child, config)
-                else:
-                    twin = QuantConv2d(child, config)
-                twin.train(child.training)
-                twins[child] = twin
+                twins[child] = twin = _twin(child, config)
             if twin is not None:
                 setattr(parent, name, twin)
     return len(twins)
 
 
-def _is_plain(module: nn.Module) -> bool:
+def _twin(layer: Any, config: QuantConfig) -> nn.Module:
+    is_linear = isinstance(layer, nn.Linear)
+    twin = (QuantLinear if is_linear else QuantConv2d)(layer, config)
+    return twin.train(layer.training)
+
+
+def _is_plain(module: Optional[nn.Module]) -> bool:
     """Whether a layer computes what nn.Linear or nn.Conv2d computes."""
     if isinstance(module, (QuantLinear, QuantConv2d)):
         return False

@@ -175,8 +175,10 @@ def _check_(model: nn.Module, state: Dict[str, Tensor], prefix: str) -> None:
     the state may lack is added to it as the model has it.
     """
     expected = model.state_dict()
-    given = {k[len(prefix):]: v for k, v in state.items()
-             if k.startswith(prefix)}
+    given = {
+        k[len(prefix):]: v
+        for k, v in state.items() if k.startswith(prefix)
+    }
     own = set(_own_keys(model))
     optional = set(_derived_keys(model))
     if not own & set(given):
@@ -249,8 +251,8 @@ def _derived_keys(model: nn.Module) -> Set[str]:
 def _implied_keys(model: nn.Module) -> Set[str]:
     """Keys that a packed state leaves out."""
     fitted = {
-        f'{name}.fitted' for name, module in _modules(model)
-        if isinstance(module, Quantizer)
+        f'{name}.fitted'
+        for name, module in _modules(model) if isinstance(module, Quantizer)
     }
     return fitted | _derived_keys(model)
 

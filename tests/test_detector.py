@@ -50,8 +50,7 @@ def test_uncalibrated_it_is_the_float_detector(float_config, scope):
         assert all(torch.equal(a, b) for a, b in zip(one, other))
 
 
-def test_scope_detector_swaps_all_but_the_transposed_convolution(
-        float_config):
+def test_scope_detector_swaps_all_but_the_transposed_convolution(float_config):
     model = quantized(float_config)
     for name, module in model.named_modules():
         if isinstance(module, (nn.Linear, nn.Conv2d)):
@@ -95,9 +94,10 @@ def test_layers_whose_forward_does_not_run_stay_float_and_are_listed():
     assert type(model.backbone[0]) is nn.Linear
     assert not isinstance(model.attention.out_proj, QuantLinear)
     assert isinstance(model.deformable, DeformConv2d)
-    assert {name for name, _ in float_modules(model)} == {
-        'backbone.0', 'attention', 'attention.out_proj', 'deformable'
-    }
+    assert {name
+            for name, _ in float_modules(model)} == {
+                'backbone.0', 'attention', 'attention.out_proj', 'deformable'
+            }
 
 
 def test_one_quantizer_takes_its_range_over_all_levels():

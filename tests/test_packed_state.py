@@ -109,15 +109,19 @@ def test_the_embedded_model_takes_at_most_a_fifth(config, packed, tmp_path):
 
 
 def test_swin_t_mask_rcnn_takes_at_most_one_7_2th(tmp_path):
-    cfg = get_config('mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_ms-crop-3x_coco.py')
+    cfg = get_config(
+        'mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_ms-crop-3x_coco.py')
     model = fit_(build(cfg, bits='w4a4'))
     content = dict(
         state_dict=pack_state(model, model.quant_config),
         quant=model.quant_config.to_dict(),
         provenance=dict(image_ids=list(range(1024))))
     torch.save(content, tmp_path / 'packed.pth')
-    own = {k for k in model.state_dict() if 'quantizer' in k or 'offset' in k
-           or 'padding_value' in k}
+    own = {
+        k
+        for k in model.state_dict()
+        if 'quantizer' in k or 'offset' in k or 'padding_value' in k
+    }
     floats = {k: v for k, v in model.state_dict().items() if k not in own}
     torch.save(floats, tmp_path / 'float.pth')
     sizes = [(tmp_path / f'{name}.pth').stat().st_size
@@ -182,17 +186,19 @@ def test_keys_that_do_not_fit_are_named_even_without_strictness(
         config, model, packed):
     float_state = {
         k: v
-        for k, v in build(config).state_dict().items()
-        if not any(part in k for part in ('quantizer', 'offset', 'padding_va'))
+        for k, v in build(config).state_dict().items() if not any(
+            part in k for part in ('quantizer', 'offset', 'padding_va'))
     }
     build(config).load_state_dict(float_state)
     cases = [
-        ({k: v for k, v in float_state.items() if 'fc_cls' not in k},
-         '2 keys missing: roi_head.bbox_head.fc_cls'),
+        ({
+            k: v
+            for k, v in float_state.items() if 'fc_cls' not in k
+        }, '2 keys missing: roi_head.bbox_head.fc_cls'),
         (dict(float_state, extra=torch.ones(1)), '1 keys unknown: extra'),
-        (dict(float_state, **{
-            'neck.lateral_convs.0.conv.bias': torch.ones(3)
-        }), r'bias \(3,\) instead of \(64,\)'),
+        (dict(float_state,
+              **{'neck.lateral_convs.0.conv.bias':
+                 torch.ones(3)}), r'bias \(3,\) instead of \(64,\)'),
     ]
     for state, words in cases:
         for strict in (True, False):
@@ -205,7 +211,8 @@ def test_keys_that_do_not_fit_are_named_even_without_strictness(
 def test_half_a_calibration_is_refused(config, model):
     partial = {
         k: v
-        for k, v in model.state_dict().items() if 'rpn_head.rpn_conv.input' not in k
+        for k, v in model.state_dict().items()
+        if 'rpn_head.rpn_conv.input' not in k
     }
     with pytest.raises(QuantError, match='rpn_head.rpn_conv.input_quantizer'):
         build(config).load_state_dict(partial)

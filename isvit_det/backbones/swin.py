@@ -1,12 +1,11 @@
 """QuantSwinTransformer: mmdet's Swin with quantized layers and its units."""
 import functools
-from typing import (Any, List, Mapping, NamedTuple, Optional, Tuple,
-                    Union)
+from typing import Any, List, Mapping, NamedTuple, Optional, Tuple, Union
 
 import torch
 from mmdet.models.backbones.swin import (ShiftWindowMSA, SwinBlock,
                                          SwinTransformer, WindowMSA)
-from mmdet.models.layers import PatchEmbed, PatchMerging
+from mmdet.models.layers import PatchMerging
 from mmengine.model import BaseModule
 from torch import Tensor
 from torch.nn import functional as F
@@ -29,14 +28,14 @@ class WindowLayout(NamedTuple):
     """Where the tokens of a map go when it is cut into windows.
 
     Attributes:
-        index: token of every window position, H * W for padding, shape
+        tokens: token of every window position, H * W for padding, shape
             (windows, positions).
         inverse: position of every token among all windows', shape (H * W,).
         regions: parts of the map that a shift brought together; positions
-            of one window attend within their region. Like ``index``, or
+            of one window attend within their region. Like ``tokens``, or
             None without shift.
     """
-    index: Tensor
+    tokens: Tensor
     inverse: Tensor
     regions: Optional[Tensor]
 
@@ -53,8 +52,9 @@ def window_layout(height: int, width: int, window: int,
     regions = None
     if shift > 0:
         index = index.roll((-shift, -shift), (0, 1))
-        regions = (_shift_regions(rows, window, shift)[:, None] * 3 +
-                   _shift_regions(columns, window, shift))
+        regions = (
+            _shift_regions(rows, window, shift)[:, None] * 3 +
+            _shift_regions(columns, window, shift))
         regions = _partition(regions, window)
     index = _partition(index, window)
     inverse = index.flatten().argsort(stable=True)[:height * width]
@@ -171,12 +171,14 @@ class QuantShiftWindowMSA(BaseModule):
             hw_shape: (H, W).
         """
         num, _, channels = query.shape
-        index, inverse, regions = (
-            None if part is None else part.to(query.device)
-            for part in self.layout((hw_shape[0], hw_shape[1])))
+        tokens, inverse, regions = self.layout((hw_shape[0], hw_shape[1]))
+        tokens, inverse = tokens.to(query.device), inverse.to(query.device)
+        if regions is not None:
+            regions = regions.to(query.device)
         padding = self.padding_value.to(query.dtype).expand(num, 1, channels)
         padded = torch.cat([query, padding], 1)
-        windows = padded[:, index.flatten()].view(-1, index.shape[1], channels)
+        windows = padded[:, tokens.flatten()].view(-1, tokens.shape[1],
+                                                   channels)
         out = self.w_msa(windows, region_mask(regions))
         return self.drop(out.view(num, -1, channels)[:, inverse])
 
@@ -259,7 +261,7 @@ class SwinBlockUnit(Unit):
         return State(self.module(state.x, state.size), state.size)
 
     def num_items(self, size: Tuple[int, int]) -> int:
-        return len(self.module.attn.layout(size).index)
+        return len(self.module.attn.layout(size).tokens)
 
     def gather(self, state: State, items: Tensor) -> WindowItems:
         index, _, regions = self.module.attn.layout(state.size)
@@ -272,7 +274,7 @@ class SwinBlockUnit(Unit):
 
     def gather_target(self, state: State, size: Tuple[int, int],
                       items: Tensor) -> Tensor:
-        index = self.module.attn.layout(size).index[items]
+        index = self.module.attn.layout(size).tokens[items]
         return state.x[0, index[index < state.x.shape[1]]]
 
     def run(self, batch: WindowItems) -> Tensor:

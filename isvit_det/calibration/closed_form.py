@@ -38,14 +38,14 @@ class Moments:
                  device: torch.device) -> None:
 
         def zeros(*shape: int) -> Tensor:
-            return torch.zeros(*shape, dtype=torch.double, device=device)
+            return torch.zeros(shape, dtype=torch.double, device=device)
 
         self.count = 0
         self.inputs = zeros(num_inputs)
         self.outputs = zeros(num_outputs)
         self.gram = zeros(num_inputs, num_inputs)
         self.cross = zeros(num_inputs, num_outputs)
-        self.energy = zeros(())
+        self.energy = zeros()
 
     def add(self, q: Tensor, y: Tensor) -> None:
         """Add rows; products in their dtype, sums in float64."""
@@ -57,8 +57,8 @@ class Moments:
         self.energy += y.square().sum()
 
     def __add__(self, other: 'Moments') -> 'Moments':
-        total = Moments(len(self.inputs), len(self.outputs),
-                        self.inputs.device)
+        total = Moments(
+            len(self.inputs), len(self.outputs), self.inputs.device)
         for name, value in vars(self).items():
             setattr(total, name, value + getattr(other, name))
         return total
@@ -121,7 +121,7 @@ def _rows(layer: Layer, maps: Tuple[Tensor, ...],
 
 def _patches(layer: QuantConv2d, x: Tensor) -> Tensor:
     """View (N, H, W, C, kH, kW) of a map's patches, one per output pixel."""
-    top, left = layer.padding  # type: ignore
+    top, left = map(int, layer.padding)
     x = nn.functional.pad(x, (left, left, top, top))
     for axis in (0, 1):
         x = x.unfold(axis + 2, layer.kernel_size[axis], layer.stride[axis])
@@ -184,8 +184,8 @@ def _correct_layer_(layer: Layer, used: Moments, held: Moments) -> None:
     target = weight + delta.T
     layer.weight.copy_(target.view_as(layer.weight))
     layer.weight_quantizer.fit_tensor_(layer.weight)
-    covariance = total.centred()[0] if bias is not None else (
-        total.gram / total.count)
+    covariance = total.centred()[0] if bias is not None else (total.gram /
+                                                              total.count)
     rounded = _round_columns(target, covariance, layer)
     layer.weight.copy_(rounded.view_as(layer.weight))
     if bias is not None:
@@ -211,8 +211,8 @@ def _ridge(used: Moments, held: Moments, has_bias: bool) -> Tensor:
     variance = covariance.diagonal().mean()
     if variance <= 0:
         return best
-    eye = torch.eye(len(covariance), dtype=torch.double,
-                    device=covariance.device)
+    eye = torch.eye(
+        len(covariance), dtype=torch.double, device=covariance.device)
     for ridge in RIDGES:
         factor = torch.linalg.cholesky(covariance + ridge * variance * eye)
         delta = torch.cholesky_solve(cross, factor)
@@ -225,8 +225,7 @@ def _ridge(used: Moments, held: Moments, has_bias: bool) -> Tensor:
     return best
 
 
-def _round_columns(weight: Tensor, covariance: Tensor,
-                   layer: Layer) -> Tensor:
+def _round_columns(weight: Tensor, covariance: Tensor, layer: Layer) -> Tensor:
     """Decoded weights (C, D) whose error matters least to the output.
 
     The rounding error of a column is passed on to the columns after it, as
@@ -250,8 +249,8 @@ def _round_columns(weight: Tensor, covariance: Tensor,
             codes = torch.round(value / scale).add_(zero_point).clamp_(0, top)
             rounded[:, column] = (codes - zero_point) * scale
             error = (value - rounded[:, column]) / factor[column, column]
-            left[:, column:end] -= torch.outer(error,
-                                               factor[column, column:end])
+            left[:, column:end] -= torch.outer(error, factor[column,
+                                                             column:end])
             errors[:, column - start] = error
         left[:, end:] -= errors @ factor[start:end, end:]
     return rounded

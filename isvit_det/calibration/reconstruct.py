@@ -40,9 +40,9 @@ class ItemSampler:
     def draw(self) -> Tuple[object, Tensor]:
         """Input of a random batch of items, and their float output."""
         if self.batch == 0:
-            image = self._random(len(self.sizes), 1).item()
-            return self._collect([(int(image),
-                                   torch.arange(self.counts[int(image)]))])
+            image = int(self._random(len(self.sizes), 1))
+            items = torch.arange(int(self.counts[image]))
+            return self._collect([(image, items)])
         flat = self._random(int(self.ends[-1]), self.batch).sort().values
         images = torch.searchsorted(self.ends, flat, right=True)
         chosen = []
@@ -54,8 +54,8 @@ class ItemSampler:
     def _random(self, high: int, count: int) -> Tensor:
         return torch.randint(high, (count, ), generator=self.generator)
 
-    def _collect(self,
-                 chosen: List[Tuple[int, Tensor]]) -> Tuple[object, Tensor]:
+    def _collect(self, chosen: List[Tuple[int,
+                                          Tensor]]) -> Tuple[object, Tensor]:
         inputs, targets = [], []
         for image, items in chosen:
             size = self.sizes[image]

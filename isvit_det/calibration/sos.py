@@ -8,15 +8,15 @@ import copy
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import (Callable, Dict, Iterable, List, NamedTuple, Optional,
-                    Protocol, Tuple)
+from typing import (Any, Callable, Dict, Iterable, List, Optional, Protocol,
+                    Tuple)
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from isvit_det.calibration.resume import ProgressFiles
 from isvit_det.calibration.reconstruct import (ItemSampler, reconstruct,
                                                relative_error)
+from isvit_det.calibration.resume import ProgressFiles
 from isvit_det.calibration.store import ActivationPool, ActivationStore
 from isvit_det.core.errors import QuantError
 from isvit_det.core.layers import (fit_weights_, observe, precision,
@@ -36,7 +36,8 @@ class HasUnits(Protocol):
         ...
 
 
-class Event(NamedTuple):
+@dataclass(frozen=True)
+class Event:
     """Something to tell whoever watches.
 
     Attributes:
@@ -81,15 +82,16 @@ class UnitRecord:
     resumed: bool = False
 
 
-def calibrate(student: nn.Module,
-              images: Iterable[Tensor],
-              quant: QuantConfig,
-              sos: SOSConfig,
-              workspace: Path,
-              fingerprint: str,
-              store_gb: Optional[float] = None,
-              on_event: Optional[Callable[[Event], None]] = None
-              ) -> List[UnitRecord]:
+def calibrate(
+        student: Any,
+        images: Iterable[Tensor],
+        quant: QuantConfig,
+        sos: SOSConfig,
+        workspace: Path,
+        fingerprint: str,
+        store_gb: Optional[float] = None,
+        on_event: Optional[Callable[[Event],
+                                    None]] = None) -> List[UnitRecord]:
     """Calibrate and reconstruct a quantized backbone (I&S-ViT, Algorithm 1).
 
     Every finished unit is saved in ``workspace``, so that a run that was
@@ -170,8 +172,12 @@ class _Run:
                 self.files.save(index, unit, vars(record))
             records.append(record)
             self.on_event(
-                Event('unit', unit.name, index, num_units,
-                      message=_describe(record)))
+                Event(
+                    'unit',
+                    unit.name,
+                    index,
+                    num_units,
+                    message=_describe(record)))
         for stream in streams:
             stream.close()
         self.on_event(Event('done', num_units=num_units))
@@ -191,16 +197,15 @@ class _Run:
         outputs = ActivationStore(self.pool)
         out_sizes: Sizes = []
         for index, size in enumerate(sizes):
-            state = unit.forward(
-                State(inputs[index].to(self.device), size))
+            state = unit.forward(State(inputs[index].to(self.device), size))
             if free:
                 inputs.drop(index)
             outputs.append(state.x)
             out_sizes.append(state.size)
         return outputs, out_sizes
 
-    def _three_stages(self, index: int,
-                      streams: Tuple[ActivationStore, ActivationStore],
+    def _three_stages(self, index: int, streams: Tuple[ActivationStore,
+                                                       ActivationStore],
                       sizes: Sizes,
                       targets: ActivationStore) -> Dict[str, float]:
         unit = self.units[index]
@@ -256,8 +261,8 @@ class _Run:
             self._step(index, stage, 0, 0)
             return
         reconstruct(
-            self._sampler(index, stage, inputs, sizes, targets),
-            self.sos.iters, self.sos.lr,
+            self._sampler(index, stage, inputs, sizes,
+                          targets), self.sos.iters, self.sos.lr,
             lambda step: self._step(index, stage, step, self.sos.iters))
 
     def _step(self, index: int, stage: int, step: int, num_steps: int) -> None:

@@ -29,8 +29,7 @@ def uniform_encode(x: Tensor, scale: Tensor, zero_point: Tensor,
     return codes.add_(zero_point).clamp_(0, 2**bits - 1)
 
 
-def uniform_decode(codes: Tensor, scale: Tensor,
-                   zero_point: Tensor) -> Tensor:
+def uniform_decode(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
     """Map codes back to reals: ``(codes - zero_point) * scale``.
 
     Args:
@@ -130,7 +129,6 @@ class StraightThrough(torch.autograd.Function):
         return decoded
 
     @staticmethod
-    def backward(ctx: Any,
-                 *grads: Tensor) -> Tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> Tuple[Tensor, None, None]:
         inside, = ctx.saved_tensors
         return grads[0] * inside, None, None

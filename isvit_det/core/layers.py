@@ -37,9 +37,9 @@ class QuantLinear(nn.Linear):
         self.register_buffer('offset', offset)
         self.input_quantizer = UniformQuantizer(config.act_bits, 'act',
                                                 config.percentiles)
-        self.weight_quantizer = UniformQuantizer(
-            config.weight_bits, 'weight', config.percentiles,
-            self.out_features, 0)
+        self.weight_quantizer = UniformQuantizer(config.weight_bits, 'weight',
+                                                 config.percentiles,
+                                                 self.out_features, 0)
 
     def forward(self, input: Tensor) -> Tensor:
         out = F.linear(
@@ -72,9 +72,9 @@ class QuantConv2d(nn.Conv2d):
         self.bias = source.bias
         self.input_quantizer = UniformQuantizer(input_bits or config.act_bits,
                                                 'act', config.percentiles)
-        self.weight_quantizer = UniformQuantizer(
-            config.weight_bits, 'weight', config.percentiles,
-            self.out_channels, 0)
+        self.weight_quantizer = UniformQuantizer(config.weight_bits, 'weight',
+                                                 config.percentiles,
+                                                 self.out_channels, 0)
 
     def forward(self, input: Tensor) -> Tensor:
         return self._conv_forward(
@@ -98,8 +98,9 @@ class QuantMatMul(nn.Module):
     @classmethod
     def of_query_key(cls, config: QuantConfig) -> 'QuantMatMul':
         """Product of query and key."""
-        return cls(*(UniformQuantizer(config.act_bits, 'act',
-                                      config.percentiles) for _ in range(2)))
+        return cls(
+            *(UniformQuantizer(config.act_bits, 'act', config.percentiles)
+              for _ in range(2)))
 
     @classmethod
     def of_attention_value(cls, config: QuantConfig) -> 'QuantMatMul':

@@ -1,4 +1,4 @@
-"""Quantizers: thin modules that hold the state of ``functional``'s formulas."""
+"""Quantizers: modules that hold the state of ``functional``'s formulas."""
 from typing import Any, Optional, Sequence, Union
 
 import torch
@@ -152,9 +152,8 @@ class UniformQuantizer(Quantizer):
         return RangeObserver(self.num_channels or 1, self.axis)
 
     def search_(self, observer: RangeObserver) -> None:
-        self._set_(
-            *search_affine(observer.samples(), observer.low, observer.high,
-                           self.percentiles, self.bits))
+        self._set_(*search_affine(observer.samples(), observer.low,
+                                  observer.high, self.percentiles, self.bits))
 
     def fit_tensor_(self, x: Tensor) -> None:
         """Search the ranges on all of one tensor, exactly: for weights."""
@@ -165,10 +164,9 @@ class UniformQuantizer(Quantizer):
         rows = rows.sort(1).values
         # search_affine interpolates between two values at least.
         rows = rows if rows.shape[1] > 1 else rows.expand(-1, 2)
-        self._set_(
-            *search_affine(
-                Samples(rows, torch.ones_like(rows)), rows[:, 0], rows[:, -1],
-                self.percentiles, self.bits))
+        self._set_(*search_affine(
+            Samples(rows, torch.ones_like(rows)), rows[:, 0], rows[:, -1],
+            self.percentiles, self.bits))
         self.mark_fitted_()
 
     def _set_(self, scale: Tensor, zero_point: Tensor) -> None:

@@ -57,7 +57,10 @@ class RangeObserver:
             span = (high - low).double() * 1.001
             self.width = span.clamp(min=1e-30) / NUM_BINS
             self.counts = torch.zeros(
-                self.num_channels, NUM_BINS, dtype=torch.int64, device=x.device)
+                self.num_channels,
+                NUM_BINS,
+                dtype=torch.int64,
+                device=x.device)
         else:
             self.low = torch.minimum(self.low, low)
             self.high = torch.maximum(self.high, high)
@@ -81,8 +84,8 @@ class RangeObserver:
             lower = torch.cat([pairs, empty], 1)
             upper = torch.cat([empty, pairs], 1)
             counts[grow] = torch.where(down[grow, None], upper, lower)
-            self.start = torch.where(
-                down, self.start - self.width * NUM_BINS, self.start)
+            self.start = torch.where(down, self.start - self.width * NUM_BINS,
+                                     self.start)
             self.width = torch.where(grow, self.width * 2, self.width)
 
     def _count_(self, rows: Tensor) -> None:
@@ -126,8 +129,7 @@ def quantiles(samples: Samples, shares: Sequence[float]) -> Tensor:
     first, last = middles[:, :1], middles[:, -1:]
     targets = first + (last - first) * torch.tensor(
         shares, dtype=torch.double, device=values.device)
-    right = torch.searchsorted(middles, targets).clamp(1,
-                                                       values.shape[1] - 1)
+    right = torch.searchsorted(middles, targets).clamp(1, values.shape[1] - 1)
     left = right - 1
     span = middles.gather(1, right) - middles.gather(1, left)
     part = (targets - middles.gather(1, left)) / span.clamp(min=1e-12)
@@ -166,8 +168,9 @@ def search_affine(samples: Samples, low: Tensor, high: Tensor,
         codes = uniform_encode(samples.values, scale[:, None], zero[:, None],
                                bits)
         decoded = uniform_decode(codes, scale[:, None], zero[:, None])
-        error = (decoded.sub_(samples.values).square_()
-                 .mul_(samples.weights).sum(1))
+        error = (
+            decoded.sub_(samples.values).square_().mul_(
+                samples.weights).sum(1))
         better = error < best_error
         best_error = torch.where(better, error, best_error)
         best_scale = torch.where(better, scale, best_scale)
@@ -215,8 +218,7 @@ class AttentionObserver:
         # At most an eighth from one batch, spread over it.
         take = min(room, max(1, NUM_SAMPLES // 8 // per_item), len(x))
         if take > 0:
-            index = torch.linspace(
-                0, len(x) - 1, take, device=x.device).long()
+            index = torch.linspace(0, len(x) - 1, take, device=x.device).long()
             self.pairs.append((x[index].clone(), values[index].clone()))
             self._num_kept += take * per_item
 
@@ -232,8 +234,8 @@ class AttentionObserver:
 
 
 def _weighted_error(observer: AttentionObserver, samples: Samples,
-                    by_output: bool, shift: Tensor, low: Tensor,
-                    step: Tensor, bits: int, table: Tensor) -> Tensor:
+                    by_output: bool, shift: Tensor, low: Tensor, step: Tensor,
+                    bits: int, table: Tensor) -> Tensor:
     """Squared error of a log quantizer on what an observer has seen."""
     if not by_output:
         codes = log_encode(samples.values, shift, low, step, bits)

@@ -87,10 +87,11 @@ def _from_dict(cls: Type[T], name: str, values: Mapping[str, Any]) -> T:
     if unknown:
         raise QuantError(f'{name}: unknown keys {unknown}; expected a subset '
                          f'of {known}.')
-    return cls(**{
-        key: tuple(value) if isinstance(value, list) else value
-        for key, value in values.items()
-    })
+    return cls(
+        **{
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in values.items()
+        })
 
 
 @dataclass(frozen=True)
@@ -214,7 +215,8 @@ class SOSConfig:
     def __post_init__(self) -> None:
         for key, low in (('num_images', 1), ('iters', 0), ('batch', 0),
                          ('seed', 0)):
-            _check_number(f'sos.{key}', getattr(self, key), low, 2**31, (int,))
+            _check_number(f'sos.{key}', getattr(self, key), low, 2**31,
+                          (int, ))
         _check_number('sos.lr', self.lr, 0., 1., (int, float))
         _check_choice('sos.items', self.items, ITEMS)
         _check_choice('sos.stage_one_inputs', self.stage_one_inputs, STREAMS)

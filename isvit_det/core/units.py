@@ -2,7 +2,7 @@
 from typing import Any, List, NamedTuple, Sequence, Tuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from isvit_det.core.reparam import NormLinear
 
@@ -27,11 +27,11 @@ class Unit:
 
     Args:
         name: the module's name in the backbone.
-        module: what reconstruction optimises.
+        module: what reconstruction optimises, an ``nn.Module``.
         batch: items per iteration when the settings leave it open.
     """
 
-    def __init__(self, name: str, module: nn.Module, batch: int) -> None:
+    def __init__(self, name: str, module: Any, batch: int) -> None:
         self.name = name
         self.module = module
         self.batch = batch
@@ -64,8 +64,9 @@ class Unit:
         """Join what ``gather`` returned for several images."""
         if len(batches) == 1:
             return batches[0]
-        return type(batches[0])(*(None if field[0] is None else torch.cat(
-            field) for field in zip(*batches)))
+        return type(
+            batches[0])(*(None if field[0] is None else torch.cat(field)
+                          for field in zip(*batches)))
 
     def gather_target(self, state: State, size: Tuple[int, int],
                       items: Tensor) -> Tensor:

@@ -69,8 +69,8 @@ def _background(rng: np.random.Generator, height: int,
     pixels += rng.uniform(4, 18) * cv2.resize(
         coarse, (width, height), interpolation=cv2.INTER_CUBIC)
     if rng.random() < .4:
-        wave = np.sin((x * np.sin(angle) + y * np.cos(angle)) *
-                      rng.uniform(.2, .9))
+        wave = np.sin(
+            (x * np.sin(angle) + y * np.cos(angle)) * rng.uniform(.2, .9))
         pixels += rng.uniform(3, 12) * wave[..., None]
     return pixels
 
@@ -80,8 +80,9 @@ def _clutter(rng: np.random.Generator, pixels: np.ndarray) -> None:
     height, width = pixels.shape[:2]
     for _ in range(int(rng.integers(3, 12))):
         color = (pixels.mean((0, 1)) + rng.normal(0, 40, 3)).tolist()
-        a, b = (tuple(int(v) for v in rng.integers(0, (width, height)))
-                for _ in range(2))
+        a, b = (
+            tuple(int(v) for v in rng.integers(0, (width, height)))
+            for _ in range(2))
         kind = rng.integers(3)
         if kind == 0:
             cv2.line(pixels, a, b, color, int(rng.integers(1, 3)))
@@ -126,19 +127,18 @@ def _paint(rng: np.random.Generator, pixels: np.ndarray, mask: np.ndarray,
     around = pixels[mask].mean(0)
     for _ in range(8):
         hue = (label * 180 / len(CLASSES) + rng.normal(0, 14)) % 180
-        hsv = np.array([[[
-            hue, rng.uniform(90, 255), rng.uniform(80, 255)
-        ]]]).astype(np.uint8)
+        hsv = np.array([[[hue, rng.uniform(90, 255),
+                          rng.uniform(80, 255)]]]).astype(np.uint8)
         color = cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)[0, 0].astype(np.float64)
         if np.abs(color - around).max() > 60:
             break
     ys, xs = np.nonzero(mask)
     texture = rng.integers(4)
-    shade = np.zeros(len(ys))
+    shade: np.ndarray = np.zeros(len(ys))
     if texture == 1:
         angle = rng.uniform(0, np.pi)
-        shade = 18 * np.sin((xs * np.cos(angle) + ys * np.sin(angle)) *
-                            rng.uniform(.4, 1.2))
+        shade = 18 * np.sin(
+            (xs * np.cos(angle) + ys * np.sin(angle)) * rng.uniform(.4, 1.2))
     elif texture == 2:
         shade = rng.normal(0, 16, len(ys))
     elif texture == 3:

@@ -25,8 +25,7 @@ def write_split(root: Path, split: str, num: int) -> None:
     images: List[Dict[str, Any]] = []
     annotations: List[Dict[str, Any]] = []
     for index in range(num):
-        picture = draw_picture(
-            (SEED, list(NUM_PICTURES).index(split), index))
+        picture = draw_picture((SEED, list(NUM_PICTURES).index(split), index))
         name = f'{index + 1:06d}.png'
         height, width = picture.pixels.shape[:2]
         if not cv2.imwrite(str(root / split / name), picture.pixels):
@@ -43,8 +42,7 @@ def write_split(root: Path, split: str, num: int) -> None:
     path.write_text(
         json.dumps(
             dict(
-                images=images,
-                annotations=annotations,
+                images=images, annotations=annotations,
                 categories=categories)))
 
 
@@ -99,7 +97,8 @@ class DrawnDataset(CocoDataset):
     METAINFO: Dict[str, Tuple] = dict(
         classes=CLASSES,
         palette=tuple((37 * i % 256, 91 * i % 256, 173 * i % 256)
-                      for i in range(1, len(CLASSES) + 1)))
+                      for i in range(1,
+                                     len(CLASSES) + 1)))
 
     def __init__(self, *args: Any, data_root: str, **kwargs: Any) -> None:
         generate(Path(data_root), NUM_PICTURES)

@@ -13,7 +13,9 @@ from isvit_det.core.spec import SOSConfig
 from isvit_det.core.units import State
 
 SMALL = dict(
-    embed_dims=16, depths=[2, 2, 2, 2], num_heads=[1, 2, 4, 8],
+    embed_dims=16,
+    depths=[2, 2, 2, 2],
+    num_heads=[1, 2, 4, 8],
     drop_path_rate=.2)
 # With window 7 and patch 4: the first needs no padding, the others do, the
 # last on maps smaller than a window.
@@ -44,12 +46,11 @@ def units_forward(model, x):
 
 
 @pytest.mark.parametrize('size', SIZES)
-@pytest.mark.parametrize('kwargs', [
-    {},
-    dict(qkv_bias=False),
-    dict(window_size=5, qk_scale=.3),
-    dict(patch_norm=False, out_indices=(1, 3))
-])
+@pytest.mark.parametrize('kwargs',
+                         [{},
+                          dict(qkv_bias=False),
+                          dict(window_size=5, qk_scale=.3),
+                          dict(patch_norm=False, out_indices=(1, 3))])
 def test_uncalibrated_equals_the_float_class_bit_for_bit(size, kwargs):
     source, model = swins(**kwargs)
     x = torch.randn(2, 3, *size)
@@ -222,14 +223,14 @@ def test_all_but_norms_and_softmax_is_quantized_and_the_image_at_8_bits():
     assert not plain
 
 
-@pytest.mark.parametrize('method',
-                         ['minmax', 'repq', 'isvit_paper', 'isvit'])
+@pytest.mark.parametrize('method', ['minmax', 'repq', 'isvit_paper', 'isvit'])
 def test_calibration_quantizes_a_swin_that_stays_close_at_8_bits(
         tmp_path, method):
     source, model = swins(quant=dict(method=method, bits='w8a8'))
     images = [torch.randn(1, 3, 60, 72 + 4 * i) for i in range(3)]
-    sos = SOSConfig.from_dict({} if method in ('minmax', 'repq') else dict(
-        iters=3), model.quant_config)
+    sos = SOSConfig.from_dict({} if method in ('minmax',
+                                               'repq') else dict(iters=3),
+                              model.quant_config)
     calibrate(model, images, model.quant_config, sos, tmp_path, 'x')
     with torch.no_grad():
         for one, other in zip(source(images[0]), model(images[0])):

@@ -24,15 +24,22 @@ def smooth_maps(num, channels=6, seed=0):
 
 
 LAYERS = {
-    'conv': lambda: QuantConv2d(nn.Conv2d(6, 9, 3, padding=1), CONFIG),
-    'strided': lambda: QuantConv2d(
+    'conv':
+    lambda: QuantConv2d(nn.Conv2d(6, 9, 3, padding=1), CONFIG),
+    'strided':
+    lambda: QuantConv2d(
         nn.Conv2d(6, 9, (3, 2), stride=2, padding=(1, 0)), CONFIG),
-    'conv without bias': lambda: QuantConv2d(
-        nn.Conv2d(6, 9, 3, bias=False), CONFIG),
-    'linear': lambda: QuantLinear(nn.Linear(22, 9), CONFIG),
-    'linear without bias': lambda: QuantLinear(
-        nn.Linear(22, 9, bias=False), CONFIG),
+    'conv without bias':
+    lambda: QuantConv2d(nn.Conv2d(6, 9, 3, bias=False), CONFIG),
+    'linear':
+    lambda: QuantLinear(nn.Linear(22, 9), CONFIG),
+    'linear without bias':
+    lambda: QuantLinear(nn.Linear(22, 9, bias=False), CONFIG),
 }
+
+
+def grouped():
+    return QuantConv2d(nn.Conv2d(6, 9, 3, groups=3), CONFIG)
 
 
 def fitted(make, seed=0):
@@ -48,8 +55,7 @@ def error(layer, source, x):
     wanted = source(x)
     with precision(layer, weights=True, acts=True):
         found = layer(x)
-    return ((found - wanted).square().sum() /
-            wanted.square().sum()).item()
+    return ((found - wanted).square().sum() / wanted.square().sum()).item()
 
 
 @pytest.mark.parametrize('kind', LAYERS)
@@ -63,8 +69,8 @@ def test_a_corrected_layer_is_closer_to_float_on_unseen_maps(kind):
                 corrected(x)
     unseen = smooth_maps(8, seed=2)
     with torch.no_grad():
-        assert (error(corrected, source, unseen) <
-                .8 * error(plain, source, unseen))
+        assert (error(corrected, source, unseen)
+                < .8 * error(plain, source, unseen))
 
 
 @pytest.mark.parametrize('kind', LAYERS)
@@ -85,11 +91,7 @@ def test_weights_end_as_their_codes_decode(kind):
 def test_layers_that_cannot_be_corrected_are_fitted_only(kind, monkeypatch):
     if kind == 'wide':
         monkeypatch.setattr(closed_form, 'MAX_INPUTS', 53)
-    make = LAYERS['conv']
-    if kind == 'grouped':
-        def make():
-            return QuantConv2d(nn.Conv2d(6, 9, 3, groups=3), CONFIG)
-    layer = fitted(make)
+    layer = fitted(grouped if kind == 'grouped' else LAYERS['conv'])
     before = copy.deepcopy(layer.state_dict())
     with correct_(layer), torch.no_grad():
         if kind != 'never run':

@@ -25,9 +25,12 @@ def calibrated(tmp_path,
                **sos):
     model = toy(method)
     quant = QuantConfig.from_dict(dict(method=method))
-    records = calibrate(model, toy_images() if images is None else images,
-                        quant, SOSConfig.from_dict({**SHORT, **sos}, quant),
-                        tmp_path, fingerprint, store_gb, on_event)
+    records = calibrate(model,
+                        toy_images() if images is None else images, quant,
+                        SOSConfig.from_dict({
+                            **SHORT,
+                            **sos
+                        }, quant), tmp_path, fingerprint, store_gb, on_event)
     return model, records
 
 

@@ -75,8 +75,7 @@ def test_weights_and_activations_are_turned_on_apart(net, images):
     for weights in (False, True):
         for acts in (False, True):
             with precision(net, weights=weights, acts=acts):
-                roles = {(q.role, q.enabled)
-                         for q in quantizers(net).values()}
+                roles = {(q.role, q.enabled) for q in quantizers(net).values()}
                 assert roles == {('weight', weights), ('act', acts)}
                 outputs.append(net(images))
     for i, one in enumerate(outputs):
@@ -107,8 +106,10 @@ def test_every_site_is_listed_with_bits_and_granularity(net, images):
     calibrate_(net, images)
     with precision(net, weights=True, acts=True):
         net(images)
-    found = {s.name: (s.bits, s.granularity, s.num_calls)
-             for s in list_sites(net)}
+    found = {
+        s.name: (s.bits, s.granularity, s.num_calls)
+        for s in list_sites(net)
+    }
     assert found == {
         'conv.input_quantizer': (8, 'tensor', 1),
         'conv.weight_quantizer': (4, 'channel', 1),

@@ -76,8 +76,9 @@ def test_a_uniform_quantizer_uses_all_codes_and_none_beyond():
 
 
 def test_zero_points_are_integers_and_may_leave_the_code_range():
-    quantizer = fitted(UniformQuantizer(4, 'act', num_channels=2),
-                       torch.tensor([[10., -10.], [11., -11.]]))
+    quantizer = fitted(
+        UniformQuantizer(4, 'act', num_channels=2),
+        torch.tensor([[10., -10.], [11., -11.]]))
     assert quantizer.zero_point.dtype == torch.int32
     assert quantizer.zero_point.tolist() == [-150, 165]
     x = torch.tensor([[10.5, -10.5]])
@@ -156,8 +157,8 @@ def test_an_unfitted_quantizer_is_off_and_refuses_to_be_turned_on():
 
 
 def test_state_lies_in_buffers_whose_shapes_calibration_keeps():
-    for kind in (UniformQuantizer(4, 'act', num_channels=6),
-                 UniformQuantizer(4, 'act'),
+    for kind in (UniformQuantizer(4, 'act',
+                                  num_channels=6), UniformQuantizer(4, 'act'),
                  attention_quantizer(QuantConfig()),
                  attention_quantizer(QuantConfig(softmax='log2'))):
         before = {k: (v.shape, v.dtype) for k, v in kind.state_dict().items()}

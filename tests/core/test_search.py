@@ -122,8 +122,8 @@ def error_by_shift(x, values, exponent, chosen=None):
         quantizer.fit_(attention_seen(x))
         quantizer.enabled = True
         error = quantizer(x) - x
-        out[quantizer.shift.item()] = (
-            error if values is None else error @ values).square().sum().item()
+        out[quantizer.shift.item()] = (error if values is None else
+                                       error @ values).square().sum().item()
     return out
 
 

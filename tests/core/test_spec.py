@@ -79,8 +79,8 @@ def test_baselines_do_not_optimise():
 
 def test_a_shortened_run_has_one_learning_rate_for_both_methods():
     rates = {
-        SOSConfig.from_dict(dict(iters=100),
-                            QuantConfig.from_dict(dict(method=method))).lr
+        SOSConfig.from_dict(
+            dict(iters=100), QuantConfig.from_dict(dict(method=method))).lr
         for method in ('isvit', 'isvit_paper')
     }
     assert rates == {.000126}

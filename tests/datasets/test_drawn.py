@@ -10,8 +10,7 @@ from pycocotools.coco import COCO
 
 from isvit_det.datasets import drawn
 from isvit_det.datasets.drawing import CLASSES, draw_picture
-from isvit_det.datasets.drawn import (NUM_PICTURES, SEED, DrawnDataset,
-                                      generate)
+from isvit_det.datasets.drawn import NUM_PICTURES, SEED, DrawnDataset, generate
 
 SMALL = dict(train=3, val=2)
 

@@ -26,8 +26,9 @@ FLOAT = 'mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_ms-crop-3x_coco.py'
 def drawn(folder):
     """Arguments of the tool for a tiny detector on tiny drawn data."""
     tiny = make_tiny(folder)
-    return [tiny.config, tiny.checkpoint, '--calib-images', '5', '--iters',
-            '3']
+    return [
+        tiny.config, tiny.checkpoint, '--calib-images', '5', '--iters', '3'
+    ]
 
 
 def coco(folder):
@@ -42,8 +43,8 @@ def coco(folder):
     model.init_weights()
     torch.save(dict(state_dict=model.state_dict()), folder / 'float.pth')
     root = str(Path(COCO_ROOT).resolve()) + os.sep
-    (folder / 'val.json').write_text(first_images(
-        root + 'annotations/instances_val2017.json', 8))
+    (folder / 'val.json').write_text(
+        first_images(root + 'annotations/instances_val2017.json', 8))
     options = {
         'train_dataloader.dataset.data_root': root,
         'test_dataloader.dataset.data_root': root,
@@ -53,9 +54,9 @@ def coco(folder):
         'test_dataloader.persistent_workers': False,
     }
     return [
-        str(REPO / OURS), str(folder / 'float.pth'), '--calib-images', '16',
-        '--iters', '10', '--cfg-options',
-        *(f'{key}={value}' for key, value in options.items())
+        str(REPO / OURS),
+        str(folder / 'float.pth'), '--calib-images', '16', '--iters', '10',
+        '--cfg-options', *(f'{key}={value}' for key, value in options.items())
     ]
 
 
@@ -71,8 +72,8 @@ def first_images(path, num):
 
 
 @pytest.fixture(
-    scope='module',
-    params=[drawn, pytest.param(coco, marks=pytest.mark.slow)])
+    scope='module', params=[drawn,
+                            pytest.param(coco, marks=pytest.mark.slow)])
 def argv(request, tmp_path_factory):
     return request.param(tmp_path_factory.mktemp('data'))
 
@@ -94,8 +95,7 @@ def outputs(model, image):
         boxes=boxes['bbox_pred'],
         masks=masks['mask_preds'])
     for name, several in dict(
-            backbone=maps, neck=levels, scores=scores,
-            deltas=deltas).items():
+            backbone=maps, neck=levels, scores=scores, deltas=deltas).items():
         for index, value in enumerate(several):
             found[f'{name}.{index}'] = value
     return found
@@ -104,9 +104,10 @@ def outputs(model, image):
 @pytest.mark.parametrize('scope', ['backbone', 'detector'])
 def test_packed_and_calibrated_agree_on_every_tensor(argv, scope, tmp_path,
                                                      capsys):
-    args = parse_args(
-        [argv[0], argv[1], '--scope', scope, '--no-float-eval', '--work-dir',
-         str(tmp_path), *argv[2:]])
+    args = parse_args([
+        argv[0], argv[1], '--scope', scope, '--no-float-eval', '--work-dir',
+        str(tmp_path), *argv[2:]
+    ])
     run = QuantizationRun(configure(args))
     result = run.run(float_eval=False)
     cfg = run.runner.cfg
