@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -e -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check train format clean
+.PHONY: help demo methods test test-slow check train format clean
 
 DRAWN := configs/drawn/mask-rcnn_swin-mini_fpn
 CODE := $(wildcard isvit_det tools tests benchmarks)
@@ -21,6 +21,9 @@ demo:  ## quantize a small detector to 4 bits, from images to AP
 	@$(IN_ENV) TIMEFORMAT='make demo took %0R s'; \
 	time python tools/quantize_det.py $(DRAWN)_isvit-w4a4_drawn.py \
 		--work-dir work_dirs/demo
+
+methods:  ## compare the four methods at 3 bits on two seeds
+	@$(IN_ENV) python benchmarks/methods.py
 
 test:  ## run the tests that take seconds
 	@$(IN_ENV) pytest -q

@@ -1,0 +1,88 @@
+#!/usr/bin/env python
+"""All methods on the same detector, images and seeds, in one table.
+
+Each cell is a run of tools/quantize_det.py in a folder of its own. A cell
+that is done is not run again; one that was interrupted goes on.
+"""
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Dict, List
+
+from isvit_det.core.spec import METHODS
+from isvit_det.engine.report import format_table, in_points
+
+TOOL = Path(__file__).parents[1] / 'tools/quantize_det.py'
+CONFIG = 'configs/drawn/mask-rcnn_swin-mini_fpn_isvit-w3a3_drawn.py'
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add('config', nargs='?', default=CONFIG)
+    add('--bits', help="default: the config's")
+    add('--scope', help="default: the config's")
+    add('--seeds', type=int, nargs='+', default=[0, 1])
+    add('--methods', nargs='+', default=list(METHODS))
+    add('--work-dir', type=Path, default=Path('work_dirs/methods'))
+    return parser.parse_args()
+
+
+def run_cell(args: argparse.Namespace, method: str,
+             seed: int) -> Dict[str, Any]:
+    """The result of one run, made or found."""
+    name = '_'.join([
+        Path(args.config).stem, args.bits or 'bits', args.scope or 'scope',
+        method, f'seed{seed}'
+    ])
+    folder = args.work_dir / name
+    if not (folder / 'result.json').is_file():
+        command = [
+            sys.executable,
+            str(TOOL), args.config, '--method', method, '--seed',
+            str(seed), '--work-dir',
+            str(folder)
+        ]
+        for option in ('bits', 'scope'):
+            if getattr(args, option):
+                command += [f'--{option}', getattr(args, option)]
+        # The float model is the same in all cells: the first one tells.
+        if (method, seed) != (args.methods[0], args.seeds[0]):
+            command.append('--no-float-eval')
+        subprocess.run(command, check=True)
+    return json.loads((folder / 'result.json').read_text())
+
+
+def row(model: str, seed: str, found: Dict[str, Any],
+        result: Dict[str, Any]) -> Dict[str, str]:
+    quantized = found is result['quantized']
+    return {
+        'method': model,
+        'seed': seed,
+        'bits': result['bits'] if quantized else '32',
+        'scope': result['scope'] if quantized else '-',
+        'box AP': in_points(found['box_ap']),
+        'mask AP': in_points(found['mask_ap']),
+        'backbone error':
+        f'{result["backbone_error"]:.4g}' if quantized else '-',
+        'calibration s':
+        f'{result["seconds"]["calibration"]:.0f}' if quantized else '-'
+    }
+
+
+def main() -> None:
+    args = parse_args()
+    rows: List[Dict[str, str]] = []
+    for method in args.methods:
+        for seed in args.seeds:
+            result = run_cell(args, method, seed)
+            if not rows:
+                rows.append(row('float', '-', result['float'], result))
+            rows.append(row(method, str(seed), result['quantized'], result))
+    print(f'\n{format_table(rows)}')
+
+
+if __name__ == '__main__':
+    main()
