@@ -9,13 +9,16 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Mapping
 
 from isvit_det.core.spec import METHODS
 from isvit_det.engine.report import format_table, in_points
 
 TOOL = Path(__file__).parents[1] / 'tools/quantize_det.py'
 CONFIG = 'configs/drawn/mask-rcnn_swin-mini_fpn_isvit-w3a3_drawn.py'
+COLUMNS = ('method', 'seed', 'bits', 'scope', 'box AP', 'mask AP',
+           'backbone error', 'calibration s')
+Result = Mapping[str, Any]
 
 
 def parse_args() -> argparse.Namespace:
@@ -30,8 +33,7 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def run_cell(args: argparse.Namespace, method: str,
-             seed: int) -> Dict[str, Any]:
+def run_cell(args: argparse.Namespace, method: str, seed: int) -> Result:
     """The result of one run, made or found."""
     name = '_'.join([
         Path(args.config).stem, args.bits or 'bits', args.scope or 'scope',
@@ -55,21 +57,29 @@ def run_cell(args: argparse.Namespace, method: str,
     return json.loads((folder / 'result.json').read_text())
 
 
-def row(model: str, seed: str, found: Dict[str, Any],
-        result: Dict[str, Any]) -> Dict[str, str]:
-    quantized = found is result['quantized']
-    return {
-        'method': model,
-        'seed': seed,
-        'bits': result['bits'] if quantized else '32',
-        'scope': result['scope'] if quantized else '-',
-        'box AP': in_points(found['box_ap']),
-        'mask AP': in_points(found['mask_ap']),
-        'backbone error':
-        f'{result["backbone_error"]:.4g}' if quantized else '-',
-        'calibration s':
-        f'{result["seconds"]["calibration"]:.0f}' if quantized else '-'
+def row(method: str, seed: str, found: Result, **more: str) -> Dict[str, str]:
+    cells = dict(more, method=method, seed=seed)
+    cells['box AP'] = in_points(found['box_ap'])
+    cells['mask AP'] = in_points(found['mask_ap'])
+    return {key: cells.get(key, '-') for key in COLUMNS}
+
+
+def float_row(result: Result) -> Dict[str, str]:
+    return row('float', '-', result['float'], bits='32')
+
+
+def quantized_row(method: str, seed: int, result: Result) -> Dict[str, str]:
+    more = {
+        'backbone error': f'{result["backbone_error"]:.4g}',
+        'calibration s': f'{result["seconds"]["calibration"]:.0f}'
     }
+    return row(
+        method,
+        str(seed),
+        result['quantized'],
+        bits=result['bits'],
+        scope=result['scope'],
+        **more)
 
 
 def main() -> None:
@@ -79,8 +89,8 @@ def main() -> None:
         for seed in args.seeds:
             result = run_cell(args, method, seed)
             if not rows:
-                rows.append(row('float', '-', result['float'], result))
-            rows.append(row(method, str(seed), result['quantized'], result))
+                rows.append(float_row(result))
+            rows.append(quantized_row(method, seed, result))
     print(f'\n{format_table(rows)}')
 
 
