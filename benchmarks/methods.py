@@ -11,7 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, List, Mapping
 
+from isvit_det.checkpoint import file_hash
 from isvit_det.core.spec import METHODS
+from isvit_det.engine.configs import load_config
 from isvit_det.engine.report import format_table, in_points
 
 TOOL = Path(__file__).parents[1] / 'tools/quantize_det.py'
@@ -33,6 +35,15 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def is_done(report: Path, config: str) -> bool:
+    """Whether a report is of the float weights that a config names."""
+    if not report.is_file():
+        return False
+    made_from = json.loads(report.read_text())['provenance']
+    weights = Path(load_config(config, None).load_from)
+    return made_from['float_checkpoint_sha256'] == file_hash(weights)
+
+
 def run_cell(args: argparse.Namespace, method: str, seed: int) -> Result:
     """The result of one run, made or found."""
     name = '_'.join([
@@ -40,7 +51,7 @@ def run_cell(args: argparse.Namespace, method: str, seed: int) -> Result:
         method, f'seed{seed}'
     ])
     folder = args.work_dir / name
-    if not (folder / 'result.json').is_file():
+    if not is_done(folder / 'result.json', args.config):
         command = [
             sys.executable,
             str(TOOL), args.config, '--method', method, '--seed',
@@ -59,13 +70,14 @@ def run_cell(args: argparse.Namespace, method: str, seed: int) -> Result:
 
 def row(method: str, seed: str, found: Result, **more: str) -> Dict[str, str]:
     cells = dict(more, method=method, seed=seed)
-    cells['box AP'] = in_points(found['box_ap'])
-    cells['mask AP'] = in_points(found['mask_ap'])
+    cells['box AP'] = in_points(found.get('box_ap'))
+    cells['mask AP'] = in_points(found.get('mask_ap'))
     return {key: cells.get(key, '-') for key in COLUMNS}
 
 
 def float_row(result: Result) -> Dict[str, str]:
-    return row('float', '-', result['float'], bits='32')
+    # Only the first run of a work directory evaluates the float model.
+    return row('float', '-', result['float'] or {}, bits='32')
 
 
 def quantized_row(method: str, seed: int, result: Result) -> Dict[str, str]:

@@ -26,17 +26,12 @@ class Cached(NamedTuple):
 
 
 def calibrate_by_restart(student: Any, images: Iterable[Tensor],
-                         quant: QuantConfig, sos: SOSConfig) -> List[float]:
-    """Calibrate a backbone, in place.
-
-    Returns:
-        Relative squared error of every unit's output over all images.
-    """
+                         quant: QuantConfig, sos: SOSConfig) -> None:
+    """Calibrate a backbone, in place."""
     every = list(images)
     units = student.units()
     teachers = copy.deepcopy(student).units()
     generator = torch.Generator().manual_seed(sos.seed)
-    errors = []
     for index, unit in enumerate(units):
         pairs = unit.pairs() if quant.channelwise else []
         for pair in pairs:
@@ -58,8 +53,6 @@ def calibrate_by_restart(student: Any, images: Iterable[Tensor],
         del cached
         cached = _from_images(units, teachers, index, every, True)
         _optimise(unit, cached, sos, generator)
-        errors.append(_error(unit, cached))
-    return errors
 
 
 @torch.no_grad()
@@ -97,12 +90,3 @@ def _optimise(unit: Unit, cached: List[Cached], sos: SOSConfig,
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-
-
-@torch.no_grad()
-def _error(unit: Unit, cached: List[Cached]) -> float:
-    error = norm = 0.
-    for state, target in cached:
-        error += (unit.forward(state).x - target).square().sum().item()
-        norm += target.square().sum().item()
-    return error / norm

@@ -1,27 +1,36 @@
 #!/usr/bin/env python
 """How calibration grows with images and with depth.
 
-Runs benchmarks.calibration once for each number of images and each depth;
-what follows ``--`` is handed to it.
+Calibrates a backbone of random weights by ``benchmarks.calibration`` for each
+number of images and each depth, in processes of their own.
 """
 import argparse
 
-from benchmarks.calibration import run_alone
+from benchmarks.calibration import DRAWN, run_alone
 from isvit_det.engine.report import format_table
 
 
-def main() -> None:
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--images', type=int, nargs='+', default=[4, 8, 16])
-    parser.add_argument('--depths', nargs='+', default=['2,2,2,2', '2,2,6,2'])
-    parser.add_argument('rest', nargs='*', help='for benchmarks.calibration')
-    args = parser.parse_args()
+    add = parser.add_argument
+    add('config', nargs='?', default=DRAWN, help='a float config')
+    add('--images', type=int, nargs='+', default=[4, 8, 16])
+    add('--depths', nargs='+', default=['2,2,2,2', '2,2,6,2'])
+    add('--iters', type=int, default=100)
+    add('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE')
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
     rows = []
     for depths in args.depths:
         for images in args.images:
             found = run_alone('items', [
-                *args.rest, f'model.backbone.depths=[{depths}]', '--images',
-                str(images), '--held-out', '1'
+                args.config, 'random', '--images',
+                str(images), '--held-out', '1', '--iters',
+                str(args.iters), '--cfg-options',
+                f'model.backbone.depths=[{depths}]', *args.cfg_options
             ])
             rows.append({
                 'depths': depths.replace(',', '-'),

@@ -1,14 +1,13 @@
 """Files: packed checkpoints, and the float checkpoints they are made from."""
 import hashlib
-import os
 import pickle
-import tempfile
 from pathlib import Path
 from typing import Any, Dict, Mapping
 
 import torch
 
 from isvit_det.core.errors import QuantError
+from isvit_det.core.files import write_atomically
 from isvit_det.packed_state import HEADER, pack_state, read_header
 
 FORMAT = 'isvit_det.packed'
@@ -32,33 +31,8 @@ def save_packed(model: Any, path: Path, provenance: Mapping[str, Any],
         state_dict=pack_state(model, model.quant_config),
         quant=model.quant_config.to_dict(),
         provenance=plain(provenance),
-        meta=dict(dataset_meta=plain(dataset_meta)))
+        meta=dict(dataset_meta=plain_metainfo(dataset_meta)))
     write_atomically(path, lambda file: torch.save(content, file))
-
-
-def write_atomically(path: Path, write: Any) -> None:
-    """Call ``write(file)`` on a temporary file that then takes its name.
-
-    Raises:
-        QuantError: if the directory cannot be written or the disk is full.
-    """
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-                dir=path.parent, prefix=f'.{path.name}.',
-                delete=False) as file:
-            temporary = file.name
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise QuantError(f'{path} could not be written ({error}); free some '
-                         'disk or choose another work directory.') from error
 
 
 def read_checkpoint(path: Path) -> Dict[str, Any]:
@@ -111,11 +85,17 @@ def _read_mmengine(path: Path, error: Exception) -> Any:
     for core in ('core', '_core'):
         for function in ('_reconstruct', 'scalar'):
             names.append(f'numpy.{core}.multiarray.{function}')
+    with open(path, 'rb') as file:
+        # A zip archive, or a pickle as torch wrote them before 1.6.
+        if file.read(2) not in (b'PK', b'\x80\x02'):
+            raise QuantError(f'checkpoint: {path} is no checkpoint; download '
+                             'or make it again.') from error
     try:
         with torch.serialization.safe_globals([(_Ignored, name)
                                                for name in names]):
             return torch.load(path, map_location='cpu', weights_only=True)
-    except pickle.UnpicklingError:
+    # Releases of torch before 2.6 take no names here.
+    except (pickle.UnpicklingError, AttributeError, TypeError):
         raise QuantError(
             f'checkpoint: {path} holds more than weights and is not read for '
             "safety; if you trust it, keep its 'state_dict' and 'meta' only "
@@ -135,6 +115,19 @@ def file_hash(path: Path) -> str:
         for block in iter(lambda: file.read(2**20), b''):
             digest.update(block)
     return digest.hexdigest()
+
+
+def plain_metainfo(metainfo: Mapping[str, Any]) -> Dict[str, Any]:
+    """A data set's metainfo in plain values, as its visualizer reads it.
+
+    >>> plain_metainfo({'classes': ('a', ), 'palette': ((1, 2, 3), )})
+    {'classes': ['a'], 'palette': [(1, 2, 3)]}
+    """
+    kept = plain(metainfo)
+    if isinstance(kept.get('palette'), list):
+        # A list is several colours, a tuple is one.
+        kept['palette'] = [tuple(color) for color in kept['palette']]
+    return kept
 
 
 def plain(value: Any) -> Any:

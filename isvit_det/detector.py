@@ -1,6 +1,7 @@
 """quantized_detector: a detector of mmdet in low bits, heads included."""
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
+from mmcv.cnn.bricks import wrappers
 from mmdet.registry import MODELS as MMDET_MODELS
 from torch import nn
 
@@ -9,6 +10,12 @@ from isvit_det.core.layers import QuantConv2d, QuantLinear
 from isvit_det.core.spec import QuantConfig
 from isvit_det.packed_state import install_loading_
 from isvit_det.registry import MODELS
+
+# mmcv's two only add what empty inputs once needed.
+PLAIN_FORWARDS = [
+    layer.forward
+    for layer in (nn.Linear, nn.Conv2d, wrappers.Linear, wrappers.Conv2d)
+]
 
 
 @MODELS.register_module()
@@ -21,8 +28,9 @@ def quantized_detector(base: str,
     A function and not a class, so that the model keeps mmdet's class and the
     swap happens where every tool builds: with ``scope='detector'`` each
     Conv2d and Linear outside of the backbone is replaced by its quantized
-    twin. Transposed and deformable convolutions and what is inside of
-    ``nn.MultiheadAttention`` stay in float.
+    twin. Transposed and deformable convolutions, layers that compute more
+    than these two do and what is inside of ``nn.MultiheadAttention`` stay in
+    float.
 
     Args:
         base: name of the detector's class, such as ``'MaskRCNN'``.
@@ -94,13 +102,8 @@ def _twin(layer: Any, config: QuantConfig) -> nn.Module:
 
 def _is_plain(module: Optional[nn.Module]) -> bool:
     """Whether a layer computes what nn.Linear or nn.Conv2d computes."""
-    if isinstance(module, (QuantLinear, QuantConv2d)):
-        return False
-    if isinstance(module, nn.Linear):
-        return True
-    # Deformable convolutions inherit from Conv2d and take more inputs.
-    return (isinstance(module, nn.Conv2d)
-            and 'Deform' not in type(module).__name__)
+    # Subclasses normalise weights, mask inputs, take offsets and more.
+    return getattr(type(module), 'forward', None) in PLAIN_FORWARDS
 
 
 def float_modules(model: nn.Module) -> List[Tuple[str, str]]:

@@ -6,12 +6,14 @@ hook of the model decodes and checks what comes in.
 """
 import hashlib
 import json
-from typing import Any, Dict, Iterable, Iterator, List, Mapping, Set, Tuple
+from typing import (Any, Dict, Iterable, Iterator, List, Mapping, Optional,
+                    Set, Tuple)
 
 import torch
 from torch import Tensor, nn
 
 from isvit_det.core.errors import QuantError
+from isvit_det.core.functional import uniform_decode
 from isvit_det.core.layers import QuantConv2d, QuantLinear, quantizers
 from isvit_det.core.packing import pack, unpack
 from isvit_det.core.quantizers import Quantizer
@@ -23,6 +25,8 @@ CODES = 'weight_codes'
 # Settings that change what a model computes, not how it was calibrated.
 RUN_SETTINGS = ('weight_bits', 'act_bits', 'input_bits', 'scope', 'softmax',
                 'exponent')
+# Own buffers that decide what a model without calibration computes.
+UNCALIBRATED_ZERO = ('fitted', 'offset', 'padding_value')
 SHOWN_KEYS = 5
 
 
@@ -63,10 +67,8 @@ def pack_state(model: nn.Module, config: QuantConfig) -> Dict[str, Tensor]:
         state[f'{name}.{CODES}'] = pack(codes, quantizer.bits).cpu()
         key = f'{name}.weight_quantizer.zero_point'
         state[key] = _smallest(state[key])
-    header = dict(
-        version=FORMAT_VERSION,
-        quant=config.to_dict(),
-        checksum=checksum(state))
+    header = dict(version=FORMAT_VERSION, quant=config.to_dict())
+    header['checksum'] = _checksum_of(header, state)
     text = json.dumps(header, sort_keys=True).encode()
     state[HEADER] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
     return state
@@ -82,7 +84,7 @@ def read_header(state: Mapping[str, Tensor], prefix: str = '') -> dict:
     key = prefix + HEADER
     try:
         header = json.loads(bytes(state[key].tolist()).decode())
-        version, expected = header['version'], header['checksum']
+        version, expected = header['version'], header.pop('checksum')
     except (ValueError, KeyError, TypeError) as error:
         raise QuantError('packed file: its header cannot be read; it was '
                          'changed or damaged, pack it again.') from error
@@ -95,11 +97,17 @@ def read_header(state: Mapping[str, Tensor], prefix: str = '') -> dict:
         for name, value in state.items()
         if name.startswith(prefix) and name != key
     }
-    if checksum(rest) != expected:
+    if _checksum_of(header, rest) != expected:
         raise QuantError('packed file: its checksum does not match its '
                          'contents; it was changed or damaged, pack it '
                          'again.')
     return header
+
+
+def _checksum_of(header: Mapping[str, Any], state: Mapping[str, Any]) -> str:
+    """SHA-256 over a header without its checksum, and a state."""
+    text = json.dumps(header, sort_keys=True) + checksum(state)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def checksum(state: Mapping[str, Tensor]) -> str:
@@ -128,6 +136,20 @@ def install_loading_(model: nn.Module, config: QuantConfig) -> None:
     model._register_load_state_dict_pre_hook(before_load, with_module=True)
 
 
+def refuse_packed(state: Mapping[str, Tensor], prefix: str, *args:
+                  Any) -> None:
+    """Raise if a state is still packed when a part of a model loads it.
+
+    The pre-hook of a quantized backbone: built without
+    ``quantized_detector``, nothing decodes a packed file.
+    """
+    if any(k.startswith(prefix) and k.endswith(f'.{CODES}') for k in state):
+        raise QuantError(
+            'packed file: the model that loads it is no quantized detector; '
+            "give its config model.type='isvit_det.quantized_detector' and "
+            "the detector's class as model.base.")
+
+
 def _decode_(model: nn.Module, config: QuantConfig, state: Dict[str, Tensor],
              prefix: str) -> None:
     """Replace the packed entries of a state by what the model holds."""
@@ -143,6 +165,9 @@ def _decode_(model: nn.Module, config: QuantConfig, state: Dict[str, Tensor],
             f'packed file: made with {", ".join(differing)}; load it with '
             'the config it was made from, or calibrate anew.')
     del state[prefix + HEADER]
+    own = model.state_dict()
+    for key in _implied_keys(model):
+        state.setdefault(prefix + key, own[key])
     for name, layer in _quantized_layers(model):
         base = prefix + name
         packed = state.pop(f'{base}.{CODES}', None)
@@ -159,20 +184,19 @@ def _decode_(model: nn.Module, config: QuantConfig, state: Dict[str, Tensor],
         broadcast = (-1, ) + (1, ) * (len(shape) - 1)
         zero_point = zero_point.int()
         state[f'{base}.weight_quantizer.zero_point'] = zero_point
-        state[f'{base}.weight'] = (
-            codes - zero_point.view(broadcast)) * scale.view(broadcast)
-    own = model.state_dict()
-    for key in _implied_keys(model):
-        is_flag = key.endswith('.fitted')
-        value = torch.ones_like(own[key]) if is_flag else own[key]
-        state.setdefault(prefix + key, value)
+        state[f'{base}.weight'] = uniform_decode(codes, scale.view(broadcast),
+                                                 zero_point.view(broadcast))
+    for name, quantizer in _quantizers(model):
+        state[f'{prefix}{name}.fitted'] = torch.tensor(
+            quantizer.bits, dtype=torch.uint8)
 
 
 def _check_(model: nn.Module, state: Dict[str, Tensor], prefix: str) -> None:
     """Raise unless a state has the keys and shapes that a model needs.
 
     A float state has none of our own keys, a calibrated one has all. What
-    the state may lack is added to it as the model has it.
+    the state may lack is added to it: buffers of ours as they are before a
+    calibration, others as the model has them.
     """
     expected = model.state_dict()
     given = {
@@ -197,13 +221,28 @@ def _check_(model: nn.Module, state: Dict[str, Tensor], prefix: str) -> None:
     ]
     if shapes:
         problems.append(f'{len(shapes)} shapes differ: {_few(shapes)}')
+    widths = {name: quantizer.bits for name, quantizer in _quantizers(model)}
+    other_widths = [
+        f'{name} (here of {bits} bits)' for name, bits in widths.items()
+        if not _is_of_width(given.get(f'{name}.fitted'), bits)
+    ]
+    if other_widths:
+        problems.append(f'{len(other_widths)} quantizers of other bits: '
+                        f'{_few(other_widths)}')
     if problems:
         raise QuantError('checkpoint does not fit the model: ' +
                          '; '.join(problems) +
                          '. Give the checkpoint of this architecture.')
     # MMEngine would warn of keys that a float state cannot have.
     for key in optional:
-        state.setdefault(prefix + key, expected[key])
+        value = expected[key]
+        if key.rsplit('.', 1)[-1] in UNCALIBRATED_ZERO:
+            value = torch.zeros_like(value)
+        state.setdefault(prefix + key, value)
+
+
+def _is_of_width(fitted: Optional[Tensor], bits: int) -> bool:
+    return fitted is None or fitted.numel() != 1 or int(fitted) in (0, bits)
 
 
 def _few(names: List[str]) -> str:
@@ -219,6 +258,12 @@ def _modules(model: nn.Module) -> Iterable[Tuple[str, nn.Module]]:
 def _quantized_layers(model: nn.Module) -> Iterator[Tuple[str, Any]]:
     for name, module in _modules(model):
         if isinstance(module, (QuantLinear, QuantConv2d)):
+            yield name, module
+
+
+def _quantizers(model: nn.Module) -> Iterator[Tuple[str, Quantizer]]:
+    for name, module in _modules(model):
+        if isinstance(module, Quantizer):
             yield name, module
 
 
@@ -250,10 +295,7 @@ def _derived_keys(model: nn.Module) -> Set[str]:
 
 def _implied_keys(model: nn.Module) -> Set[str]:
     """Keys that a packed state leaves out."""
-    fitted = {
-        f'{name}.fitted'
-        for name, module in _modules(model) if isinstance(module, Quantizer)
-    }
+    fitted = {f'{name}.fitted' for name, _ in _quantizers(model)}
     return fitted | _derived_keys(model)
 
 

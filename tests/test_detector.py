@@ -3,7 +3,11 @@ import copy
 
 import pytest
 import torch
+from mmcv.cnn import ConvAWS2d, ConvWS2d
+from mmcv.cnn.bricks import wrappers
+from mmcv.cnn.bricks.conv2d_adaptive_padding import Conv2dAdaptivePadding
 from mmcv.ops import DeformConv2d
+from mmdet.models.layers import NormedConv2d, NormedLinear
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from torch import nn
@@ -98,6 +102,24 @@ def test_layers_whose_forward_does_not_run_stay_float_and_are_listed():
             for name, _ in float_modules(model)} == {
                 'backbone.0', 'attention', 'attention.out_proj', 'deformable'
             }
+
+
+@pytest.mark.parametrize('layer', [
+    NormedLinear(4, 4),
+    NormedConv2d(4, 4, 1),
+    ConvWS2d(4, 4, 1),
+    ConvAWS2d(4, 4, 1),
+    Conv2dAdaptivePadding(4, 4, 1),
+])
+def test_layers_that_compute_something_else_stay_float(layer):
+    model = nn.Sequential(layer)
+    assert quantize_layers_(model, nn.Identity(), QuantConfig()) == 0
+    assert [name for name, _ in float_modules(model)] == ['0']
+
+
+def test_mmcvs_plain_layers_are_quantized():
+    model = nn.Sequential(wrappers.Linear(4, 4), wrappers.Conv2d(4, 4, 1))
+    assert quantize_layers_(model, nn.Identity(), QuantConfig()) == 2
 
 
 def test_one_quantizer_takes_its_range_over_all_levels():

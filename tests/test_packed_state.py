@@ -156,9 +156,9 @@ def flip(state):
     state[key] = state[key] ^ 1
 
 
-def rename_version(state):
+def edit_header(state, **values):
     header = json.loads(bytes(state[HEADER].tolist()))
-    text = json.dumps(dict(header, version=99)).encode()
+    text = json.dumps(dict(header, **values)).encode()
     state[HEADER] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
 
 
@@ -167,7 +167,8 @@ def rename_version(state):
     (lambda s: drop(s, 'zero_point'), 'checksum'),
     (flip, 'checksum'),
     (lambda s: s.update(more=torch.ones(1)), 'checksum'),
-    (rename_version, 'version 99'),
+    (lambda s: edit_header(s, version=99), 'version 99'),
+    (lambda s: edit_header(s, quant=dict(bits='w4a8')), 'checksum'),
     (lambda s: s.update({HEADER: s[HEADER][:-9]}), 'header'),
 ])
 def test_a_changed_state_is_refused(config, packed, change, words):
@@ -227,6 +228,30 @@ def test_a_plain_state_of_a_calibrated_model_loads_too(config, model):
     assert all(
         torch.equal(a, b)
         for a, b in zip(model.extract_feat(x), twin.extract_feat(x)))
+
+
+def test_a_plain_state_of_other_bits_is_refused(config, model):
+    with pytest.raises(QuantError, match='quantizers of other bits: .*3 bits'):
+        build(config, bits='w3a4').load_state_dict(model.state_dict())
+
+
+def test_float_weights_make_a_calibrated_model_a_float_one(config, model):
+    twin = copy.deepcopy(model)
+    floats = build(config)
+    own = set(floats.state_dict()) - set(
+        MODELS.build(copy.deepcopy(config.model)).state_dict())
+    for value in twin.state_dict().values():
+        if value.is_floating_point():
+            value += .5
+    twin.load_state_dict({
+        k: v
+        for k, v in floats.state_dict().items() if k not in own
+    })
+    assert not is_calibrated(twin)
+    x = torch.randn(1, 3, 40, 56)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(floats.extract_feat(x), twin.extract_feat(x)))
 
 
 def test_the_header_holds_the_settings(packed, model):

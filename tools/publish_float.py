@@ -1,14 +1,19 @@
 #!/usr/bin/env python
 """Keep of a training checkpoint what a float detector needs, in float32."""
 import argparse
+import importlib.util
 import sys
 from pathlib import Path
 from typing import List, Optional
 
 import torch
 
-from isvit_det.checkpoint import plain, read_checkpoint, write_atomically
+if importlib.util.find_spec('isvit_det') is None:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from isvit_det.checkpoint import plain_metainfo, read_checkpoint
 from isvit_det.core.errors import QuantError
+from isvit_det.core.files import write_atomically
 
 
 def find_checkpoint(source: Path) -> Path:
@@ -30,7 +35,7 @@ def publish(source: Path, out: Path) -> None:
         key: value.float() if value.is_floating_point() else value
         for key, value in content.get('state_dict', content).items()
     }
-    names = plain(content.get('meta', {}).get('dataset_meta', {}))
+    names = plain_metainfo(content.get('meta', {}).get('dataset_meta', {}))
     kept = dict(state_dict=state, meta=dict(dataset_meta=names))
     write_atomically(out, lambda file: torch.save(kept, file))
     print(f'{out}: {len(state)} tensors, {out.stat().st_size / 1e6:.1f} MB')

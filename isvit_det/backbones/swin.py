@@ -14,6 +14,7 @@ from isvit_det.core.layers import QuantConv2d, QuantLinear, QuantMatMul
 from isvit_det.core.reparam import NormLinear
 from isvit_det.core.spec import QuantConfig
 from isvit_det.core.units import State, Unit
+from isvit_det.packed_state import refuse_packed
 from isvit_det.registry import MODELS
 
 # Items per reconstruction step: windows of a block by stage, tokens of a
@@ -122,9 +123,10 @@ class QuantWindowMSA(BaseModule):
                                   channels // self.num_heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
         attn = self.query_key(query * self.scale, key.transpose(-2, -1))
-        bias = self.relative_position_bias_table[
-            self.relative_position_index.view(-1)]
-        attn = attn + bias.view(length, length, -1).permute(2, 0, 1)
+        # Indexing gives the same, but sums gradients in any order.
+        bias = F.embedding(self.relative_position_index,
+                           self.relative_position_bias_table)
+        attn = attn + bias.permute(2, 0, 1)
         if mask is not None:
             attn = attn.view(-1, len(mask), *attn.shape[1:]) + mask[:, None]
             attn = attn.view(num, *attn.shape[2:])
@@ -306,21 +308,19 @@ class PatchMergingUnit(Unit):
     def forward(self, state: State) -> State:
         return State(*self.module(state.x, state.size))
 
-    def _stride(self) -> Tuple[int, int]:
-        return self.module.sampler.stride
-
     def num_items(self, size: Tuple[int, int]) -> int:
-        rows, columns = self._stride()
+        rows, columns = self.module.sampler.stride
         return -(-size[0] // rows) * -(-size[1] // columns)
 
     def gather(self, state: State, items: Tensor) -> MergingItems:
         height, width = state.size
-        rows, columns = self._stride()
-        across = -(-width // columns)
-        row = (items // across)[:, None] * rows + torch.arange(
+        down, right = self.module.sampler.stride
+        rows, columns = self.module.sampler.kernel_size
+        across = -(-width // right)
+        row = (items // across)[:, None] * down + torch.arange(
             rows).repeat_interleave(columns)
-        column = (items % across)[:, None] * columns + torch.arange(
-            columns).repeat(rows)
+        column = (items %
+                  across)[:, None] * right + torch.arange(columns).repeat(rows)
         inside = (row < height) & (column < width)
         index = torch.where(inside, row * width + column, 0)
         tokens = state.x[0, index] * inside[..., None]
@@ -373,6 +373,7 @@ class QuantSwinTransformer(SwinTransformer):
             if stage.downsample is not None:
                 stage.downsample.reduction = QuantLinear(
                     stage.downsample.reduction, config)
+        self._register_load_state_dict_pre_hook(refuse_packed)
 
     def units(self) -> List[Unit]:
         """The steps of the forward pass in order, output norms aside."""

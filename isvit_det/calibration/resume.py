@@ -1,11 +1,12 @@
 """Files that hold the finished units of a calibration, for resuming it."""
-import os
+import pickle
 from pathlib import Path
 from typing import Any, Dict, Optional
 
 import torch
 
 from isvit_det.core.errors import QuantError
+from isvit_det.core.files import write_atomically
 from isvit_det.core.units import Unit
 
 FORMAT_VERSION = 1
@@ -49,31 +50,22 @@ class ProgressFiles:
         Raises:
             QuantError: if the disk is full; units saved before stay.
         """
-        path = self._path(index)
-        temporary = path.with_suffix('.tmp')
-        try:
-            torch.save(
-                dict(
-                    name=unit.name,
-                    state=unit.module.state_dict(),
-                    record=record), temporary)
-            os.replace(temporary, path)
-        except (OSError, RuntimeError) as error:
-            temporary.unlink(missing_ok=True)
-            raise QuantError(
-                f'work directory: {path} could not be written ({error}); '
-                'free some disk and run the same command again.') from error
+        content = dict(
+            name=unit.name, state=unit.module.state_dict(), record=record)
+        write_atomically(
+            self._path(index), lambda file: torch.save(content, file))
 
     def load(self, index: int, unit: Unit) -> Optional[Dict[str, Any]]:
-        """Put a saved unit's state in place; None if there is none.
+        """Put a saved unit's state in place.
 
         Returns:
-            Its record.
+            Its record, or None if there is none that can be read.
         """
-        path = self._path(index)
-        if not path.exists():
+        try:
+            saved = torch.load(
+                self._path(index), map_location='cpu', weights_only=True)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
             return None
-        saved = torch.load(path, weights_only=True)
         assert saved['name'] == unit.name
         unit.module.load_state_dict(saved['state'])
         return saved['record']

@@ -70,7 +70,7 @@ class ActivationStore:
             tensor.view(-1).view(torch.uint8).numpy().tofile(path)
         except OSError as error:
             raise QuantError(
-                f'store: {path} could not be written ({error.strerror}); '
+                f'store: {path} could not be written ({error}); '
                 'free some disk, or allow more memory by store_gb.') from error
         self._shapes[index], self._dtypes[index] = tensor.shape, tensor.dtype
         self._entries.append(path)

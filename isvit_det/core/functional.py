@@ -57,8 +57,21 @@ def range_to_affine(low: Tensor, high: Tensor,
     # beyond int32; a constant is as well served by a coarser scale.
     reach = torch.maximum(low.abs(), high.abs())
     span = torch.maximum(high - low, reach * 1e-4)
-    scale = (span / (2**bits - 1)).clamp(min=tiny * 2**20)
+    scale = (span / (2**bits - 1)).clamp(min=tiny)
     return scale, torch.round(-low / scale)
+
+
+def log_position(x: Tensor, shift: Tensor, low: Tensor,
+                 step: Tensor) -> Tensor:
+    """Where ``x`` falls among the codes of ``log_encode``, unrounded.
+
+    Args:
+        x: attention probabilities, any shape, not negative.
+        shift: eta, scalar.
+        low: exponent of code 0, scalar.
+        step: distance of two codes in the exponent, scalar.
+    """
+    return torch.add(x, shift).log2_().neg_().sub_(low).div_(step)
 
 
 def log_encode(x: Tensor, shift: Tensor, low: Tensor, step: Tensor,
@@ -69,17 +82,13 @@ def log_encode(x: Tensor, shift: Tensor, low: Tensor, step: Tensor,
     and step 1 or 1/2 that of log2 and log-sqrt2.
 
     Args:
-        x: attention probabilities, any shape, not negative.
-        shift: eta, scalar.
-        low: exponent of code 0, scalar.
-        step: distance of two codes in the exponent, scalar.
+        x, shift, low, step: as for ``log_position``.
         bits: width of the codes.
 
     Returns:
         Integers in ``[0, 2**bits - 1]``, in the dtype of ``x``.
     """
-    codes = torch.add(x, shift).log2_().neg_().sub_(low).div_(step)
-    return codes.round_().clamp_(0, 2**bits - 1)
+    return log_position(x, shift, low, step).round_().clamp_(0, 2**bits - 1)
 
 
 def sulq_table(shift: Tensor, low: Tensor, step: Tensor, bits: int,

@@ -4,9 +4,10 @@ from typing import Any, Optional, Sequence, Union
 import torch
 from torch import Tensor, nn
 
-from isvit_det.core.functional import (StraightThrough, log_encode, log_table,
-                                       sulq_table, table_decode,
-                                       uniform_decode, uniform_encode)
+from isvit_det.core.functional import (StraightThrough, log_encode,
+                                       log_position, log_table, sulq_table,
+                                       table_decode, uniform_decode,
+                                       uniform_encode)
 from isvit_det.core.search import (AttentionObserver, RangeObserver, Samples,
                                    search_affine, search_log, search_sulq)
 from isvit_det.core.spec import QuantConfig
@@ -27,7 +28,11 @@ class Quantizer(nn.Module):
     Attributes:
         enabled: whether ``forward`` quantizes.
         observer: sees what ``forward`` sees while ranges are searched.
-        num_calls: times ``forward`` has quantized, the proof that a site ran.
+        num_calls: times ``forward`` has quantized values, the proof that a
+            site ran.
+
+    Buffers:
+        fitted: uint8, the bits that the state is for, or 0 without any.
     """
     fitted: Tensor
 
@@ -73,7 +78,7 @@ class Quantizer(nn.Module):
 
     def mark_fitted_(self) -> None:
         """Declare the state valid."""
-        self.fitted.fill_(1)
+        self.fitted.fill_(self.bits)
         self._is_fitted = True
 
     def fit_(self, observer: Observer) -> None:
@@ -94,7 +99,7 @@ class Quantizer(nn.Module):
         if not self._is_fitted:
             raise RuntimeError(f'{type(self).__name__} used before fit_(): '
                                'calibrate the model first.')
-        self.num_calls += 1
+        self.num_calls += x.numel() > 0
         with torch.no_grad():
             decoded = self.decode(self.encode(x))
         if not (torch.is_grad_enabled() and x.requires_grad):
@@ -103,10 +108,9 @@ class Quantizer(nn.Module):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        # A calibrated model runs quantized wherever it is loaded.
-        if bool(self.fitted):
-            self._is_fitted = True
-            self.enabled = True
+        # A calibrated model runs quantized wherever it is loaded, and one
+        # that takes float weights anew does not.
+        self._is_fitted = self.enabled = bool(self.fitted)
 
     def extra_repr(self) -> str:
         return f'bits={self.bits}, {self.granularity}, role={self.role}'
@@ -216,15 +220,24 @@ class AttentionQuantizer(Quantizer):
     def new_observer(self) -> AttentionObserver:
         return AttentionObserver(self.config.shift_error == 'output')
 
+    @property
+    def offset(self) -> Tensor:
+        """What is added to the attention before the logarithm, scalar."""
+        return self.low.new_zeros(())
+
     def table(self) -> Tensor:
         """Value of every code, shape (2**bits,), none negative."""
         raise NotImplementedError
+
+    def encode(self, x: Tensor) -> Tensor:
+        return log_encode(x, self.offset, self.low, self.step, self.bits)
 
     def decode(self, codes: Tensor) -> Tensor:
         return table_decode(codes, self.table())
 
     def inside(self, x: Tensor) -> Tensor:
-        return x <= self.table()[0]
+        position = log_position(x, self.offset, self.low, self.step)
+        return (position >= -.5) & (position <= 2**self.bits - .5)
 
 
 class ShiftUniformLog2Quantizer(AttentionQuantizer):
@@ -251,8 +264,9 @@ class ShiftUniformLog2Quantizer(AttentionQuantizer):
         self.low.copy_(low)
         self.step.copy_(step)
 
-    def encode(self, x: Tensor) -> Tensor:
-        return log_encode(x, self.shift, self.low, self.step, self.bits)
+    @property
+    def offset(self) -> Tensor:
+        return self.shift
 
     def table(self) -> Tensor:
         return sulq_table(self.shift, self.low, self.step, self.bits,
@@ -273,10 +287,6 @@ class Log2Quantizer(AttentionQuantizer):
                                steps)
         self.low.copy_(low)
         self.step.copy_(step)
-
-    def encode(self, x: Tensor) -> Tensor:
-        return log_encode(x, self.low.new_zeros(()), self.low, self.step,
-                          self.bits)
 
     def table(self) -> Tensor:
         return log_table(self.low, self.step, self.bits)

@@ -8,7 +8,7 @@ from isvit_det.core.layers import QuantLinear
 from isvit_det.core.quantizers import UniformQuantizer
 
 # Channels narrower than this share of the median range are widened to it: a
-# constant one would send its zero point, and the mean of all, out of bounds.
+# constant one would send its zero point out of bounds.
 NARROWEST = 1e-3
 
 
@@ -53,10 +53,12 @@ def fold_channel_scales_(pair: NormLinear) -> None:
     """Reparameterize a pair: one scale per tensor, the same codes.
 
     With the channel scales s and zero points z, ``s~ = mean(s)``,
-    ``z~ = round(mean(z))``, ``r1 = s / s~`` and ``r2 = z - z~``, LayerNorm
+    ``z~ = median(z)``, ``r1 = s / s~`` and ``r2 = z - z~``, LayerNorm
     becomes ``gamma / r1`` and ``(beta + s r2) / r1`` and the layer
-    ``W[:, j] r1[j]`` and ``b - W (s r2)`` (I&S-ViT, Eq. 11 to 14). The zero
-    point is rounded, which the released code omits, so codes stay integers.
+    ``W[:, j] r1[j]`` and ``b - W (s r2)`` (I&S-ViT, Eq. 11 to 14). The paper
+    has ``z~ = mean(z)``, which is no integer, so that codes were none; any
+    integer leaves them as they are, and the median keeps sums in float32
+    small when one narrow channel has a large zero point.
     Padding p becomes ``(p + s r2) / r1``: a position outside of the map
     keeps meaning what it meant.
 
@@ -69,9 +71,9 @@ def fold_channel_scales_(pair: NormLinear) -> None:
     widen = channel.scale.double()
     zero_point = channel.zero_point.double()
     mean_scale = widen.mean()
-    mean_zero = zero_point.mean().round()
+    common_zero = zero_point.median()
     ratio = widen / mean_scale
-    shift = widen * (zero_point - mean_zero)
+    shift = widen * (zero_point - common_zero)
 
     def store(target: Tensor, value: Tensor) -> None:
         target.copy_(value.to(target.dtype))
@@ -89,7 +91,7 @@ def fold_channel_scales_(pair: NormLinear) -> None:
         store(value, (value.double() + shift) / ratio)
     tensor = _successor(channel, None)
     store(tensor.scale, mean_scale)
-    store(tensor.zero_point, mean_zero)
+    store(tensor.zero_point, common_zero)
     tensor.mark_fitted_()
     linear.input_quantizer = tensor
 

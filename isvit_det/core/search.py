@@ -9,6 +9,7 @@ from typing import NamedTuple, Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
+from isvit_det.core.errors import QuantError
 from isvit_det.core.functional import (log_encode, log_table, range_to_affine,
                                        sulq_table, table_decode,
                                        uniform_decode, uniform_encode)
@@ -41,7 +42,11 @@ class RangeObserver:
         self.counts: Optional[Tensor] = None
 
     def update(self, x: Tensor) -> None:
-        """Add a batch of any shape with C channels along ``axis``."""
+        """Add a batch of any shape with C channels along ``axis``.
+
+        Raises:
+            QuantError: if it holds infinite values or NaN.
+        """
         x = x.detach()
         if self.num_channels == 1:
             rows = x.reshape(1, -1)
@@ -50,6 +55,7 @@ class RangeObserver:
         if rows.numel() == 0:
             return
         low, high = rows.amin(1), rows.amax(1)
+        _check_finite(low, high)
         if self.counts is None:
             self.low, self.high = low, high
             self.start = low.double()
@@ -178,6 +184,14 @@ def search_affine(samples: Samples, low: Tensor, high: Tensor,
     return best_scale, best_zero
 
 
+def _check_finite(low: Tensor, high: Tensor) -> None:
+    # NaN goes through amin and amax.
+    if not (low.isfinite() & high.isfinite()).all():
+        raise QuantError('calibration: the float model computes infinite '
+                         'values or NaN on the calibration images; check '
+                         'its checkpoint.')
+
+
 class AttentionObserver:
     """Histogram of attention probabilities over their exponent.
 
@@ -193,14 +207,22 @@ class AttentionObserver:
         self._num_kept = 0
 
     def update(self, x: Tensor) -> None:
-        """Add a batch of attention of any shape."""
+        """Add a batch of attention of any shape.
+
+        Raises:
+            QuantError: if it holds infinite values or NaN.
+        """
         x = x.detach()
+        if x.numel() == 0:
+            return
+        low, high = x.amin(), x.amax()
+        _check_finite(low, high)
         if self.counts is None:
             self.counts = torch.zeros(
                 NUM_BINS + 1, dtype=torch.int64, device=x.device)
-            self.low, self.high = x.amin(), x.amax()
-        self.low = torch.minimum(self.low, x.amin())
-        self.high = torch.maximum(self.high, x.amax())
+            self.low, self.high = low, high
+        self.low = torch.minimum(self.low, low)
+        self.high = torch.maximum(self.high, high)
         for chunk in x.flatten().split(CHUNK):
             # Zero falls past the last exponent, into the extra bin.
             index = chunk.log2().neg_().mul_(NUM_BINS / MAX_EXPONENT)
@@ -208,19 +230,24 @@ class AttentionObserver:
             self.counts += torch.bincount(index, minlength=NUM_BINS + 1)
 
     def keep_(self, x: Tensor, values: Tensor) -> None:
-        """Sample attention (..., N, M) with the values (..., M, D)."""
-        if not self.keep_values:
+        """Sample attention (..., N, M) with the values (..., M, D).
+
+        At most an eighth of the room goes to one batch: some of its
+        attention matrices, and of large ones some of the rows.
+        """
+        if not self.keep_values or x.numel() == 0:
             return
         x = x.detach().reshape(-1, *x.shape[-2:])
         values = values.detach().reshape(-1, *values.shape[-2:])
-        per_item = x.shape[-2] * x.shape[-1]
-        room = (NUM_SAMPLES - self._num_kept) // per_item
-        # At most an eighth from one batch, spread over it.
-        take = min(room, max(1, NUM_SAMPLES // 8 // per_item), len(x))
-        if take > 0:
-            index = torch.linspace(0, len(x) - 1, take, device=x.device).long()
-            self.pairs.append((x[index].clone(), values[index].clone()))
-            self._num_kept += take * per_item
+        room = min(NUM_SAMPLES // 8, NUM_SAMPLES - self._num_kept)
+        num_rows = min(x.shape[1], room // x.shape[2])
+        if num_rows == 0:
+            return
+        take = min(len(x), room // (num_rows * x.shape[2]))
+        items = _spread(len(x), take, x.device)
+        rows = _spread(x.shape[1], num_rows, x.device)
+        self.pairs.append((x[items[:, None], rows], values[items]))
+        self._num_kept += take * num_rows * x.shape[2]
 
     def samples(self) -> Samples:
         """Bin centres, ascending, with their counts; shapes (1, N)."""
@@ -231,6 +258,11 @@ class AttentionObserver:
         return Samples(
             values.to(self.low.dtype).clamp(self.low, self.high)[None],
             self.counts.flip(0).to(self.low.dtype)[None])
+
+
+def _spread(length: int, count: int, device: torch.device) -> Tensor:
+    """``count`` indices spread over ``length``."""
+    return torch.linspace(0, length - 1, count, device=device).long()
 
 
 def _weighted_error(observer: AttentionObserver, samples: Samples,

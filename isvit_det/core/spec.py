@@ -240,7 +240,8 @@ class SOSConfig:
         merged.update(values)
         config = _from_dict(cls, 'sos', merged)
         if 0 < config.iters < default and 'lr' not in values:
-            config = dataclasses.replace(config, lr=short_lr(config.iters))
+            config = dataclasses.replace(
+                config, lr=short_lr(config.iters, default))
         return config
 
     def to_dict(self) -> dict:
@@ -248,13 +249,13 @@ class SOSConfig:
         return dataclasses.asdict(self)
 
 
-def short_lr(iters: int) -> float:
-    """Learning rate of a run shortened to ``iters`` iterations.
+def short_lr(iters: int, default: int = PAPER_ITERS) -> float:
+    """Learning rate of a run shortened from ``default`` iterations.
 
     Grows with the square root of the shortening, at most fivefold.
 
     >>> short_lr(1000), short_lr(100), short_lr(1)
     (4e-05, 0.000126, 0.0002)
     """
-    factor = min(5., math.sqrt(PAPER_ITERS / iters))
+    factor = min(5., math.sqrt(default / iters))
     return round(PAPER_LR * factor, 6)

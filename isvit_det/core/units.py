@@ -53,7 +53,7 @@ class Unit:
 
         Args:
             state: input state of the image.
-            items: distinct indices below ``num_items``, shape (n,).
+            items: indices below ``num_items``, shape (n,).
 
         Returns:
             A named tuple of tensors with n rows, or None, each.

@@ -4,7 +4,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List
 
 import cv2
 import numpy as np
@@ -94,12 +94,19 @@ class DrawnDataset(CocoDataset):
     Takes ``CocoDataset``'s arguments; ``data_root`` is generated on first
     use.
     """
-    METAINFO: Dict[str, Tuple] = dict(
+    METAINFO: Dict[str, Any] = dict(
         classes=CLASSES,
-        palette=tuple((37 * i % 256, 91 * i % 256, 173 * i % 256)
-                      for i in range(1,
-                                     len(CLASSES) + 1)))
+        palette=[(37 * i % 256, 91 * i % 256, 173 * i % 256)
+                 for i in range(1,
+                                len(CLASSES) + 1)])
 
-    def __init__(self, *args: Any, data_root: str, **kwargs: Any) -> None:
-        generate(Path(data_root), NUM_PICTURES)
-        super().__init__(*args, data_root=data_root, **kwargs)
+    def __init__(self,
+                 *args: Any,
+                 data_root: str,
+                 lazy_init: bool = False,
+                 **kwargs: Any) -> None:
+        # Whoever wants the class names only is not made to wait.
+        if not lazy_init:
+            generate(Path(data_root), NUM_PICTURES)
+        super().__init__(
+            *args, data_root=data_root, lazy_init=lazy_init, **kwargs)

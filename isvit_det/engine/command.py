@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Dict, List, NoReturn, Optional
 
 import torch
+from mmcv.ops import get_compiling_cuda_version
 from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
@@ -14,8 +15,8 @@ from mmengine.dist import is_distributed, is_main_process
 from isvit_det.checkpoint import is_packed, read_checkpoint
 from isvit_det.core.errors import QuantError
 from isvit_det.core.spec import METHODS, SCOPES
-from isvit_det.engine.configs import (configure_hook_, load_config,
-                                      quantize_config_)
+from isvit_det.engine.configs import (config_errors, configure_hook_,
+                                      load_config, quantize_config_)
 from isvit_det.engine.report import format_table, silent_sites, table_rows
 from isvit_det.engine.run import QuantizationRun
 from isvit_det.engine.source import local_checkpoint, packed_settings
@@ -54,7 +55,9 @@ def parse_args(argv: Optional[List[str]]) -> argparse.Namespace:
     add('--calib-images', type=int, metavar='N', help='drawn by the seed')
     add('--iters', type=int, metavar='N', help='per unit and stage')
     add('--seed', type=int, metavar='N')
-    add('--work-dir', help='default: work_dirs/NAME_OF_CONFIG')
+    add('--work-dir',
+        help='default: work_dirs/NAME_OF_CONFIG, with the bits, scope and '
+        'method given here added to the name')
     add('--no-float-eval',
         action='store_true',
         help='do not evaluate the float model first')
@@ -72,7 +75,12 @@ def parse_args(argv: Optional[List[str]]) -> argparse.Namespace:
         choices=['none', 'pytorch', 'slurm', 'mpi'],
         default='none')
     add('--local_rank', '--local-rank', type=int, default=0)
-    return parser.parse_args(argv)
+    try:
+        return parser.parse_args(argv)
+    except ValueError as error:
+        # Of DictAction.
+        raise QuantError('--cfg-options: give KEY=VALUE, such as '
+                         'model.backbone.window_size=7.') from error
 
 
 def configure(args: argparse.Namespace) -> Config:
@@ -82,7 +90,7 @@ def configure(args: argparse.Namespace) -> Config:
         QuantError: if they, the config or the checkpoint cannot be used.
     """
     cfg = load_config(args.config, args.cfg_options)
-    quant = _given(bits=args.bits, scope=args.scope, method=args.method)
+    quant: Dict[str, Any] = _given_settings(args)
     source = args.checkpoint or cfg.get('load_from')
     if not source:
         raise QuantError('checkpoint: none is given and the config has no '
@@ -98,16 +106,26 @@ def configure(args: argparse.Namespace) -> Config:
     cfg.load_from = str(path)
     cfg.resume = False
     cfg.launcher = args.launcher
-    name = Path(args.config).stem
+    # Runs of other settings do not write over each other.
+    name = '_'.join([Path(args.config).stem, *_given_settings(args).values()])
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{name}'
     return cfg
+
+
+def _given_settings(args: argparse.Namespace) -> Dict[str, str]:
+    return _given(bits=args.bits, scope=args.scope, method=args.method)
 
 
 def _given(**values: Any) -> Dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
 
-def _check_device(device: Optional[str], launcher: str) -> None:
+def choose_device(device: Optional[str], launcher: str) -> Optional[str]:
+    """The device to use; None leaves it to MMEngine.
+
+    Raises:
+        QuantError: if what was asked for is not to be had.
+    """
     if launcher != 'none':
         if device is not None:
             raise QuantError('--device: a launcher gives each process its '
@@ -115,22 +133,33 @@ def _check_device(device: Optional[str], launcher: str) -> None:
         if get_device() == 'cpu' and not is_distributed():
             raise QuantError(f'--launcher: {launcher!r} needs a GPU for each '
                              'process; leave it out.')
+        return None
+    no_operators = get_compiling_cuda_version() == 'not available'
     if device is None:
-        return
+        if get_device() == 'cuda' and no_operators:
+            print("mmcv's operators were built without CUDA: using the CPU")
+            return 'cpu'
+        return None
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise QuantError(f'--device: {device!r} is not available here; give '
                          'cpu, cuda or cuda:N.') from error
+    if device.startswith('cuda') and no_operators:
+        raise QuantError(f"--device: {device!r} needs mmcv's CUDA operators, "
+                         'and these were built without; give cpu, or '
+                         'install mmcv built with CUDA.')
+    return device
 
 
 def quantize(args: argparse.Namespace) -> None:
     """Do what the arguments ask for and print the table."""
-    _check_device(args.device, args.launcher)
-    cfg = configure(args)
+    device = choose_device(args.device, args.launcher)
+    with config_errors():
+        cfg = configure(args)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     setup_cache_size_limit_of_dynamo()
-    run = QuantizationRun(cfg, args.device)
+    run = QuantizationRun(cfg, device)
     result = run.run(float_eval=not args.no_float_eval)
     if not is_main_process():
         return
@@ -148,9 +177,8 @@ def quantize(args: argparse.Namespace) -> None:
 
 def main(argv: Optional[List[str]] = None) -> int:
     """Run the command; the exit status."""
-    args = parse_args(argv)
     try:
-        quantize(args)
+        quantize(parse_args(argv))
     except QuantError as error:
         print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
         return 2

@@ -13,7 +13,7 @@ from isvit_det.core.spec import METHODS, QuantConfig
 DETECTOR = 'isvit_det.quantized_detector'
 HOOK = 'isvit_det.SOSCalibrationHook'
 # What MMEngine and the classes it builds raise for a wrong config.
-CONFIG_ERRORS = (KeyError, TypeError, ValueError, AttributeError,
+CONFIG_ERRORS = (KeyError, TypeError, ValueError, AttributeError, OSError,
                  AssertionError, ImportError, SyntaxError, NotImplementedError)
 
 

@@ -7,7 +7,8 @@ from typing import Any, Dict, Mapping, Optional
 from mmengine.runner import Runner
 from torch import nn
 
-from isvit_det.checkpoint import file_hash, plain, write_atomically
+from isvit_det.checkpoint import file_hash, plain
+from isvit_det.core.files import write_atomically
 from isvit_det.engine.images import unwrap
 from isvit_det.engine.provenance import versions
 from isvit_det.packed_state import checksum

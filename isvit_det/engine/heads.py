@@ -11,6 +11,7 @@ from torch import nn
 from isvit_det.calibration.closed_form import correct_
 from isvit_det.core.errors import QuantError
 from isvit_det.core.layers import fit_weights_, observe, precision, quantizers
+from isvit_det.core.quantizers import Quantizer
 from isvit_det.engine.images import CalibrationImages
 
 
@@ -32,66 +33,46 @@ def calibrate_heads_(model: nn.Module, images: CalibrationImages,
     Raises:
         QuantError: naming the layers that never ran.
     """
-    rest = [
-        child for name, child in model.named_children() if name != 'backbone'
-    ]
-    with _float_layers(rest), _each(observe, rest):
-        _predict(model, images)
-    any_score = bool(_unreached(model))
-    if any_score:
-        logger.warning('no detection reached some layers: calibrating them '
-                       'on detections of any score')
-        fitted = {
-            name: quantizer.state_dict()
-            for name, quantizer in quantizers(model).items()
-            if quantizer.is_fitted
-        }
-        with _float_layers(rest), _each(observe, rest):
-            with _no_score_threshold(model):
-                _predict(model, images)
-        # What had been reached keeps the ranges of true predictions.
-        for name, quantizer in quantizers(model).items():
-            if name in fitted:
-                quantizer.load_state_dict(fitted[name])
-    unreached = _unreached(model)
-    if unreached:
-        raise QuantError(
-            f'quant.scope: {unreached} never ran on the calibration images '
-            "and cannot be quantized; use scope='backbone' or other images.")
-    if not correct:
-        for child in rest:
-            fit_weights_(child)
-        return
-    with _float_layers(rest), _each(correct_, rest):
-        with _no_score_threshold(model) if any_score else nullcontext():
+    rest = nn.ModuleDict({
+        name: child
+        for name, child in model.named_children() if name != 'backbone'
+    })
+    threshold: Callable[[], ContextManager] = nullcontext
+    with precision(rest, weights=False, acts=False):
+        with observe(rest):
             _predict(model, images)
+        if _unreached(rest):
+            logger.warning('no detection reached some layers: calibrating '
+                           'them on detections of any score')
+            threshold = partial(_no_score_threshold, model)
+            # What was reached keeps the ranges of true predictions.
+            unreached = nn.ModuleList(_unreached(rest).values())
+            with observe(unreached), threshold():
+                _predict(model, images)
+        if _unreached(rest):
+            raise QuantError(
+                f'quant.scope: {sorted(_unreached(rest))} never ran on the '
+                'calibration images and cannot be quantized; use '
+                "scope='backbone' or other images.")
+        if correct:
+            with correct_(rest), threshold():
+                _predict(model, images)
+        else:
+            fit_weights_(rest)
 
 
-def _unreached(model: nn.Module) -> List[str]:
-    return [
-        name for name, quantizer in quantizers(model).items()
+def _unreached(rest: nn.Module) -> Dict[str, Quantizer]:
+    return {
+        name: quantizer
+        for name, quantizer in quantizers(rest).items()
         if quantizer.role == 'act' and not quantizer.is_fitted
-    ]
+    }
 
 
 def _predict(model: Any, images: CalibrationImages) -> None:
     with torch.no_grad():
         for batch in images.batches():
             model.test_step(batch)
-
-
-@contextlib.contextmanager
-def _each(context: Callable[[nn.Module], ContextManager],
-          modules: List[nn.Module]) -> Iterator[None]:
-    """Enter a context for each of some modules."""
-    with contextlib.ExitStack() as stack:
-        for module in modules:
-            stack.enter_context(context(module))
-        yield
-
-
-def _float_layers(modules: List[nn.Module]) -> ContextManager:
-    return _each(partial(precision, weights=False, acts=False), modules)
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from isvit_det.engine.images import (CalibrationImages, calibration_images,
                                      evaluation_paths, refuse_overlap)
 from isvit_det.engine.progress import CalibrationProgress
 from isvit_det.engine.provenance import describe_origin, fingerprint
+from isvit_det.engine.report import count_calls, list_sites_run
 from isvit_det.packed_state import is_calibrated
 from isvit_det.registry import HOOKS
 
@@ -75,6 +76,7 @@ class SOSCalibrationHook(Hook):
         self.store_gb = store_gb
         self.outcome: Optional[Outcome] = None
         self._postponed = False
+        self._calls: Dict[str, int] = {}
         self._images: Optional[CalibrationImages] = None
         self._image_hashes: List[str] = []
 
@@ -145,6 +147,24 @@ class SOSCalibrationHook(Hook):
         self.outcome = Outcome(records,
                                time.perf_counter() - start, packed, origin)
 
+    def before_test_epoch(self, runner: Runner) -> None:
+        """Note how often every site has run."""
+        self._calls = count_calls(bare_model(runner))
+
+    def after_test_iter(self,
+                        runner: Runner,
+                        batch_idx: int,
+                        data_batch: Any = None,
+                        outputs: Any = None) -> None:
+        """Check on the first image that the backbone ran quantized.
+
+        Raises:
+            QuantError: naming sites of the backbone that did not.
+        """
+        model = bare_model(runner)
+        if batch_idx == 0 and not self._postponed and is_calibrated(model):
+            list_sites_run(model, self._calls)
+
     def _calibrate_(self, runner: Runner, model: Any,
                     images: CalibrationImages, sos: SOSConfig,
                     origin: Mapping[str, Any]) -> List[UnitRecord]:
@@ -163,7 +183,10 @@ class SOSCalibrationHook(Hook):
                 quant,
                 sos,
                 workspace,
-                fingerprint(origin, self._image_hashes),
+                fingerprint(origin, self._image_hashes, [
+                    runner.cfg.model, runner.cfg.test_dataloader['dataset'],
+                    self.calib_dataloader
+                ], model),
                 store_gb=self.store_gb,
                 on_event=progress)
         if quant.scope == 'detector':

@@ -1,4 +1,5 @@
 """Calibration images: drawn from the training split, none from evaluation."""
+import contextlib
 import copy
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Sequence, Tuple
@@ -10,6 +11,24 @@ from torch import Tensor
 
 from isvit_det.checkpoint import file_hash
 from isvit_det.core.errors import QuantError
+
+
+@contextlib.contextmanager
+def reading_images() -> Iterator[None]:
+    """Turn what a missing or damaged image raises into a QuantError."""
+    try:
+        yield
+    except (OSError, AssertionError) as error:
+        # A worker process puts its traceback before the message.
+        message = (str(error).strip().splitlines() or [''])[-1]
+        if isinstance(error, OSError):
+            raise QuantError(f'data set: {message}; check data_root and '
+                             'data_prefix.') from error
+        # Of mmcv's LoadImageFromFile.
+        if 'failed to load image' not in message:
+            raise
+        raise QuantError(f'data set: {message}; it is damaged, get it '
+                         'again.') from error
 
 
 class CalibrationImages:
@@ -76,9 +95,15 @@ class CalibrationImages:
         return names
 
     def batches(self) -> Iterator[Dict[str, Any]]:
-        """What a data loader of batch size 1 would yield, read lazily."""
+        """What a data loader of batch size 1 would yield, read lazily.
+
+        Raises:
+            QuantError: naming what cannot be read.
+        """
         for dataset, index in self.picks:
-            yield pseudo_collate([dataset[index]])
+            with reading_images():
+                batch = pseudo_collate([dataset[index]])
+            yield batch
 
     def tensors(self, model: Any) -> Iterator[Tensor]:
         """Images (1, 3, H, W), preprocessed and padded as at test time."""

@@ -8,7 +8,7 @@ from typing import Any, Dict, Mapping, Optional, Sequence
 
 import torch
 
-from isvit_det.checkpoint import file_hash
+from isvit_det.checkpoint import file_hash, plain
 from isvit_det.core.spec import SOSConfig
 from isvit_det.engine.images import CalibrationImages
 from isvit_det.packed_state import checksum
@@ -49,14 +49,23 @@ def versions() -> Dict[str, str]:
     return dict(found, isvit_det=__version__, python=platform.python_version())
 
 
-def fingerprint(origin: Mapping[str, Any], hashes: Sequence[str]) -> str:
+def fingerprint(origin: Mapping[str, Any], hashes: Sequence[str],
+                configs: Sequence[Any], model: Any) -> str:
     """One string for all that the codes depend on.
 
     Args:
         origin: of ``describe_origin``.
         hashes: of the contents of the calibration images.
+        configs: of the model and of what prepares images.
+        model: on its device.
     """
-    # The order of float sums depends on the number of threads.
-    text = json.dumps(
-        [origin, list(hashes), torch.get_num_threads()], sort_keys=True)
+    depends = [
+        origin,
+        hashes,
+        configs,
+        # The order of float sums depends on these.
+        str(next(model.parameters()).device),
+        torch.get_num_threads()
+    ]
+    text = json.dumps(plain(depends), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

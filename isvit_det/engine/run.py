@@ -10,12 +10,14 @@ from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 
-from isvit_det.checkpoint import read_checkpoint, write_atomically
+from isvit_det.checkpoint import read_checkpoint
+from isvit_det.core.files import write_atomically
 from isvit_det.core.spec import QuantConfig
 from isvit_det.detector import float_modules
 from isvit_det.engine.configs import config_errors
 from isvit_det.engine.float_metrics import FloatMetrics
 from isvit_det.engine.hook import WORKSPACE, SOSCalibrationHook, bare_model
+from isvit_det.engine.images import reading_images
 from isvit_det.engine.report import (average_precision, backbone_error,
                                      count_calls, list_sites_run, peak_memory,
                                      write_result)
@@ -42,9 +44,8 @@ class QuantizationRun:
     def __init__(self, cfg: Config, device: Optional[str] = None) -> None:
         self.start = time.perf_counter()
         self.seconds: Dict[str, float] = {}
-        self.work_dir = Path(cfg.work_dir)
+        self.work_dir = Path(str(cfg.work_dir))
         self.checkpoint = Path(cfg.load_from)
-        self.report = self.work_dir / 'result.json'
         _check_writable(self.work_dir)
         with config_errors():
             self.runner = Runner.from_cfg(cfg)
@@ -59,12 +60,15 @@ class QuantizationRun:
         self.runner.load_or_resume()
         self.model.eval()
         self.calibrated = is_calibrated(self.model)
+        # A packed file often lies beside the report of its calibration.
+        name = 'result_packed.json' if self.calibrated else 'result.json'
+        self.report = self.work_dir / name
         if not self.calibrated:
             with config_errors():
                 self.hook.prepare(self.runner)
 
     def run(self, float_eval: bool) -> Dict[str, Any]:
-        """Go through all phases and write ``result.json``.
+        """Go through all phases and write the report, a JSON file.
 
         Args:
             float_eval: whether to evaluate the float model.
@@ -81,7 +85,7 @@ class QuantizationRun:
             with self._timed('calibration'):
                 self.hook.before_test(self.runner)
         calls = count_calls(self.model)
-        with self._timed('quantized_evaluation'):
+        with self._timed('quantized_evaluation'), reading_images():
             metrics = self.runner.test_loop.run()
         found['sites'] = list_sites_run(self.model, calls)
         found['quantized'] = _precision(metrics)
@@ -94,8 +98,9 @@ class QuantizationRun:
         result = self._result(found)
         if is_main_process():
             write_result(self.report, result)
-            # Nothing is left to resume.
-            shutil.rmtree(self.work_dir / WORKSPACE, ignore_errors=True)
+            if not self.calibrated:
+                # Nothing is left to resume.
+                shutil.rmtree(self.work_dir / WORKSPACE, ignore_errors=True)
         return result
 
     def _evaluate_float(self) -> Dict[str, Any]:
@@ -106,7 +111,8 @@ class QuantizationRun:
                                     'is taken over')
         else:
             with self._timed('float_evaluation'), self.hook.postponed():
-                metrics = self.runner.test_loop.run()
+                with reading_images():
+                    metrics = self.runner.test_loop.run()
             found = dict(
                 _precision(metrics),
                 seconds=self.seconds['float_evaluation'],
@@ -184,4 +190,5 @@ def _check_writable(directory: Path) -> None:
     """Raise unless files can be made in a directory, which is made."""
     probe = directory / '.probe'
     write_atomically(probe, lambda file: None)
-    probe.unlink()
+    # Another process may have been here first.
+    probe.unlink(missing_ok=True)

@@ -61,6 +61,6 @@ def packed_settings(cfg: Config, content: Mapping[str, Any],
         raise QuantError(f'packed file: made with {", ".join(differing)}; '
                          'leave that out, or give a float checkpoint to '
                          'calibrate.')
-    if cfg['model'].get('type') == DETECTOR:
+    if cfg.get('model', {}).get('type') == DETECTOR:
         return dict(given)
     return found.to_dict()

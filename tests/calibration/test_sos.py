@@ -50,7 +50,7 @@ def same_state(one, other):
 @pytest.mark.parametrize('method', ['isvit', 'isvit_paper'])
 @pytest.mark.parametrize('items', ['unit', 'image'])
 def test_every_unit_ends_closer_to_its_float_output(tmp_path, method, items):
-    _, records = calibrated(tmp_path, method, items=items)
+    _, records = calibrated(tmp_path, method, items=items, iters=100)
     assert len(records) == 3
     for record in records:
         errors = record.errors

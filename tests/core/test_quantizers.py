@@ -103,7 +103,7 @@ def test_no_attention_is_decoded_to_a_negative_value(bits, exponent):
 
 
 def test_table_exponents_give_every_code_a_value_of_its_own():
-    """Integer ones collapse: the reason for the table (DESIGN, law 1)."""
+    """Integer ones collapse: the reason for the table."""
     values = {}
     for exponent in ('table', 'integer'):
         config = QuantConfig(
@@ -186,6 +186,9 @@ def test_calls_count_what_was_quantized_only():
     quantizer.enabled = False
     quantizer(torch.ones(1))
     assert quantizer.num_calls == 1
+    quantizer.enabled = True
+    assert quantizer(torch.ones(0, 3)).shape == (0, 3)
+    assert quantizer.num_calls == 1
 
 
 def test_gradients_pass_inside_of_the_range_and_stop_outside():
@@ -202,3 +205,38 @@ def test_dtype_is_that_of_the_input():
     quantizer = fitted(UniformQuantizer(4, 'act').double(), x)
     assert quantizer(x).dtype == torch.double
     assert (quantizer(x) - x).abs().max() <= quantizer.scale / 2 + 1e-12
+
+
+@pytest.mark.parametrize('exponent', ['table', 'integer'])
+def test_gradients_of_attention_stop_only_where_it_is_clipped(exponent):
+    config = QuantConfig(act_bits=3, exponent=exponent)
+    quantizer = ShiftUniformLog2Quantizer(3, config)
+    quantizer.shift.fill_(.01)
+    quantizer.low.fill_(1.)
+    quantizer.step.fill_(1.)
+    quantizer.mark_fitted_()
+    quantizer.enabled = True
+    # Code 0 stands for .49 and takes what rounds to it, up to 2**-.5 - .01.
+    x = torch.tensor([0., .1, .49, .69, .71, 1.], requires_grad=True)
+    quantizer(x).sum().backward()
+    assert x.grad.tolist() == [1., 1., 1., 1., 0., 0.]
+
+
+@pytest.mark.parametrize('bits', BITS)
+def test_the_papers_form_has_an_integer_zero_point(bits):
+    config = QuantConfig(act_bits=bits, exponent='integer')
+    # No attention is near 1, so that codes start far from exponent 0.
+    x = attention() / 50
+    quantizer = fitted(ShiftUniformLog2Quantizer(bits, config), x)
+    zero_point = (quantizer.low / quantizer.step).item()
+    assert zero_point == pytest.approx(round(zero_point), abs=1e-4)
+    assert zero_point >= 1
+
+
+def test_codes_survive_decoding_far_from_zero():
+    """A packed weight encodes to the codes it was decoded from."""
+    x = 1e6 + torch.linspace(0, 200, 999)
+    quantizer = fitted(UniformQuantizer(8, 'weight'), x)
+    assert abs(quantizer.zero_point.item()) > 1e6
+    codes = quantizer.encode(x)
+    assert torch.equal(quantizer.encode(quantizer.decode(codes)), codes)

@@ -20,15 +20,16 @@ class Padding(nn.Module):
                              torch.zeros(CHANNELS, dtype=dtype))
 
 
-def make_pair(dtype, bias, seed=0, constant=None):
+def make_pair(dtype, bias, seed=0, constant=None, bits=4):
     torch.manual_seed(seed)
     norm = nn.LayerNorm(CHANNELS)
     norm.weight.data = torch.rand(CHANNELS) * 4 + .05
     norm.bias.data = 3 * torch.randn(CHANNELS)
+    # Zero, or next to it.
     if constant is not None:
         norm.weight.data[constant] = 0.
     linear = QuantLinear(
-        nn.Linear(CHANNELS, 10, bias=bias), QuantConfig(act_bits=4))
+        nn.Linear(CHANNELS, 10, bias=bias), QuantConfig(act_bits=bits))
     pair = NormLinear(norm.to(dtype), linear.to(dtype), Padding(dtype))
     return pair, torch.randn(3000, CHANNELS, dtype=dtype)
 
@@ -50,10 +51,11 @@ def run(pair, x):
 
 @pytest.mark.parametrize('bias', [True, False])
 @pytest.mark.parametrize('dtype', [torch.double, torch.float])
-def test_folding_moves_no_code_and_no_output(dtype, bias):
+@pytest.mark.parametrize('bits, constant', [(4, None), (8, None), (8, 5)])
+def test_folding_moves_no_code_and_no_output(dtype, bias, bits, constant):
     moved = 0
     for seed in range(8):
-        pair, x = make_pair(dtype, bias, seed)
+        pair, x = make_pair(dtype, bias, seed, constant, bits)
         fit_(pair, x)
         assert pair.linear.input_quantizer.granularity == 'channel'
         codes, out = run(pair, x)

@@ -2,12 +2,13 @@
 import pytest
 import torch
 
+from isvit_det.core.errors import QuantError
 from isvit_det.core.functional import (range_to_affine, uniform_decode,
                                        uniform_encode)
 from isvit_det.core.quantizers import (ShiftUniformLog2Quantizer,
                                        UniformQuantizer)
-from isvit_det.core.search import (AttentionObserver, RangeObserver, Samples,
-                                   quantiles)
+from isvit_det.core.search import (NUM_SAMPLES, AttentionObserver,
+                                   RangeObserver, Samples, quantiles)
 from isvit_det.core.spec import QuantConfig
 
 
@@ -113,17 +114,15 @@ def attention_seen(x, values=None, keep=False):
     return observer
 
 
-def error_by_shift(x, values, exponent, chosen=None):
-    """Squared error of each shift alone, of attention or its product."""
+def error_by_shift(x, exponent):
+    """Squared error of each shift alone."""
     out = {}
     for shift in QuantConfig().shifts:
         config = QuantConfig(shifts=(shift, ), exponent=exponent, act_bits=4)
         quantizer = ShiftUniformLog2Quantizer(4, config)
         quantizer.fit_(attention_seen(x))
         quantizer.enabled = True
-        error = quantizer(x) - x
-        out[quantizer.shift.item()] = (error if values is None else
-                                       error @ values).square().sum().item()
+        out[quantizer.shift.item()] = (quantizer(x) - x).square().sum().item()
     return out
 
 
@@ -134,7 +133,7 @@ def test_the_shift_has_the_least_error_of_the_grid(exponent):
     quantizer = ShiftUniformLog2Quantizer(
         4, QuantConfig(exponent=exponent, act_bits=4))
     quantizer.fit_(attention_seen(x))
-    errors = error_by_shift(x, None, exponent)
+    errors = error_by_shift(x, exponent)
     # The histogram's bins and true values may disagree on a near tie.
     assert errors[quantizer.shift.item()] <= 1.02 * min(errors.values())
     assert max(errors.values()) > 1.5 * min(errors.values())
@@ -157,3 +156,26 @@ def test_the_shift_may_be_chosen_by_attention_times_value():
         errors.append(((quantizer(x) - x) @ values).square().sum().item())
     assert by_output.shift != by_attention.shift
     assert errors[0] < errors[1]
+
+
+@pytest.mark.parametrize('value', [float('inf'), float('-inf'), float('nan')])
+@pytest.mark.parametrize('kind', [RangeObserver, AttentionObserver])
+def test_values_that_are_no_numbers_are_refused(kind, value):
+    observer = kind()
+    observer.update(torch.rand(9))
+    with pytest.raises(QuantError, match='infinite values or NaN'):
+        observer.update(torch.tensor([.5, value]))
+
+
+def test_of_large_attention_some_rows_are_kept_with_their_values():
+    observer = AttentionObserver(keep_values=True)
+    # One matrix holds more than all that is kept.
+    x = torch.rand(2, 1200, 1200).softmax(-1)
+    values = torch.randn(2, 1200, 4)
+    for _ in range(20):
+        observer.keep_(x, values)
+    assert 0 < sum(rows.numel() for rows, _ in observer.pairs) <= NUM_SAMPLES
+    rows, kept = observer.pairs[0]
+    assert torch.equal(rows[0, 0], x[0, 0])
+    assert torch.equal(rows[0, -1], x[0, -1])
+    assert torch.equal(kept[0], values[0])

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from isvit_det.engine import command
 from isvit_det.engine.command import main
 from tests.engine.tiny import make_tiny
 
@@ -72,6 +73,12 @@ def refuse(tiny, tmp_path, capsys, monkeypatch):
     (['--device', 'abacus'], ['--device', 'abacus']),
     (['--device', 'cpu', '--launcher', 'slurm'], ['--device']),
     (['--no-such-option'], ['--no-such-option']),
+    (['--cfg-options', 'model'], ['--cfg-options', 'KEY=VALUE']),
+    (['--cfg-options', 'model=3'], ['config']),
+    (['--cfg-options', 'model.quant=w4a4'], ['config']),
+    (['--cfg-options', 'custom_hooks=3'], ['config']),
+    (['--cfg-options', 'train_dataloader.dataset.data_root=/dev/null/x/'
+      ], ['/dev/null']),
     (['--cfg-options', 'model.quant.bit=4'], ["['bit']", 'weight_bits']),
     (['--cfg-options', 'model.quant.input_bits=9'], ['quant.input_bits', '9']),
     (['--cfg-options', 'model.no_such_key=4'], ['no_such_key']),
@@ -95,6 +102,14 @@ def test_options_and_settings(refuse, tiny, options, words):
     line = refuse(tiny.checkpoint, *options)
     for word in words:
         assert word in line
+
+
+def test_a_gpu_without_operators_for_it(refuse, tiny, monkeypatch):
+    monkeypatch.setattr(command, 'get_compiling_cuda_version',
+                        lambda: 'not available')
+    monkeypatch.setattr(torch, 'empty', lambda *args, **kwargs: None)
+    line = refuse(tiny.checkpoint, '--device', 'cuda:1')
+    assert "'cuda:1'" in line and 'operators' in line
 
 
 def test_settings_of_the_hook(refuse, tiny, tmp_path):
@@ -146,6 +161,51 @@ def test_a_truncated_float_file(refuse, tiny, tmp_path):
     path = tmp_path / 'short.pth'
     path.write_bytes(Path(tiny.checkpoint).read_bytes()[:-1000])
     assert 'short.pth' in refuse(path)
+
+
+def test_a_page_instead_of_a_checkpoint(refuse, tmp_path):
+    path = tmp_path / 'page.pth'
+    path.write_text('<html>Not found</html>')
+    assert 'page.pth is no checkpoint' in refuse(path)
+
+
+def test_a_packed_file_with_a_config_that_has_no_model(refuse, packed,
+                                                       tmp_path):
+    config = tmp_path / 'empty.py'
+    config.write_text('a = 1')
+    assert 'has no model' in refuse(packed, config=config)
+
+
+def damaged(tiny, folder, split):
+    """A copy of a split's pictures, one of them cut."""
+    shutil.copytree(tiny.data / split, folder)
+    path = sorted(folder.iterdir())[1]
+    path.write_bytes(path.read_bytes()[:40])
+    return path
+
+
+def test_a_damaged_calibration_image(refuse, tiny, tmp_path):
+    path = damaged(tiny, tmp_path / 'pictures', 'train')
+    line = refuse(tiny.checkpoint, '--no-float-eval', '--cfg-options',
+                  f'train_dataloader.dataset.data_prefix.img={path.parent}')
+    assert str(path) in line and 'damaged' in line
+
+
+@pytest.mark.parametrize('num_workers', [0, 1])
+@pytest.mark.parametrize('content', ['float', 'packed'])
+def test_a_damaged_or_missing_evaluation_image(refuse, tiny, packed, tmp_path,
+                                               content, num_workers):
+    path = damaged(tiny, tmp_path / 'pictures', 'val')
+    checkpoint = packed if content == 'packed' else tiny.checkpoint
+    options = [
+        '--cfg-options',
+        f'test_dataloader.dataset.data_prefix.img={path.parent}',
+        f'test_dataloader.num_workers={num_workers}'
+    ]
+    line = refuse(checkpoint, *options)
+    assert str(path) in line and 'damaged' in line
+    path.unlink()
+    assert str(path) in refuse(checkpoint, *options)
 
 
 def test_a_truncated_packed_file(refuse, packed, tmp_path):

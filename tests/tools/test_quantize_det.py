@@ -4,10 +4,12 @@ import io
 import json
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import mmdet
 import pytest
 import torch
@@ -17,7 +19,9 @@ from mmengine.runner import Runner
 
 from isvit_det.core.layers import list_sites
 from isvit_det.core.quantizers import Quantizer
-from isvit_det.engine.command import main
+from isvit_det.datasets.drawing import CLASSES
+from isvit_det.engine import command
+from isvit_det.engine.command import configure, main, parse_args
 from isvit_det.engine.configs import (configure_hook_, load_config,
                                       quantize_config_)
 from isvit_det.version import __version__
@@ -81,15 +85,9 @@ def read_log(work_dir):
     return log.read_text()
 
 
-def quantized_config(tiny, work_dir):
-    """A config that MMDetection's tools can be given."""
-    scope = report(work_dir)['scope']
-
-    def change(cfg):
-        quantize_config_(cfg, dict(bits='w4a5', scope=scope))
-        configure_hook_(cfg, {})
-
-    return tiny.variant(work_dir / 'quantized.py', change)
+def quantized_config(work_dir):
+    """The config that MMEngine kept of the run, for MMDetection's tools."""
+    return str(work_dir / 'tiny.py')
 
 
 def test_one_table_holds_both_models(done, scope):
@@ -187,12 +185,28 @@ def test_a_packed_file_gives_the_same_ap_on_the_float_config(
         [tiny.config,
          str(done / 'packed.pth'), '--work-dir',
          str(tmp_path)]) == 0
-    result, before = report(tmp_path), report(done)
+    before = report(done)
+    result = json.loads((tmp_path / 'result_packed.json').read_text())
     assert result['quantized']['metrics'] == before['quantized']['metrics']
     assert result['provenance'] == before['provenance']
     assert (result['bits'], result['scope']) == ('w4a5', before['scope'])
     assert result['float'] is result['units'] is None
     assert not (tmp_path / 'packed.pth').exists()
+
+
+def test_testing_a_packed_file_keeps_the_report_beside_it(
+        done, tiny, tmp_path):
+    folder = tmp_path / 'copy'
+    shutil.copytree(done, folder)
+    unfinished = folder / 'calibration/units/0001.pth'
+    unfinished.parent.mkdir(parents=True)
+    unfinished.write_text('')
+    argv = [tiny.config, str(folder / 'packed.pth'), '--work-dir', str(folder)]
+    assert main(argv) == 0
+    assert report(folder) == report(done)
+    again = json.loads((folder / 'result_packed.json').read_text())
+    assert again['quantized'] == report(done)['quantized']
+    assert unfinished.exists()
 
 
 @pytest.fixture(scope='module')
@@ -202,7 +216,7 @@ def tested(done, tiny, tmp_path_factory):
     out = folder / 'predictions.pkl'
     argv = [
         str(TEST_TOOL),
-        quantized_config(tiny, done),
+        quantized_config(done),
         str(done / 'packed.pth'), '--work-dir',
         str(folder), '--out',
         str(out)
@@ -221,7 +235,7 @@ def test_mmdets_test_tool_gives_the_same_ap(done, tested):
 
 
 def test_inference_without_hooks_predicts_the_same(done, tiny, tested):
-    config = quantized_config(tiny, done)
+    config = quantized_config(done)
     packed = str(done / 'packed.pth')
     model = init_detector(config, packed, device='cpu')
     inferencer = DetInferencer(
@@ -237,6 +251,19 @@ def test_inference_without_hooks_predicts_the_same(done, tiny, tested):
         assert shown['scores'] == wanted['scores'].tolist()
         assert shown['bboxes'] == wanted['bboxes'].tolist()
     assert all(site.num_calls >= len(tested[0]) for site in list_sites(model))
+
+
+def test_detections_can_be_drawn(done, tiny, tmp_path):
+    inferencer = DetInferencer(
+        quantized_config(done),
+        str(done / 'packed.pth'),
+        device='cpu',
+        show_progress=False)
+    assert tuple(inferencer.model.dataset_meta['classes']) == CLASSES
+    picture = next((tiny.data / 'val').iterdir())
+    inferencer(str(picture), out_dir=str(tmp_path), pred_score_thr=0.)
+    drawn = cv2.imread(str(tmp_path / 'vis' / picture.name))
+    assert (drawn != cv2.imread(str(picture))).any()
 
 
 def test_the_hook_calibrates_under_mmdets_test_tool(done, tiny, tmp_path):
@@ -302,3 +329,36 @@ def test_a_site_that_does_not_run_quantized_stops_the_report(
     assert 'backbone.patch_embed.projection.weight_quantizer' in captured.err
     assert not (tmp_path / 'result.json').exists()
     assert '| quantized' not in captured.out
+    assert 'Epoch(test)' not in read_log(tmp_path)
+
+
+@pytest.mark.parametrize('scope', ['backbone', 'detector'])
+@pytest.mark.parametrize('method', ['repq', 'isvit_paper'])
+def test_other_methods_go_the_same_way(tiny, tmp_path, method, scope):
+    assert main([
+        tiny.config, tiny.checkpoint, '--method', method, '--scope', scope,
+        '--no-float-eval', '--calib-images', '2', '--work-dir',
+        str(tmp_path), *([] if method == 'repq' else ['--iters', '2'])
+    ]) == 0
+    result = report(tmp_path)
+    assert (result['method'], result['scope']) == (method, scope)
+    kinds = {site['kind'] for site in result['sites']}
+    assert kinds == {
+        'UniformQuantizer',
+        'Log2Quantizer' if method == 'repq' else 'ShiftUniformLog2Quantizer'
+    }
+
+
+def test_settings_given_are_part_of_the_default_work_directory(tiny):
+    cfg = configure(
+        parse_args(
+            [tiny.config, tiny.checkpoint, '--bits', 'w3a5', '--seed', '7']))
+    assert cfg.work_dir == 'work_dirs/tiny_w3a5'
+
+
+def test_without_operators_for_the_gpu_the_cpu_is_used(monkeypatch):
+    monkeypatch.setattr(command, 'get_device', lambda: 'cuda')
+    for version, device in (('not available', 'cpu'), ('13.0', None)):
+        monkeypatch.setattr(command, 'get_compiling_cuda_version',
+                            lambda: version)
+        assert command.choose_device(None, 'none') == device

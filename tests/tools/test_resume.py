@@ -130,6 +130,26 @@ def test_another_command_does_not_take_the_state_over(tiny, undisturbed,
     assert any('starting anew' in log.read_text() for log in logs)
 
 
+def test_images_of_another_size_do_not_take_the_state_over(
+        tiny, undisturbed, tmp_path):
+    argv = command(tiny, tmp_path)
+    kill_before(argv, hook, 'calibrate_heads_')
+    other = tiny.variant(
+        tmp_path / 'other.py',
+        lambda cfg: cfg.test_dataloader.dataset.pipeline[1].update(
+            scale=(80, 64)))
+    assert main([other, *argv[1:]]) == 0
+    assert not any(unit['resumed'] for unit in report(tmp_path)['units'])
+
+
+def test_a_damaged_file_of_a_unit_is_made_again(tiny, undisturbed, tmp_path):
+    argv = command(tiny, tmp_path)
+    kill_before(argv, hook, 'calibrate_heads_')
+    path, = tmp_path.glob('calibration/units/0007.pth')
+    path.write_bytes(path.read_bytes()[:100])
+    check_end(argv, tmp_path, undisturbed, 7)
+
+
 def test_other_float_weights_are_evaluated_anew(tiny, tmp_path):
     argv = command(tiny, tmp_path) + ['--method', 'minmax']
     assert main(argv) == 0

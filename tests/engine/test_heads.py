@@ -1,0 +1,76 @@
+"""Neck and heads: what ranges they get, and from which detections."""
+import pytest
+import torch
+from mmengine.logging import MMLogger
+
+from isvit_det.core.errors import QuantError
+from isvit_det.core.layers import quantizers
+from isvit_det.engine import heads
+from isvit_det.engine.configs import load_config, quantize_config_
+from isvit_det.engine.images import calibration_images
+from isvit_det.registry import MODELS
+from tests.engine.tiny import make_tiny
+
+
+@pytest.fixture(scope='module')
+def tiny(tmp_path_factory):
+    return make_tiny(tmp_path_factory.mktemp('tiny'))
+
+
+def calibrated_heads(tiny, score_thr, correct=False):
+    """A detector with calibrated heads, and its images."""
+    cfg = load_config(tiny.config, None)
+    cfg.model.test_cfg.rcnn.score_thr = score_thr
+    quantize_config_(cfg, dict(scope='detector'))
+    model = MODELS.build(cfg.model).eval()
+    model.load_state_dict(torch.load(tiny.checkpoint)['state_dict'])
+    images = calibration_images(cfg, None, 3, 0)
+    logger = MMLogger.get_current_instance()
+    heads.calibrate_heads_(model, images, correct, logger)
+    return model
+
+
+def ranges(model, part):
+    return {
+        name: (q.scale.clone(), q.zero_point.clone())
+        for name, q in quantizers(model).items()
+        if name.startswith(part) and q.role == 'act'
+    }
+
+
+@pytest.mark.parametrize('correct', [False, True])
+def test_layers_that_no_detection_reached_see_those_of_any_score(
+        tiny, correct):
+    usual = calibrated_heads(tiny, .05, correct)
+    strict = calibrated_heads(tiny, 1., correct)
+    assert strict.roi_head.test_cfg.score_thr == 1.
+    mask = ranges(strict, 'roi_head.mask_head')
+    assert mask and all(scale != 1 for scale, _ in mask.values())
+    # What ran before keeps the ranges it had.
+    for part in ('neck', 'rpn_head', 'roi_head.bbox_head'):
+        assert ranges(strict, part) and ranges(strict, part) == ranges(
+            usual, part)
+
+
+def test_what_was_reached_is_not_watched_again(tiny, monkeypatch):
+    """Whatever runs then, such as a changed number of detections."""
+    usual = calibrated_heads(tiny, .05)
+    predict = heads._predict
+    passes = []
+
+    def louder(model, images):
+        passes.append(1)
+        if len(passes) == 2:
+            model.neck.lateral_convs[0].conv.weight.data *= 100
+        predict(model, images)
+
+    monkeypatch.setattr(heads, '_predict', louder)
+    found = calibrated_heads(tiny, 1.)
+    assert len(passes) == 2
+    assert ranges(found, 'rpn_head') == ranges(usual, 'rpn_head')
+
+
+def test_layers_that_never_run_are_named(tiny, monkeypatch):
+    monkeypatch.setattr(heads, '_predict', lambda model, images: None)
+    with pytest.raises(QuantError, match='rpn_head.rpn_conv.* never ran'):
+        calibrated_heads(tiny, .05)
