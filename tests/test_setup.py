@@ -168,7 +168,7 @@ def test_python_that_does_not_run(setup, tmp_path):
 
 def test_full_disk(setup):
     setup.write('free-kib', str(5 << 20))
-    assert 'needs 8 GiB, but only 5 GiB are free' in setup.fails()
+    assert 'needs 10 GiB, but only 5 GiB are free' in setup.fails()
 
 
 def test_folder_of_someone_else_is_left_alone(setup):

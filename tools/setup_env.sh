@@ -15,7 +15,7 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 requirements=$root/requirements
 needed_python=3.11
-needed_gib=8
+needed_gib=10
 
 die() {
     echo "setup_env: error: $*" >&2

@@ -18,7 +18,7 @@ model = dict(
         in_channels=64,
         feat_channels=64,
         anchor_generator=dict(scales=[4])),
-    # The adaptive number of samples is a quarter of the time on a CPU.
+    # On a CPU, regions are most of the time: few of them, few samples each.
     roi_head=dict(
         bbox_roi_extractor=dict(
             out_channels=64, roi_layer=dict(sampling_ratio=2)),
@@ -27,17 +27,17 @@ model = dict(
             fc_out_channels=256,
             num_classes=10),
         mask_roi_extractor=dict(
-            out_channels=64, roi_layer=dict(sampling_ratio=2)),
+            out_channels=64, roi_layer=dict(sampling_ratio=1)),
         mask_head=dict(
             num_convs=2, in_channels=64, conv_out_channels=64,
             num_classes=10)),
     train_cfg=dict(
         rpn_proposal=dict(nms_pre=500, max_per_img=300),
-        rcnn=dict(sampler=dict(num=128))),
+        rcnn=dict(sampler=dict(num=64))),
     test_cfg=dict(rpn=dict(nms_pre=500, max_per_img=200)))
-max_epochs = 9
+max_epochs = 8
 train_cfg = dict(
-    type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=3)
+    type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=2)
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=8e-4, weight_decay=0.05),
