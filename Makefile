@@ -3,9 +3,11 @@
 SHELL := bash
 .SHELLFLAGS := -e -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo methods test test-slow check train format clean
+.PHONY: help demo methods bench-calibration bench-scaling test test-slow \
+	check train format clean
 
 DRAWN := configs/drawn/mask-rcnn_swin-mini_fpn
+SWIN_T := mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_ms-crop-3x_coco.py
 CODE := $(wildcard isvit_det tools tests benchmarks)
 
 # The package is not installed: commands use this folder's.
@@ -13,7 +15,7 @@ IN_ENV = env=$$(tools/setup_env.sh); \
 	export PATH="$$env/bin:$$PATH" PYTHONPATH='$(CURDIR)';
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' \
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-18s %s\n", $$1, $$2}' \
 		$(MAKEFILE_LIST)
 	@echo 'WHEELHOUSE=DIR adds a folder of wheels to the set-up.'
 
@@ -24,6 +26,14 @@ demo:  ## quantize a small detector to 4 bits, from images to AP
 
 methods:  ## compare the four methods at 3 bits on two seeds
 	@$(IN_ENV) python benchmarks/methods.py
+
+bench-calibration:  ## calibrate by streaming and by restarting from the image
+	@$(IN_ENV) python -m benchmarks.calibration
+
+bench-scaling:  ## how calibration grows; COCO_ROOT=DIR for COCO images
+	@$(IN_ENV) python -m benchmarks.scaling $(if $(COCO_ROOT),$(SWIN_T) \
+		--iters 10 --cfg-options \
+		train_dataloader.dataset.data_root=$(COCO_ROOT)/)
 
 test:  ## run the tests that take seconds
 	@$(IN_ENV) pytest -q

@@ -12,7 +12,7 @@ model = dict(
         depths=[2, 2, 2, 2],
         num_heads=[1, 2, 4, 8],
         window_size=7,
-        drop_path_rate=0.05),
+        drop_path_rate=0.),
     neck=dict(in_channels=[32, 64, 128, 256], out_channels=64),
     rpn_head=dict(
         in_channels=64,
@@ -40,14 +40,14 @@ train_cfg = dict(
     type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=2)
 optim_wrapper = dict(
     type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=8e-4, weight_decay=0.05),
+    optimizer=dict(type='AdamW', lr=6e-4, weight_decay=0.05),
     paramwise_cfg=dict(norm_decay_mult=0., bias_decay_mult=0.),
     clip_grad=dict(max_norm=5.))
 param_scheduler = [
-    dict(type='LinearLR', start_factor=0.02, by_epoch=False, begin=0, end=200),
+    dict(type='LinearLR', start_factor=0.02, by_epoch=False, begin=0, end=300),
     dict(
         type='CosineAnnealingLR',
-        eta_min=8e-6,
+        eta_min=6e-6,
         T_max=max_epochs,
         by_epoch=True,
         convert_to_iter_based=True)

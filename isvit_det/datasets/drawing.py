@@ -8,7 +8,7 @@ from isvit_det.datasets.shapes import SHAPES
 
 CLASSES = tuple(SHAPES)
 # An object of which less than this share shows is not annotated.
-MIN_VISIBLE = .35
+MIN_VISIBLE = .45
 
 
 class Picture(NamedTuple):
@@ -32,8 +32,8 @@ def draw_picture(seed: Tuple[int, ...]) -> Picture:
     owner = np.full((height, width), -1, np.int32)
     labels, areas = [], []
     # Large ones first: small ones lie on top, as things in the front do.
-    count = int(rng.integers(4, 13))
-    sides = np.sort(np.exp(rng.uniform(np.log(15), np.log(200), count)))[::-1]
+    count = int(rng.integers(4, 12))
+    sides = np.sort(np.exp(rng.uniform(np.log(18), np.log(180), count)))[::-1]
     for index, side in enumerate(sides):
         label = int(rng.integers(len(CLASSES)))
         mask = _place(rng, label, side, owner)
@@ -126,7 +126,7 @@ def _paint(rng: np.random.Generator, pixels: np.ndarray, mask: np.ndarray,
         return
     around = pixels[mask].mean(0)
     for _ in range(8):
-        hue = (label * 180 / len(CLASSES) + rng.normal(0, 14)) % 180
+        hue = (label * 180 / len(CLASSES) + rng.normal(0, 7)) % 180
         hsv = np.array([[[hue, rng.uniform(90, 255),
                           rng.uniform(80, 255)]]]).astype(np.uint8)
         color = cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)[0, 0].astype(np.float64)

@@ -11,10 +11,13 @@ import numpy as np
 from mmdet.datasets import CocoDataset
 from pycocotools import mask as coco_mask
 
+from isvit_det.core.errors import QuantError
 from isvit_det.datasets.drawing import CLASSES, draw_picture
 from isvit_det.registry import DATASETS
 
 SEED = 2311
+# Raised when the same seed draws other pictures.
+VERSION = '1'
 NUM_PICTURES = dict(train=3000, val=320)
 
 
@@ -69,8 +72,16 @@ def generate(root: Path, sizes: Dict[str, int]) -> None:
     Args:
         root: the folder to make.
         sizes: pictures of each split.
+
+    Raises:
+        QuantError: if what is there was drawn by another version.
     """
+    note = root / 'version'
     if root.exists():
+        if not note.is_file() or note.read_text() != VERSION:
+            raise QuantError(f'data set: {root} was not drawn by this version '
+                             'of isvit_det; remove it, or name another '
+                             'folder as data_root.')
         return
     root.parent.mkdir(parents=True, exist_ok=True)
     print(f'drawing {sum(sizes.values())} pictures into {root} (once)')
@@ -78,6 +89,7 @@ def generate(root: Path, sizes: Dict[str, int]) -> None:
     try:
         for split, num in sizes.items():
             write_split(draft, split, num)
+        (draft / note.name).write_text(VERSION)
         draft.chmod(0o755)
         os.rename(draft, root)
     except OSError:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
+from isvit_det.core.errors import QuantError
 from isvit_det.datasets import drawn
 from isvit_det.datasets.drawing import CLASSES, draw_picture
 from isvit_det.datasets.drawn import NUM_PICTURES, SEED, DrawnDataset, generate
@@ -126,3 +127,11 @@ def test_the_dataset_draws_on_first_use_and_reads_as_coco(
         (tmp_path / 'drawn/annotations/instances_train.json').read_text())
     assert sum(len(dataset.get_data_info(i)['instances'])
                for i in range(3)) == len(found['annotations'])
+
+
+def test_pictures_of_another_version_are_not_taken_for_these(
+        tmp_path, monkeypatch):
+    generate(tmp_path / 'drawn', SMALL)
+    monkeypatch.setattr(drawn, 'VERSION', 'another')
+    with pytest.raises(QuantError, match='remove it'):
+        generate(tmp_path / 'drawn', SMALL)
