@@ -48,7 +48,11 @@ class Moments:
         self.energy = zeros()
 
     def add(self, q: Tensor, y: Tensor) -> None:
-        """Add rows; products in their dtype, sums in float64."""
+        """Add rows, in float64.
+
+        Float32 products of inputs far from zero leave no covariance.
+        """
+        q, y = q.double(), y.double()
         self.count += len(q)
         self.inputs += q.sum(0)
         self.outputs += y.sum(0)

@@ -115,6 +115,19 @@ def test_noise_that_cannot_be_predicted_changes_nothing():
     assert held.error(wild, mean) > held.error(zero, mean)
 
 
+def test_inputs_far_from_zero_keep_their_small_covariance():
+    torch.manual_seed(0)
+    used, held = (Moments(90, 5, torch.device('cpu')) for _ in range(2))
+    mix = torch.randn(90, 5) / 10
+    for moments in (used, held):
+        for _ in range(4):
+            q = .01 * torch.randn(30, 90)
+            moments.add(50 + q, q @ mix)
+    delta = closed_form._ridge(used, held, True)
+    # Most of what the inputs explain is found.
+    assert (delta - mix).norm() < .5 * mix.norm()
+
+
 def test_the_error_of_moments_is_that_of_their_rows():
     torch.manual_seed(0)
     q, y = torch.randn(30, 4).double(), torch.randn(30, 3).double()
