@@ -162,7 +162,10 @@ class QuantizationRun:
     def packed(self) -> Path:
         """The packed file, written or read."""
         outcome = self.hook.outcome
-        return self.checkpoint if outcome is None else outcome.packed
+        if outcome is None:
+            return self.checkpoint
+        # As the user named the folder, not as MMEngine resolved it.
+        return self.work_dir / outcome.packed.name
 
     @contextlib.contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
