@@ -50,7 +50,7 @@ class Setup:
         self.program('df', FREE_SPACE)
         self.program('c++', '#!/usr/bin/env bash\n')
         self.write('version', '3.11.4\n')
-        self.write('free-kib', str(8 << 20))
+        self.write('free-kib', str(10 << 20))
         self.write('include/Python.h', '')
 
     def program(self, name, text):
