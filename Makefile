@@ -8,6 +8,8 @@ SHELL := bash
 
 DRAWN := configs/drawn/mask-rcnn_swin-mini_fpn
 SWIN_T := mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_ms-crop-3x_coco.py
+ON_COCO = --iters 10 --cfg-options \
+	train_dataloader.dataset.data_root=$(COCO_ROOT)/
 CODE := $(wildcard isvit_det tools tests benchmarks)
 
 # The package is not installed: commands use this folder's.
@@ -27,13 +29,13 @@ demo:  ## quantize a small detector to 4 bits, from images to AP
 methods:  ## compare the four methods at 3 bits on two seeds
 	@$(IN_ENV) python benchmarks/methods.py
 
-bench-calibration:  ## calibrate by streaming and by restarting from the image
-	@$(IN_ENV) python -m benchmarks.calibration
+bench-calibration:  ## streaming against restarting; COCO_ROOT=DIR for COCO
+	@$(IN_ENV) python -m benchmarks.calibration $(if $(COCO_ROOT),$(SWIN_T) \
+		random --images 2 --held-out 1 $(ON_COCO))
 
 bench-scaling:  ## how calibration grows; COCO_ROOT=DIR for COCO images
 	@$(IN_ENV) python -m benchmarks.scaling $(if $(COCO_ROOT),$(SWIN_T) \
-		--iters 10 --cfg-options \
-		train_dataloader.dataset.data_root=$(COCO_ROOT)/)
+		$(ON_COCO))
 
 test:  ## run the tests that take seconds
 	@$(IN_ENV) pytest -q
