@@ -6,7 +6,12 @@ SHELL := bash
 .PHONY: help demo methods bench-calibration bench-scaling test test-slow \
 	check train format clean
 
-DRAWN := configs/drawn/mask-rcnn_swin-mini_fpn
+# The demo's backbone: swin or deit.
+BACKBONE := swin
+DRAWN_swin := mask-rcnn_swin-mini_fpn
+DRAWN_deit := mask-rcnn_deit-mini_sfpn
+DRAWN = configs/drawn/$(or $(DRAWN_$(BACKBONE)),$(error \
+	BACKBONE=$(BACKBONE) is not allowed: give swin or deit))
 SWIN_T := mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_ms-crop-3x_coco.py
 ON_COCO = --iters 10 --cfg-options \
 	train_dataloader.dataset.data_root=$(COCO_ROOT)/
@@ -21,10 +26,10 @@ help:  ## show this list
 		$(MAKEFILE_LIST)
 	@echo 'WHEELHOUSE=DIR adds a folder of wheels to the set-up.'
 
-demo:  ## quantize a small detector to 4 bits, from images to AP
+demo:  ## quantize a small detector to 4 bits; BACKBONE=deit for a DeiT
 	@$(IN_ENV) TIMEFORMAT='make demo took %0R s'; \
 	time python tools/quantize_det.py $(DRAWN)_isvit-w4a4_drawn.py \
-		--work-dir work_dirs/demo
+		--work-dir work_dirs/demo_$(BACKBONE)
 
 methods:  ## compare the four methods at 3 bits on two seeds
 	@$(IN_ENV) python benchmarks/methods.py
@@ -51,11 +56,12 @@ check:  ## check imports, format, style and types
 	mypy $(filter-out tests,$(CODE)) || status=1; \
 	exit $$status
 
-train:  ## train the demo's float detector and publish its checkpoint
+train:  ## train the demo's float detector; BACKBONE=deit for the DeiT's
 	@$(IN_ENV) python "$$(python -c 'import mmdet; print(mmdet.__path__[0])' \
 		)/.mim/tools/train.py" $(DRAWN)_drawn_train.py \
-		--work-dir work_dirs/train --resume; \
-	python tools/publish_float.py work_dirs/train $(DRAWN)_drawn.pth
+		--work-dir work_dirs/train_$(BACKBONE) --resume; \
+	python tools/publish_float.py work_dirs/train_$(BACKBONE) \
+		$(DRAWN)_drawn.pth
 
 format:  ## rewrite imports and format
 	@$(IN_ENV) isort $(CODE); yapf --parallel --recursive --in-place $(CODE)

@@ -5,6 +5,7 @@ from mmcv.cnn.bricks import wrappers
 from mmdet.registry import MODELS as MMDET_MODELS
 from torch import nn
 
+from isvit_det.backbones import QUANTIZED
 from isvit_det.core.errors import QuantError
 from isvit_det.core.layers import QuantConv2d, QuantLinear
 from isvit_det.core.spec import QuantConfig
@@ -57,7 +58,8 @@ def quantized_detector(base: str,
     kind = MMDET_MODELS.get(name) if isinstance(name, str) else name
     if not hasattr(kind, 'units'):
         raise QuantError(f'model.backbone.type: {name!r} is not a quantized '
-                         'backbone; use isvit_det.QuantSwinTransformer.')
+                         'backbone; use one of '
+                         f'{sorted(set(QUANTIZED.values()))}.')
     model = MMDET_MODELS.build(
         dict(kwargs, type=base, backbone=dict(backbone, quant=config)))
     model.quant_config = config
@@ -110,7 +112,7 @@ def float_modules(model: nn.Module) -> List[Tuple[str, str]]:
     """Modules that multiply by a weight of theirs in float, with class names.
 
     Norms and embeddings aside: any module that holds a parameter of two or
-    more dimensions named ``weight`` or ``in_proj_weight``.
+    more dimensions named ``weight``, ``in_proj_weight`` or ``rel_pos_h``.
     """
     found = []
     for name, module in model.named_modules():
@@ -118,6 +120,6 @@ def float_modules(model: nn.Module) -> List[Tuple[str, str]]:
             continue
         own = dict(module.named_parameters(recurse=False))
         if any(key in own and own[key].ndim >= 2
-               for key in ('weight', 'in_proj_weight')):
+               for key in ('weight', 'in_proj_weight', 'rel_pos_h')):
             found.append((name, type(module).__name__))
     return found

@@ -17,7 +17,7 @@ MODELS = Registry(
     'model',
     parent=MMENGINE_MODELS,
     scope='isvit_det',
-    locations=['isvit_det.backbones', 'isvit_det.detector'])
+    locations=['isvit_det.backbones', 'isvit_det.necks', 'isvit_det.detector'])
 HOOKS = Registry(
     'hook',
     parent=MMENGINE_HOOKS,

@@ -17,7 +17,7 @@ FLOORS = (
     {'host'},
     {'registry'},
     {'packed_state'},
-    {'calibration', 'backbones', 'datasets'},
+    {'calibration', 'backbones', 'necks', 'datasets'},
     {'detector'},
     {'checkpoint'},
     {'engine'},

@@ -1,5 +1,4 @@
 """QuantSwinTransformer: mmdet's Swin with quantized layers and its units."""
-import functools
 from typing import Any, List, Mapping, NamedTuple, Optional, Tuple, Union
 
 import torch
@@ -10,6 +9,8 @@ from mmengine.model import BaseModule
 from torch import Tensor
 from torch.nn import functional as F
 
+from isvit_det.backbones.layout import (WindowItems, WindowLayout, WindowUnit,
+                                        cut_patches, grid_size, window_layout)
 from isvit_det.core.layers import QuantConv2d, QuantLinear, QuantMatMul
 from isvit_det.core.reparam import NormLinear
 from isvit_det.core.spec import QuantConfig
@@ -23,56 +24,6 @@ from isvit_det.registry import MODELS
 WINDOWS_PER_STEP = (128, 64, 32, 24)
 TOKENS_PER_STEP = 1024
 PATCHES_PER_STEP = 4096
-
-
-class WindowLayout(NamedTuple):
-    """Where the tokens of a map go when it is cut into windows.
-
-    Attributes:
-        tokens: token of every window position, H * W for padding, shape
-            (windows, positions).
-        inverse: position of every token among all windows', shape (H * W,).
-        regions: parts of the map that a shift brought together; positions
-            of one window attend within their region. Like ``tokens``, or
-            None without shift.
-    """
-    tokens: Tensor
-    inverse: Tensor
-    regions: Optional[Tensor]
-
-
-@functools.lru_cache(maxsize=256)
-def window_layout(height: int, width: int, window: int,
-                  shift: int) -> WindowLayout:
-    """Layout of a map of this size, padded at the right and the bottom."""
-    rows = -(-height // window) * window
-    columns = -(-width // window) * window
-    tokens = torch.arange(height * width).view(height, width)
-    index = F.pad(
-        tokens, (0, columns - width, 0, rows - height), value=height * width)
-    regions = None
-    if shift > 0:
-        index = index.roll((-shift, -shift), (0, 1))
-        regions = (
-            _shift_regions(rows, window, shift)[:, None] * 3 +
-            _shift_regions(columns, window, shift))
-        regions = _partition(regions, window)
-    index = _partition(index, window)
-    inverse = index.flatten().argsort(stable=True)[:height * width]
-    return WindowLayout(index, inverse, regions)
-
-
-def _shift_regions(length: int, window: int, shift: int) -> Tensor:
-    """0 up to the last window, 1 in it, 2 for what the shift wrapped."""
-    position = torch.arange(length)
-    return (position >= length - window).int() + (position >= length - shift)
-
-
-def _partition(grid: Tensor, window: int) -> Tensor:
-    """Cut (H, W) into windows, shape (windows, window * window)."""
-    height, width = grid.shape
-    grid = grid.view(height // window, window, width // window, window)
-    return grid.transpose(1, 2).reshape(-1, window * window)
 
 
 def region_mask(regions: Optional[Tensor]) -> Optional[Tensor]:
@@ -172,17 +123,13 @@ class QuantShiftWindowMSA(BaseModule):
             query: shape (images, H * W, C).
             hw_shape: (H, W).
         """
-        num, _, channels = query.shape
-        tokens, inverse, regions = self.layout((hw_shape[0], hw_shape[1]))
-        tokens, inverse = tokens.to(query.device), inverse.to(query.device)
+        layout = self.layout((hw_shape[0], hw_shape[1]))
+        regions = layout.regions
         if regions is not None:
             regions = regions.to(query.device)
-        padding = self.padding_value.to(query.dtype).expand(num, 1, channels)
-        padded = torch.cat([query, padding], 1)
-        windows = padded[:, tokens.flatten()].view(-1, tokens.shape[1],
-                                                   channels)
+        windows = layout.cut(query, self.padding_value)
         out = self.w_msa(windows, region_mask(regions))
-        return self.drop(out.view(num, -1, channels)[:, inverse])
+        return self.drop(layout.join(out))
 
 
 class PatchEmbedItems(NamedTuple):
@@ -207,22 +154,14 @@ class PatchEmbedUnit(Unit):
             x = x + self.backbone.absolute_pos_embed
         return State(x, size)
 
-    def _out_size(self, size: Tuple[int, int]) -> Tuple[int, int]:
-        height, width = self.module.projection.kernel_size
-        return -(-size[0] // height), -(-size[1] // width)
-
     def num_items(self, size: Tuple[int, int]) -> int:
-        rows, columns = self._out_size(size)
+        rows, columns = grid_size(size, self.module.projection.kernel_size)
         return rows * columns
 
     def gather(self, state: State, items: Tensor) -> PatchEmbedItems:
-        rows, columns = self._out_size(state.size)
-        height, width = self.module.projection.kernel_size
         # mmdet's adaptive padding: zeros at the right and the bottom.
-        x = F.pad(state.x[0], (0, columns * width - state.size[1], 0,
-                               rows * height - state.size[0]))
-        x = x.view(-1, rows, height, columns, width)
-        patches = x[:, items // columns, :, items % columns]
+        patches = cut_patches(state.x, self.module.projection.kernel_size,
+                              items)
         return PatchEmbedItems(patches, items)
 
     def gather_target(self, state: State, size: Tuple[int, int],
@@ -238,15 +177,7 @@ class PatchEmbedUnit(Unit):
         return x
 
 
-class WindowItems(NamedTuple):
-    """Windows of a block: tokens (n, N, C), which of them are inside of the
-    map (n, N), and their regions (n, N) or None."""
-    tokens: Tensor
-    inside: Tensor
-    regions: Optional[Tensor]
-
-
-class SwinBlockUnit(Unit):
+class SwinBlockUnit(WindowUnit):
     """A Swin block; item: a window."""
 
     def __init__(self, name: str, block: SwinBlock, batch: int) -> None:
@@ -262,22 +193,8 @@ class SwinBlockUnit(Unit):
     def forward(self, state: State) -> State:
         return State(self.module(state.x, state.size), state.size)
 
-    def num_items(self, size: Tuple[int, int]) -> int:
-        return len(self.module.attn.layout(size).tokens)
-
-    def gather(self, state: State, items: Tensor) -> WindowItems:
-        index, _, regions = self.module.attn.layout(state.size)
-        index = index[items]
-        inside = index < state.x.shape[1]
-        # What stands in for padding is replaced after the norm.
-        tokens = state.x[0, torch.where(inside, index, 0)]
-        return WindowItems(tokens, inside,
-                           None if regions is None else regions[items])
-
-    def gather_target(self, state: State, size: Tuple[int, int],
-                      items: Tensor) -> Tensor:
-        index = self.module.attn.layout(size).tokens[items]
-        return state.x[0, index[index < state.x.shape[1]]]
+    def layout(self, size: Tuple[int, int]) -> WindowLayout:
+        return self.module.attn.layout(size)
 
     def run(self, batch: WindowItems) -> Tensor:
         block, x = self.module, batch.tokens
@@ -358,9 +275,7 @@ class QuantSwinTransformer(SwinTransformer):
                  quant: Union[Mapping[str, Any], QuantConfig, None] = None,
                  **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        config = (
-            quant if isinstance(quant, QuantConfig) else QuantConfig.from_dict(
-                quant or {}))
+        config = QuantConfig.make(quant)
         self.quant_config = config
         self.patch_embed.projection = QuantConv2d(self.patch_embed.projection,
                                                   config, config.input_bits)

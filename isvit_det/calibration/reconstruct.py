@@ -1,12 +1,13 @@
 """Optimise one unit so that its quantized outputs match its float ones."""
 import math
-from typing import Callable, List, Sequence, Tuple
+from typing import Any, Callable, List, Sequence, Tuple
 
 import torch
 from torch import Tensor
 
 from isvit_det.calibration.store import ActivationStore
-from isvit_det.core.units import State, Unit
+from isvit_det.core.spec import SOSConfig
+from isvit_det.core.units import State, Unit, to_device
 
 # Items that a unit's error is measured on, in batches.
 ERROR_BATCHES = 4
@@ -20,30 +21,40 @@ class ItemSampler:
         inputs: its input of every image.
         sizes: (H, W) of every input.
         targets: its float output of every image.
-        batch: items in a draw; 0 draws one whole image instead.
+        sos: says what a draw is: items of the unit or whole images, and how
+            many; 0 leaves it to the unit, and takes one whole image.
         generator: source of the draws.
     """
 
     def __init__(self, unit: Unit, inputs: ActivationStore,
                  sizes: Sequence[Tuple[int, int]], targets: ActivationStore,
-                 batch: int, generator: torch.Generator) -> None:
+                 sos: SOSConfig, generator: torch.Generator) -> None:
         self.unit = unit
         self.inputs = inputs
         self.sizes = sizes
         self.targets = targets
-        self.batch = batch
         self.generator = generator
         self.counts = torch.tensor([unit.num_items(size) for size in sizes])
         self.ends = self.counts.cumsum(0)
         self.device = next(unit.module.parameters()).device
+        self.batch = sos.batch or unit.batch
+        # Images of a draw, or 0 for items of any, and items of each of them.
+        self.num_images, self.per_image = 0, int(self.counts.max())
+        if sos.items == 'image':
+            self.num_images = sos.batch or 1
+        elif unit.items_per_image:
+            self.per_image = sos.items_per_image or unit.items_per_image
+            self.num_images = (
+                sos.batch // self.per_image
+                or self.batch // int(self.counts.double().mean()) or 1)
 
-    def draw(self) -> Tuple[object, Tensor]:
+    def draw(self) -> Tuple[Any, Tensor]:
         """Input of a random batch of items, and their float output."""
-        if self.batch == 0:
-            image = int(self._random(len(self.sizes), 1))
-            items = torch.arange(int(self.counts[image]))
-            return self._collect([(image, items)])
-        flat = self._random(int(self.ends[-1]), self.batch).sort().values
+        if self.num_images:
+            return self._collect(self._draw_images())
+        flat = torch.randint(
+            int(self.ends[-1]), (self.batch, ),
+            generator=self.generator).sort().values
         images = torch.searchsorted(self.ends, flat, right=True)
         chosen = []
         for image in images.unique().tolist():
@@ -51,11 +62,22 @@ class ItemSampler:
             chosen.append((image, flat[images == image] - start))
         return self._collect(chosen)
 
-    def _random(self, high: int, count: int) -> Tensor:
-        return torch.randint(high, (count, ), generator=self.generator)
+    def _draw_images(self) -> List[Tuple[int, Tensor]]:
+        """Random images, in order, and random items of each."""
+        images = self._permutation(len(self.sizes))[:self.num_images]
+        chosen = []
+        for image in images.sort().values.tolist():
+            count = int(self.counts[image])
+            items = torch.arange(count)
+            if count > self.per_image:
+                items = self._permutation(count)[:self.per_image]
+            chosen.append((image, items.sort().values))
+        return chosen
 
-    def _collect(self, chosen: List[Tuple[int,
-                                          Tensor]]) -> Tuple[object, Tensor]:
+    def _permutation(self, length: int) -> Tensor:
+        return torch.randperm(length, generator=self.generator)
+
+    def _collect(self, chosen: List[Tuple[int, Tensor]]) -> Tuple[Any, Tensor]:
         inputs, targets = [], []
         for image, items in chosen:
             size = self.sizes[image]
@@ -63,9 +85,7 @@ class ItemSampler:
             inputs.append(self.unit.gather(state, items))
             output = State(self.targets[image], size)
             targets.append(self.unit.gather_target(output, size, items))
-        batch = self.unit.collate(inputs)
-        batch = type(batch)(*(None if field is None else field.to(self.device)
-                              for field in batch))
+        batch = to_device(self.unit.collate(inputs), self.device)
         return batch, torch.cat(targets).to(self.device)
 
 

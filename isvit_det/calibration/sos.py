@@ -247,12 +247,9 @@ class _Run:
     def _sampler(self, index: int, stage: int, inputs: ActivationStore,
                  sizes: Sizes, targets: ActivationStore) -> ItemSampler:
         """Draws that depend on nothing but the seed, the unit, the stage."""
-        unit = self.units[index]
-        batch = self.sos.batch or unit.batch
         generator = torch.Generator().manual_seed(
             (self.sos.seed * 1000 + index) * 4 + stage)
-        return ItemSampler(unit, inputs, sizes, targets,
-                           0 if self.sos.items == 'image' else batch,
+        return ItemSampler(self.units[index], inputs, sizes, targets, self.sos,
                            generator)
 
     def _optimise(self, index: int, stage: int, inputs: ActivationStore,

@@ -1,8 +1,12 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and downloads."""
 import os
 import tempfile
 from pathlib import Path
 from typing import Any, Callable
+from urllib.error import URLError
+from urllib.parse import urlparse
+
+import torch
 
 from isvit_det.core.errors import QuantError
 
@@ -30,3 +34,26 @@ def write_atomically(path: Path, write: Callable[[Any], Any]) -> None:
             Path(temporary).unlink(missing_ok=True)
         raise QuantError(f'{path} could not be written ({error}); free some '
                          'disk or choose another work directory.') from error
+
+
+def local_checkpoint(source: str) -> Path:
+    """Path of a checkpoint, which is downloaded if ``source`` is an address.
+
+    Downloads lie where torch keeps its own and are not repeated.
+
+    Raises:
+        QuantError: if it cannot be downloaded.
+    """
+    address = urlparse(source)
+    if address.scheme not in ('http', 'https'):
+        return Path(source)
+    folder = Path(torch.hub.get_dir()) / 'checkpoints'
+    path = folder / Path(address.path).name
+    if not path.exists():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(source, str(path))
+        except (URLError, OSError) as error:
+            raise QuantError(f'checkpoint: {source} could not be downloaded '
+                             f'({error}).') from error
+    return path

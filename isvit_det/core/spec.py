@@ -3,7 +3,7 @@ import dataclasses
 import math
 import re
 from dataclasses import dataclass
-from typing import Any, Mapping, Tuple, Type, TypeVar
+from typing import Any, Mapping, Tuple, Type, TypeVar, Union
 
 from isvit_det.core.errors import QuantError
 
@@ -144,6 +144,15 @@ class QuantConfig:
             for value in grid:
                 _check_number(f'quant.{key}', value, low, 1., (int, float))
 
+    @classmethod
+    def make(
+            cls, value: Union[Mapping[str, Any], 'QuantConfig',
+                              None]) -> 'QuantConfig':
+        """A config as it is, or one from plain values or from none."""
+        if isinstance(value, QuantConfig):
+            return value
+        return cls.from_dict(value or {})
+
     @property
     def bits(self) -> str:
         """Bits in the form ``'w4a4'``."""
@@ -196,7 +205,11 @@ class SOSConfig:
         lr: Adam's first learning rate, falling to 0 along a cosine.
         items: draw minibatches of a unit's independent items (``'unit'``)
             or whole images (``'image'``, as published).
-        batch: items per iteration; 0 leaves it to each unit.
+        batch: items, or whole images, per iteration; 0 leaves it to each
+            unit, and takes one whole image.
+        items_per_image: items drawn of an image at a time where they share
+            most of their work, such as query rows of global attention; 0
+            leaves it to each unit.
         stage_one_inputs: stream that ranges and stage 1 see: ``'float'``
             activations, or those of the already quantized units.
         correct_heads: let the weights of neck and heads make up for
@@ -208,13 +221,14 @@ class SOSConfig:
     lr: float = PAPER_LR
     items: str = 'unit'
     batch: int = 0
+    items_per_image: int = 0
     stage_one_inputs: str = 'float'
     correct_heads: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
         for key, low in (('num_images', 1), ('iters', 0), ('batch', 0),
-                         ('seed', 0)):
+                         ('items_per_image', 0), ('seed', 0)):
             _check_number(f'sos.{key}', getattr(self, key), low, 2**31,
                           (int, ))
         _check_number('sos.lr', self.lr, 0., 1., (int, float))

@@ -25,16 +25,28 @@ class Unit:
     windows of a Swin block. Running all units in order is the backbone's
     forward pass up to its output norms.
 
+    Where the items of an image share most of their work, such as the keys
+    that all query rows of global attention attend to, some items are drawn
+    of each of a few images, and not some of all images alike.
+
     Args:
         name: the module's name in the backbone.
         module: what reconstruction optimises, an ``nn.Module``.
-        batch: items per iteration when the settings leave it open.
+        batch: items per iteration when the settings leave it open; with
+            ``items_per_image``, items that the images drawn have together.
+        items_per_image: items drawn of an image whose items share work; 0
+            draws from all images alike.
     """
 
-    def __init__(self, name: str, module: Any, batch: int) -> None:
+    def __init__(self,
+                 name: str,
+                 module: Any,
+                 batch: int,
+                 items_per_image: int = 0) -> None:
         self.name = name
         self.module = module
         self.batch = batch
+        self.items_per_image = items_per_image
 
     def pairs(self) -> List[NormLinear]:
         """Pairs that stage 2 reparameterizes."""
@@ -56,7 +68,8 @@ class Unit:
             items: indices below ``num_items``, shape (n,).
 
         Returns:
-            A named tuple of tensors with n rows, or None, each.
+            A named tuple of tensors with n rows, or None, each; or a tuple
+            of anything, if ``collate`` is the unit's own.
         """
         raise NotImplementedError
 
@@ -85,3 +98,14 @@ class Unit:
     def run(self, batch: Any) -> Tensor:
         """Output of the items of ``gather``, shape (tokens, C)."""
         raise NotImplementedError
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """A batch of ``Unit.gather`` with its tensors on a device."""
+    if isinstance(batch, Tensor):
+        return batch.to(device)
+    if not isinstance(batch, tuple):
+        return batch
+    moved = [to_device(field, device) for field in batch]
+    # Named tuples take their fields one by one.
+    return type(batch)(*moved) if hasattr(batch, '_fields') else tuple(moved)

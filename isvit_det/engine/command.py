@@ -14,12 +14,13 @@ from mmengine.dist import is_distributed, is_main_process
 
 from isvit_det.checkpoint import is_packed, read_checkpoint
 from isvit_det.core.errors import QuantError
+from isvit_det.core.files import local_checkpoint
 from isvit_det.core.spec import METHODS, SCOPES
 from isvit_det.engine.configs import (config_errors, configure_hook_,
                                       load_config, quantize_config_)
 from isvit_det.engine.report import format_table, silent_sites, table_rows
 from isvit_det.engine.run import QuantizationRun
-from isvit_det.engine.source import local_checkpoint, packed_settings
+from isvit_det.engine.source import packed_settings
 
 DESCRIPTION = """\
 Evaluate a float detector, calibrate it in low bits, write a packed

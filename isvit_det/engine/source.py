@@ -1,39 +1,12 @@
-"""Where a run's weights come from: a local file, an address, a packed file."""
-from pathlib import Path
+"""Settings of a run that come with a packed file."""
 from typing import Any, Dict, Mapping
-from urllib.error import URLError
-from urllib.parse import urlparse
 
-import torch
 from mmengine.config import Config
 
 from isvit_det.core.errors import QuantError
 from isvit_det.core.spec import QuantConfig
 from isvit_det.engine.configs import DETECTOR
 from isvit_det.packed_state import read_header
-
-
-def local_checkpoint(source: str) -> Path:
-    """Path of a checkpoint, which is downloaded if ``source`` is an address.
-
-    Downloads lie where torch keeps its own and are not repeated.
-
-    Raises:
-        QuantError: if it cannot be downloaded.
-    """
-    address = urlparse(source)
-    if address.scheme not in ('http', 'https'):
-        return Path(source)
-    folder = Path(torch.hub.get_dir()) / 'checkpoints'
-    path = folder / Path(address.path).name
-    if not path.exists():
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(source, str(path))
-        except (URLError, OSError) as error:
-            raise QuantError(f'checkpoint: {source} could not be downloaded '
-                             f'({error}).') from error
-    return path
 
 
 def packed_settings(cfg: Config, content: Mapping[str, Any],

@@ -1,0 +1,219 @@
+"""Quantized ViT and DeiT, and their units."""
+import itertools
+import math
+from typing import Any, List, Mapping, NamedTuple, Sequence, Tuple, Union
+
+import torch
+from torch import Tensor
+
+from isvit_det.backbones.layout import (WindowItems, WindowLayout, WindowUnit,
+                                        cut_patches, grid_size)
+from isvit_det.backbones.vit import DeiT, VisionTransformer
+from isvit_det.core.layers import QuantConv2d, QuantLinear, QuantMatMul
+from isvit_det.core.reparam import NormLinear
+from isvit_det.core.spec import QuantConfig
+from isvit_det.core.units import State, Unit
+from isvit_det.packed_state import refuse_packed
+from isvit_det.registry import MODELS
+
+# Patches of a reconstruction step of the embedding, tokens of one of a block
+# (of whole windows or images, at least one), and query rows of an image.
+PATCHES_PER_STEP = 4096
+TOKENS_PER_STEP = 1600
+ROWS_PER_IMAGE = 64
+
+
+class PatchItems(NamedTuple):
+    """Patches (n, 3, p, p) and position embeddings to add to them (n, C)."""
+    patches: Tensor
+    positions: Tensor
+
+
+class PatchEmbedUnit(Unit):
+    """Patch and position embedding; item: a patch."""
+
+    def __init__(self, backbone: VisionTransformer) -> None:
+        super().__init__('patch_embed', backbone.patch_embed, PATCHES_PER_STEP)
+        self.backbone = backbone
+
+    def pairs(self) -> List[NormLinear]:
+        return []
+
+    def forward(self, state: State) -> State:
+        return self.backbone.embed(state.x)
+
+    def _grid(self, size: Tuple[int, int]) -> Tuple[int, int]:
+        return grid_size(size, self.module.patch)
+
+    def num_items(self, size: Tuple[int, int]) -> int:
+        return math.prod(self._grid(size))
+
+    def gather(self, state: State, items: Tensor) -> PatchItems:
+        positions = self.backbone.positions(self._grid(state.size)).detach()
+        rows = items.to(positions.device) + self.backbone.num_prefix_tokens
+        return PatchItems(
+            cut_patches(state.x, self.module.patch, items), positions[0, rows])
+
+    def gather_target(self, state: State, size: Tuple[int, int],
+                      items: Tensor) -> Tensor:
+        return state.x[0, self.backbone.num_prefix_tokens + items]
+
+    def run(self, batch: PatchItems) -> Tensor:
+        return self.module.proj(batch.patches).flatten(1) + batch.positions
+
+
+def _block_pairs(block: Any) -> List[NormLinear]:
+    return [
+        NormLinear(block.norm1, block.attn.qkv,
+                   block if block.window_size else None),
+        NormLinear(block.norm2, block.mlp.fc1)
+    ]
+
+
+class WindowBlockUnit(WindowUnit):
+    """A block with windowed attention; item: a window."""
+
+    def __init__(self, name: str, block: Any) -> None:
+        super().__init__(name, block,
+                         max(1, TOKENS_PER_STEP // block.window_size**2))
+
+    def pairs(self) -> List[NormLinear]:
+        return _block_pairs(self.module)
+
+    def forward(self, state: State) -> State:
+        return State(self.module(state.x, state.size), state.size)
+
+    def layout(self, size: Tuple[int, int]) -> WindowLayout:
+        return self.module.layout(size)
+
+    def run(self, batch: WindowItems) -> Tensor:
+        block, x = self.module, batch.tokens
+        normed = torch.where(batch.inside[..., None], block.norm1(x),
+                             block.padding_value)
+        side = block.window_size
+        return block.finish(x, block.attn(normed, (side, side)))[batch.inside]
+
+
+class QueryItems(NamedTuple):
+    """Images of equal size: tokens (B, N, C), the rows that ask (B, n), and
+    the size (H, W) of the maps."""
+    tokens: Tensor
+    rows: Tensor
+    size: Tuple[int, int]
+
+
+class GlobalBlockUnit(Unit):
+    """A block with global attention; item: a patch's query row.
+
+    Tokens before the patches ask along with every draw. Keys and values are
+    those of the whole image, so an image is asked for several rows at once.
+    """
+
+    def __init__(self, name: str, block: Any, num_prefix_tokens: int) -> None:
+        super().__init__(
+            name, block, TOKENS_PER_STEP, items_per_image=ROWS_PER_IMAGE)
+        self.num_prefix_tokens = num_prefix_tokens
+
+    def pairs(self) -> List[NormLinear]:
+        return _block_pairs(self.module)
+
+    def forward(self, state: State) -> State:
+        return State(self.module(state.x, state.size), state.size)
+
+    def num_items(self, size: Tuple[int, int]) -> int:
+        return math.prod(size)
+
+    def _rows(self, items: Tensor) -> Tensor:
+        prefix = torch.arange(self.num_prefix_tokens, device=items.device)
+        return torch.cat([prefix, items + self.num_prefix_tokens])
+
+    def gather(self, state: State, items: Tensor) -> Tuple[QueryItems, ...]:
+        return (QueryItems(state.x, self._rows(items)[None], state.size), )
+
+    def collate(
+            self, batches: Sequence[Tuple[QueryItems,
+                                          ...]]) -> Tuple[QueryItems, ...]:
+        """Join neighbours of equal size, keeping the order."""
+        items = itertools.chain.from_iterable(batches)
+        groups = itertools.groupby(items, lambda i: (i.size, i.rows.shape))
+        joined = []
+        for (size, _), group in groups:
+            tokens, rows, _ = zip(*group)
+            joined.append(QueryItems(torch.cat(tokens), torch.cat(rows), size))
+        return tuple(joined)
+
+    def gather_target(self, state: State, size: Tuple[int, int],
+                      items: Tensor) -> Tensor:
+        return state.x[0, self._rows(items)]
+
+    def run(self, batch: Tuple[QueryItems, ...]) -> Tensor:
+        return torch.cat([self._run_rows(*group) for group in batch])
+
+    def _run_rows(self, tokens: Tensor, rows: Tensor,
+                  size: Tuple[int, int]) -> Tensor:
+        block = self.module
+        attended = block.attn(block.norm1(tokens), size, rows)
+        x = tokens.gather(1, rows[..., None].expand_as(attended))
+        return block.finish(x, attended).flatten(0, 1)
+
+
+def _quantize_block_(block: Any, config: QuantConfig) -> None:
+    """Replace a block's layers and products by quantized ones."""
+    attn = block.attn
+    attn.qkv = QuantLinear(attn.qkv, config)
+    attn.query_key = QuantMatMul.of_query_key(config)
+    attn.attention_value = QuantMatMul.of_attention_value(config)
+    attn.proj = QuantLinear(attn.proj, config)
+    block.mlp.fc1 = QuantLinear(block.mlp.fc1, config)
+    block.mlp.fc2 = QuantLinear(block.mlp.fc2, config)
+    if block.window_size:
+        # Stage 2 moves it, so it becomes part of the state.
+        block.register_buffer('padding_value', block.padding_value)
+        block.own_buffers = ('padding_value', )
+
+
+@MODELS.register_module()
+class QuantVisionTransformer(VisionTransformer):
+    """``VisionTransformer`` in low bits.
+
+    Until it is calibrated or a calibrated state is loaded it equals the
+    float class bit for bit, and its float keys are the same. Patch embedding,
+    linear layers and both products of the attention are quantized; norms,
+    softmax and relative positions stay in float.
+
+    Args:
+        *args: of ``VisionTransformer``.
+        quant: a ``QuantConfig`` or its plain values.
+        **kwargs: of ``VisionTransformer``.
+    """
+
+    def __init__(self,
+                 *args: Any,
+                 quant: Union[Mapping[str, Any], QuantConfig, None] = None,
+                 **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        config = QuantConfig.make(quant)
+        self.quant_config = config
+        self.patch_embed.proj = QuantConv2d(self.patch_embed.proj, config,
+                                            config.input_bits)
+        for block in self.blocks:
+            _quantize_block_(block, config)
+        self._freeze_()
+        self._register_load_state_dict_pre_hook(refuse_packed)
+
+    def units(self) -> List[Unit]:
+        """The steps of the forward pass in order, the final norm aside."""
+        units: List[Unit] = [PatchEmbedUnit(self)]
+        for index, block in enumerate(self.blocks):
+            name = f'blocks.{index}'
+            if block.window_size:
+                units.append(WindowBlockUnit(name, block))
+            else:
+                units.append(
+                    GlobalBlockUnit(name, block, self.num_prefix_tokens))
+        return units
+
+
+@MODELS.register_module()
+class QuantDeiT(QuantVisionTransformer, DeiT):
+    """``DeiT`` in low bits; see ``QuantVisionTransformer``."""

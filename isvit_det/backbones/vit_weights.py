@@ -1,0 +1,149 @@
+"""Weights of timm's ViT, DeiT and SAM files, made to fit a backbone."""
+import math
+from typing import Any, Dict, Mapping, Tuple
+
+import torch
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor
+from torch.nn import functional as F
+
+from isvit_det.core.errors import QuantError
+from isvit_det.core.files import local_checkpoint
+
+TIMM = 'timm://'
+PREFIX_TOKENS = ('cls_token', 'dist_token')
+# What a classifier or SAM's encoder has on top of its backbone.
+HEADS = ('head.', 'head_dist.', 'fc_norm.', 'pre_logits.', 'neck.')
+
+
+def read_weights(source: str) -> Dict[str, Tensor]:
+    """State dict of a file, of an address, or of a timm model by name.
+
+    Args:
+        source: path or address of a checkpoint (``.safetensors`` too), or
+            ``timm://NAME``, which timm downloads.
+
+    Raises:
+        QuantError: if it cannot be had or holds more than tensors and plain
+            values.
+    """
+    if source.startswith(TIMM):
+        return _timm_weights(source[len(TIMM):])
+    path = local_checkpoint(source)
+    if not path.is_file():
+        raise QuantError(f'weights: there is no file {path}; give a path, an '
+                         f'address or {TIMM}NAME.')
+    try:
+        if path.suffix == '.safetensors':
+            from safetensors.torch import load_file
+            content: Any = load_file(path)
+        else:
+            content = torch.load(path, map_location='cpu', weights_only=True)
+    except Exception as error:
+        raise QuantError(f'weights: {path} cannot be read '
+                         f'({str(error).splitlines()[0]}); give a checkpoint '
+                         'of tensors and plain values.') from error
+    for key in ('state_dict', 'model'):
+        content = content.get(key, content)
+    return dict(content)
+
+
+def _timm_weights(name: str) -> Dict[str, Tensor]:
+    import timm
+    try:
+        return timm.create_model(name, pretrained=True).state_dict()
+    except Exception as error:
+        raise QuantError(f'weights: timm could not provide {name!r} '
+                         f'({str(error).splitlines()[0]}); give a name that '
+                         'timm.list_pretrained() lists.') from error
+
+
+def fit_weights(weights: Mapping[str, Tensor],
+                backbone: Any) -> Dict[str, Tensor]:
+    """Make a timm state fit a backbone of any size of map.
+
+    Heads are left out; tokens before the patches, such as the class token,
+    are dropped with their positions unless the backbone has them; position
+    embeddings are interpolated to its grid.
+
+    Args:
+        weights: in timm's names.
+        backbone: a ``VisionTransformer``.
+
+    Raises:
+        QuantError: naming keys that are missing, unknown or of other shapes.
+    """
+    state = {k: v for k, v in weights.items() if not k.startswith(HEADS)}
+    tokens = [state.pop(k) for k in PREFIX_TOKENS if k in state]
+    wanted = backbone.num_prefix_tokens
+    if wanted > len(tokens):
+        raise QuantError(
+            f'weights: num_prefix_tokens={wanted}, but the file has '
+            f'{len(tokens)} tokens before the patches; give as many or 0.')
+    state.update(zip(PREFIX_TOKENS[:wanted], tokens))
+    if 'pos_embed' in state:
+        state['pos_embed'] = _fit_positions(state['pos_embed'], len(tokens),
+                                            wanted, backbone)
+    if not backbone.has_final_norm:
+        state = {k: v for k, v in state.items() if not k.startswith('norm.')}
+    return _fit_parameters(state, backbone)
+
+
+def _fit_positions(positions: Tensor, given: int, wanted: int,
+                   backbone: Any) -> Tensor:
+    """Position embeddings (1, prefix + patches, C) on the backbone's grid."""
+    if positions.ndim == 4:
+        # SAM's, without prefix.
+        old: Tuple[int, int] = (positions.shape[1], positions.shape[2])
+        patches, prefix = positions.flatten(1,
+                                            2), positions[:, :0].flatten(1, 2)
+    else:
+        length = positions.shape[1]
+        if math.isqrt(length)**2 == length:
+            # Its prefix has no positions, which is as good as zeros.
+            given_zeros = positions.new_zeros(1, given, positions.shape[2])
+            positions = torch.cat([given_zeros, positions], 1)
+        side = math.isqrt(positions.shape[1] - given)
+        old = (side, side)
+        prefix, patches = positions[:, :given], positions[:, given:]
+    patches = resample_abs_pos_embed(
+        patches,
+        list(backbone.grid),
+        list(old),
+        num_prefix_tokens=0,
+        antialias=backbone.antialias)
+    return torch.cat([prefix[:, :wanted], patches], 1)
+
+
+def _fit_parameters(state: Dict[str, Tensor],
+                    backbone: Any) -> Dict[str, Tensor]:
+    """Compare keys and shapes, and resize relative positions."""
+    parameters = dict(backbone.named_parameters())
+    problems = []
+    # Plain files say nothing of relative positions, which start at zero.
+    missing = [
+        k for k in parameters if k not in state and '.rel_pos_' not in k
+    ]
+    unknown = [k for k in state if k not in parameters]
+    for key, value in state.items():
+        if key in parameters and value.shape != parameters[key].shape:
+            if '.rel_pos_' not in key:
+                problems.append(f'{key} is {tuple(value.shape)} instead of '
+                                f'{tuple(parameters[key].shape)}')
+            else:
+                state[key] = resize_relative(value, len(parameters[key]))
+    for text, keys in (('missing', missing), ('unknown', unknown)):
+        if keys:
+            problems.append(f'{len(keys)} keys {text}: {keys[:5]}')
+    if problems:
+        raise QuantError(f'weights: {"; ".join(problems)}; give those of a '
+                         'timm ViT or DeiT of the same size.')
+    return state
+
+
+def resize_relative(table: Tensor, length: int) -> Tensor:
+    """Interpolate relative positions (L, D) linearly to (length, D)."""
+    if len(table) == length:
+        return table
+    resized = F.interpolate(table.T[None], size=length, mode='linear')
+    return resized[0].T

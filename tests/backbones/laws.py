@@ -1,0 +1,161 @@
+"""Laws that every quantized backbone obeys, as checks on one of them."""
+import torch
+
+from isvit_det.calibration.sos import calibrate
+from isvit_det.core.layers import (observe, precision, quantizers,
+                                   set_precision_)
+from isvit_det.core.reparam import (fold_channel_scales_, use_channel_scales_,
+                                    widen_narrow_channels_)
+from isvit_det.core.spec import SOSConfig
+from isvit_det.core.units import State
+
+
+def pair_up(source, model):
+    """Give a float backbone lively weights and a quantized one the same."""
+    for param in source.parameters():
+        param.data += torch.randn_like(param) * .1
+    result = model.load_state_dict(source.state_dict(), strict=False)
+    assert not result.unexpected_keys
+    # mmdet's returns nothing from eval().
+    source.eval()
+    model.eval()
+    return source, model
+
+
+def units_forward(model, x):
+    """State after every unit, for one image."""
+    states = [State(x, tuple(x.shape[-2:]))]
+    for unit in model.units():
+        states.append(unit.forward(states[-1]))
+    return states
+
+
+@torch.no_grad()
+def check_equal_bit_for_bit(source, model, x):
+    for one, other in zip(source(x), model(x), strict=True):
+        assert torch.equal(one, other)
+
+
+def check_keys(source, model):
+    """Float keys are unchanged and the rest is ours."""
+    keys, float_keys = set(model.state_dict()), set(source.state_dict())
+    assert float_keys <= keys
+    for key in keys - float_keys:
+        assert ('_quantizer.' in key
+                or key.rsplit('.', 1)[1] in ('offset', 'padding_value')), key
+    assert [k for k, _ in model.named_parameters()
+            ] == [k for k, _ in source.named_parameters()]
+
+
+@torch.no_grad()
+def check_items_run_alone(model, x, quantized):
+    """A draw of items gives what the whole map has at their places."""
+    with observe(model):
+        model(x)
+    for unit in model.units():
+        for pair in unit.pairs():
+            if pair.padding is not None:
+                torch.nn.init.normal_(pair.padding.padding_value)
+    set_precision_(model, weights=False, acts=quantized)
+    states = units_forward(model, x)
+    for unit, before, after in zip(model.units(), states, states[1:]):
+        num_items = unit.num_items(before.size)
+        items = torch.randperm(num_items)[:-(-num_items // 2)]
+        batch = unit.collate([unit.gather(before, items)])
+        output = unit.run(batch)
+        target = unit.gather_target(after, before.size, items)
+        assert output.shape == target.shape
+        error = (output - target).square().mean().sqrt()
+        assert error <= 1e-3 * target.square().mean().sqrt(), unit.name
+
+
+@torch.no_grad()
+def check_every_item_covered_once(model, x):
+    states = units_forward(model, x)
+    for unit, before, after in zip(model.units(), states, states[1:]):
+        tokens = torch.arange(after.x.shape[1])
+        rows = unit.gather_target(
+            State(tokens[None, :, None], after.size), before.size,
+            torch.arange(unit.num_items(before.size))).flatten()
+        prefix = len(tokens) - after.size[0] * after.size[1]
+        # A patch embedding makes the patches only.
+        missing = set(tokens.tolist()) - set(rows.tolist())
+        assert missing <= set(range(prefix)), unit.name
+        assert rows.unique().numel() == rows.numel(), unit.name
+
+
+def record_codes(model, x):
+    """Codes of every activation site, and the output maps."""
+    codes = {}
+    handles = []
+
+    def record(name, quantizer):
+
+        def hook(module, args):
+            codes[name] = quantizer.encode(args[0])
+
+        return hook
+
+    for name, quantizer in quantizers(model).items():
+        if quantizer.role == 'act':
+            handles.append(
+                quantizer.register_forward_pre_hook(record(name, quantizer)))
+    with torch.no_grad():
+        outs = model(x)
+    for handle in handles:
+        handle.remove()
+    return codes, outs
+
+
+def check_stage_two(model, x, first):
+    """Stage 2 moves no code in float64, and next to none in float32.
+
+    Args:
+        model: of the dtype of ``x``.
+        x: an image.
+        first: start of the names of the first block's sites.
+    """
+    pairs = [pair for unit in model.units() for pair in unit.pairs()]
+    for pair in pairs:
+        use_channel_scales_(pair)
+    with observe(model):
+        model(x)
+    for pair in pairs:
+        widen_narrow_channels_(pair.linear.input_quantizer)
+    set_precision_(model, weights=False, acts=True)
+    codes, outs = record_codes(model, x)
+    for pair in pairs:
+        fold_channel_scales_(pair)
+    new_codes, new_outs = record_codes(model, x)
+    total = sum(value.numel() for value in codes.values())
+    moved = {name: (codes[name] - new_codes[name]).abs() for name in codes}
+    if x.dtype == torch.float64:
+        assert sum(int(m.sum()) for m in moved.values()) == 0
+        tolerance = 1e-9
+    else:
+        # One flipped code flips others after it: count the first sites' only.
+        firsts = [m for name, m in moved.items() if name.startswith(first)]
+        assert firsts
+        assert max(float(m.max()) for m in firsts) <= 1
+        assert sum(int(m.sum()) for m in firsts) <= max(1, 1e-5 * total)
+        if any(m.any() for m in moved.values()):
+            return
+        tolerance = 1e-5
+    for one, other in zip(outs, new_outs):
+        assert (one - other).norm() <= tolerance * one.norm()
+
+
+def check_calibrates(source, model, images, workspace, limit, **sos):
+    """A calibrated backbone stays near the float one, and is not it."""
+    config = SOSConfig.from_dict(sos, model.quant_config)
+    trained = {k for k, p in model.named_parameters() if p.requires_grad}
+    calibrate(model, images, model.quant_config, config, workspace, 'x')
+    assert trained == {
+        k
+        for k, p in model.named_parameters() if p.requires_grad
+    }
+    with torch.no_grad():
+        for one, other in zip(source(images[0]), model(images[0])):
+            assert 0 < (one - other).norm() < limit * one.norm()
+        with precision(model, weights=False, acts=False):
+            assert not torch.equal(model(images[0])[0], other)
