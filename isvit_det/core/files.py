@@ -36,6 +36,14 @@ def write_atomically(path: Path, write: Callable[[Any], Any]) -> None:
                          'disk or choose another work directory.') from error
 
 
+def check_writable(directory: Path) -> None:
+    """Raise unless files can be made in a directory, which is made."""
+    probe = directory / '.probe'
+    write_atomically(probe, lambda file: None)
+    # Another process may have been here first.
+    probe.unlink(missing_ok=True)
+
+
 def local_checkpoint(source: str) -> Path:
     """Path of a checkpoint, which is downloaded if ``source`` is an address.
 

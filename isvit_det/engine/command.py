@@ -1,9 +1,8 @@
 """The command line of tools/quantize_det.py."""
 import argparse
 import os
-import sys
 from pathlib import Path
-from typing import Any, Dict, List, NoReturn, Optional
+from typing import Any, Dict, List, Optional
 
 import torch
 from mmcv.ops import get_compiling_cuda_version
@@ -18,6 +17,7 @@ from isvit_det.core.files import local_checkpoint
 from isvit_det.core.spec import METHODS, SCOPES
 from isvit_det.engine.configs import (config_errors, configure_hook_,
                                       load_config, quantize_config_)
+from isvit_det.engine.console import Parser, given, run_command
 from isvit_det.engine.report import format_table, silent_sites, table_rows
 from isvit_det.engine.run import QuantizationRun
 from isvit_det.engine.source import packed_settings
@@ -27,13 +27,6 @@ Evaluate a float detector, calibrate it in low bits, write a packed
 checkpoint, evaluate that, and print both in one table. A run that was
 interrupted is resumed by the same command. With a packed CHECKPOINT there is
 only the evaluation."""
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f'error: {message}\n')
 
 
 def parse_args(argv: Optional[List[str]]) -> argparse.Namespace:
@@ -101,8 +94,7 @@ def configure(args: argparse.Namespace) -> Config:
     if is_packed(content):
         quant = packed_settings(cfg, content, quant)
     quantize_config_(cfg, quant)
-    sos = _given(
-        num_images=args.calib_images, iters=args.iters, seed=args.seed)
+    sos = given(num_images=args.calib_images, iters=args.iters, seed=args.seed)
     configure_hook_(cfg, sos, args.store_gb)
     cfg.load_from = str(path)
     cfg.resume = False
@@ -114,11 +106,7 @@ def configure(args: argparse.Namespace) -> Config:
 
 
 def _given_settings(args: argparse.Namespace) -> Dict[str, str]:
-    return _given(bits=args.bits, scope=args.scope, method=args.method)
-
-
-def _given(**values: Any) -> Dict[str, Any]:
-    return {key: value for key, value in values.items() if value is not None}
+    return given(bits=args.bits, scope=args.scope, method=args.method)
 
 
 def choose_device(device: Optional[str], launcher: str) -> Optional[str]:
@@ -178,13 +166,4 @@ def quantize(args: argparse.Namespace) -> None:
 
 def main(argv: Optional[List[str]] = None) -> int:
     """Run the command; the exit status."""
-    try:
-        quantize(parse_args(argv))
-    except QuantError as error:
-        print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(
-            'interrupted: the same command goes on from here', file=sys.stderr)
-        return 130
-    return 0
+    return run_command(lambda: quantize(parse_args(argv)))

@@ -4,26 +4,38 @@ import json
 import platform
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Dict, Mapping, Optional, Sequence
+from typing import Any, Dict, List, Mapping, Optional, Protocol, Sequence
 
 import torch
 
 from isvit_det.checkpoint import file_hash, plain
 from isvit_det.core.spec import SOSConfig
-from isvit_det.engine.images import CalibrationImages
 from isvit_det.packed_state import checksum
 from isvit_det.version import __version__
 
 PACKAGES = ('torch', 'mmengine', 'mmcv', 'mmdet', 'timm')
 
 
-def describe_origin(model: Any, checkpoint: Optional[str],
-                    images: CalibrationImages,
+class DrawnImages(Protocol):
+    """Calibration images, whatever they were drawn from."""
+    asked: int
+
+    def __len__(self) -> int:
+        ...
+
+    def ids(self) -> List[Any]:
+        ...
+
+    def names(self) -> List[str]:
+        ...
+
+
+def describe_origin(model: Any, checkpoint: Optional[str], images: DrawnImages,
                     sos: SOSConfig) -> Dict[str, Any]:
     """Everything that the codes of a calibration depend on.
 
     Args:
-        model: built by ``quantized_detector``, with its float weights.
+        model: quantized, with its float weights and not calibrated.
         checkpoint: path or address the weights were loaded from.
         images: the calibration images.
         sos: settings of the run.

@@ -11,7 +11,7 @@ from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 
 from isvit_det.checkpoint import read_checkpoint
-from isvit_det.core.files import write_atomically
+from isvit_det.core.files import check_writable
 from isvit_det.core.spec import QuantConfig
 from isvit_det.detector import float_modules
 from isvit_det.engine.configs import config_errors
@@ -46,7 +46,7 @@ class QuantizationRun:
         self.seconds: Dict[str, float] = {}
         self.work_dir = Path(str(cfg.work_dir))
         self.checkpoint = Path(cfg.load_from)
-        _check_writable(self.work_dir)
+        check_writable(self.work_dir)
         with config_errors():
             self.runner = Runner.from_cfg(cfg)
             self.hook = next(
@@ -187,11 +187,3 @@ def _weight_bytes(path: Path) -> int:
     state = content.get('state_dict', content)
     return sum(value.numel() * value.element_size()
                for value in state.values())
-
-
-def _check_writable(directory: Path) -> None:
-    """Raise unless files can be made in a directory, which is made."""
-    probe = directory / '.probe'
-    write_atomically(probe, lambda file: None)
-    # Another process may have been here first.
-    probe.unlink(missing_ok=True)

@@ -1,0 +1,136 @@
+"""QuantClassifier: a quantized backbone with the head of a classifier."""
+from typing import Any, List, NamedTuple, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from isvit_det.core.layers import QuantLinear
+from isvit_det.core.reparam import NormLinear
+from isvit_det.core.spec import QuantConfig
+from isvit_det.core.units import State, Unit
+from isvit_det.packed_state import install_loading_
+
+IMAGES_PER_STEP = 64
+
+
+class ClassifierHead(nn.Module):
+    """Norm, pooling, norm, and one or more linear layers.
+
+    Args:
+        linears: each reads its own token before the patches; with one, it
+            may read the mean of the patches. Taken over and quantized.
+        pool: ``'token'`` or ``'avg'``.
+        num_prefix_tokens: tokens before the patches.
+        norm: before the pooling.
+        fc_norm: after the pooling.
+        config: bits and quantizers.
+    """
+
+    def __init__(self, linears: Sequence[nn.Linear], pool: str,
+                 num_prefix_tokens: int, norm: nn.Module, fc_norm: nn.Module,
+                 config: QuantConfig) -> None:
+        super().__init__()
+        self.pool = pool
+        self.num_prefix_tokens = num_prefix_tokens
+        self.norm = norm
+        self.fc_norm = fc_norm
+        self.num_classes = linears[0].out_features
+        self.linears = nn.ModuleList(QuantLinear(x, config) for x in linears)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens (B, N, C) to logits (B, classes).
+
+        Several linear layers vote with the mean of their logits.
+        """
+        x = self.norm(x)
+        if self.pool == 'avg':
+            x = x[:, self.num_prefix_tokens:].mean(1, keepdim=True)
+        x = self.fc_norm(x)
+        logits = [linear(x[:, i]) for i, linear in enumerate(self.linears)]
+        return logits[0] if len(logits) == 1 else sum(logits) / len(logits)
+
+
+class ImageItems(NamedTuple):
+    """Tokens of whole images, shape (n, N, C)."""
+    tokens: Tensor
+
+
+class HeadUnit(Unit):
+    """The head; item: an image."""
+
+    def __init__(self, head: ClassifierHead) -> None:
+        super().__init__('head', head, IMAGES_PER_STEP)
+
+    def pairs(self) -> List[NormLinear]:
+        norms = [
+            norm for norm in (self.module.norm, self.module.fc_norm)
+            if isinstance(norm, nn.LayerNorm)
+        ]
+        # A norm that feeds two layers has no scale of one to fold into. The
+        # mean over tokens commutes with what is folded.
+        if len(norms) != 1 or len(self.module.linears) != 1:
+            return []
+        return [NormLinear(norms[0], self.module.linears[0])]
+
+    def forward(self, state: State) -> State:
+        return State(self.module(state.x)[:, None], (1, 1))
+
+    def num_items(self, size: Any) -> int:
+        return 1
+
+    def gather(self, state: State, items: Tensor) -> ImageItems:
+        return ImageItems(state.x.expand(len(items), -1, -1))
+
+    def gather_target(self, state: State, size: Any, items: Tensor) -> Tensor:
+        return state.x[0].expand(len(items), -1)
+
+    def run(self, batch: ImageItems) -> Tensor:
+        return self.module(batch.tokens)
+
+
+class QuantClassifier(nn.Module):
+    """A classifier in low bits, head included.
+
+    Until it is calibrated it computes what the float classifier computes. It
+    loads float, calibrated and packed states strictly.
+
+    Args:
+        backbone: a quantized backbone, without its final norm.
+        head: of its last tokens.
+        config: what both were built with.
+    """
+
+    def __init__(self, backbone: Any, head: ClassifierHead,
+                 config: QuantConfig) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.quant_config = config
+        install_loading_(self, config)
+
+    def units(self) -> List[Unit]:
+        """The steps of the forward pass in order, all of it."""
+        return [*self.backbone.units(), HeadUnit(self.head)]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) of one size to logits (B, classes)."""
+        state = State(images, (images.shape[-2], images.shape[-1]))
+        for unit in self.units():
+            state = unit.forward(state)
+        return state.x[:, 0]
+
+
+@torch.no_grad()
+def is_same_function(source: nn.Module, model: nn.Module, size: int) -> bool:
+    """Whether two classifiers give the same logits for a random image.
+
+    Args:
+        source: float, in eval mode.
+        model: uncalibrated, in eval mode.
+        size: of the image, in pixels.
+    """
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(1, 3, size, size, generator=generator)
+    wanted, found = source(image), model(image)
+    return (wanted.shape == found.shape
+            and bool((wanted - found).norm() <= 1e-4 * wanted.norm()))

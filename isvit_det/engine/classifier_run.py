@@ -1,0 +1,302 @@
+"""One run of a classifier: calibration, then float against quantized."""
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Optional, Sequence
+
+import torch
+from mmengine.logging import MMLogger
+from timm.data import create_transform, resolve_model_data_config
+from torch import Tensor, nn
+
+from isvit_det.backbones.vit_weights import read_weights
+from isvit_det.calibration.sos import UnitRecord, calibrate
+from isvit_det.checkpoint import is_packed, plain, read_checkpoint, save_packed
+from isvit_det.core.errors import QuantError
+from isvit_det.core.files import check_writable
+from isvit_det.core.layers import list_sites
+from isvit_det.core.spec import QuantConfig, SOSConfig
+from isvit_det.engine.folder_images import (FolderSample, ImageList,
+                                            class_labels, find_images)
+from isvit_det.engine.hook import WORKSPACE
+from isvit_det.engine.images import refuse_overlap
+from isvit_det.engine.progress import CalibrationProgress
+from isvit_det.engine.provenance import describe_origin, fingerprint
+from isvit_det.engine.report import (format_table, peak_memory, silent_sites,
+                                     write_result)
+from isvit_det.engine.timm_models import build_classifiers
+from isvit_det.packed_state import is_calibrated, read_header
+
+FORMAT_VERSION = 1
+# A teacher to compare with on images that were not drawn, at most.
+MAX_REST = 1000
+
+
+@dataclass
+class Scores:
+    """Sums over images; their means are what is reported."""
+    count: int = 0
+    agreement: float = 0.
+    kl: float = 0.
+    correct: Dict[str, float] = field(default_factory=dict)
+
+    def add(self, wanted: Optional[Tensor], found: Tensor,
+            labels: Optional[Tensor]) -> None:
+        """Add a batch of float and quantized logits (B, classes)."""
+        self.count += len(found)
+        if wanted is not None:
+            same = wanted.argmax(1) == found.argmax(1)
+            self.agreement += same.sum().item()
+            log_p = wanted.double().log_softmax(1)
+            log_q = found.double().log_softmax(1)
+            self.kl += (log_p.exp() * (log_p - log_q)).sum().item()
+        if labels is not None:
+            for name, logits in (('float', wanted), ('quantized', found)):
+                for k in (1, 5):
+                    if logits is not None:
+                        best = logits.topk(min(k, logits.shape[1]), 1).indices
+                        hits = (best == labels[:, None]).sum().item()
+                        key = f'{name}_top{k}'
+                        self.correct[key] = self.correct.get(key, 0) + hits
+
+    def means(self, has_teacher: bool) -> Dict[str, Any]:
+        """Agreement and accuracies as fractions, KL in nats."""
+        num = max(1, self.count)
+        means: Dict[str, Any] = dict(images=self.count)
+        if has_teacher:
+            means.update(agreement=self.agreement / num, kl=self.kl / num)
+        means.update({k: v / num for k, v in self.correct.items()})
+        return means
+
+
+class ClassifierRun:
+    """Calibrates a timm classifier and compares it with the float one.
+
+    Packed weights are evaluated only. Whatever can be checked is checked at
+    construction.
+
+    Args:
+        name: of the timm model.
+        weights: file or address of its weights or of a packed twin, or
+            ``timm://NAME``.
+        calib: folder of calibration images; may be None for packed weights.
+        val: folder of evaluation images; None takes what the calibration
+            left of its folder.
+        quant: values of ``QuantConfig`` that the user gave.
+        sos: values of ``SOSConfig`` that the user gave.
+        work_dir: for the packed file and the report.
+        device: of both models.
+        store_gb: memory for activations in GB (1e9 bytes).
+        batch: images per evaluation step.
+        workers: processes that read evaluation images.
+
+    Raises:
+        QuantError: if anything cannot be used.
+    """
+
+    def __init__(self,
+                 name: str,
+                 weights: str,
+                 calib: Optional[Path],
+                 val: Optional[Path],
+                 quant: Mapping[str, Any],
+                 sos: Mapping[str, Any],
+                 work_dir: Path,
+                 device: str = 'cpu',
+                 store_gb: Optional[float] = None,
+                 batch: int = 32,
+                 workers: int = 0) -> None:
+        check_writable(work_dir)
+        self.name = name
+        self.work_dir = work_dir
+        self.device = device
+        self.store_gb = store_gb
+        self.batch = batch
+        self.workers = workers
+        self.checkpoint = weights
+        state = read_weights(weights)
+        self.packed = is_packed(dict(state_dict=state))
+        config = _packed_config(
+            state, quant) if self.packed else (QuantConfig.from_dict(quant))
+        self.source, self.model = build_classifiers(name, state, config,
+                                                    self.packed)
+        self.source.to(device)
+        self.model.to(device)
+        self.sos = SOSConfig.from_dict(sos, config)
+        self.transform = create_transform(
+            **resolve_model_data_config(self.source))
+        self.logger = MMLogger.get_instance(
+            'quantize_cls', log_file=str(work_dir / 'quantize_cls.log'))
+        self.sample: Optional[FolderSample] = None
+        if not self.packed:
+            if calib is None:
+                raise QuantError('--calib: give a folder of images to '
+                                 'calibrate on.')
+            self.sample = FolderSample(calib, self.transform,
+                                       self.sos.num_images, self.sos.seed)
+            if len(self.sample) < self.sample.asked:
+                self.logger.warning(
+                    f'{self.sample.asked} calibration images asked for, there '
+                    f'are {len(self.sample)}: all are used')
+        self._choose_evaluation(val)
+
+    def _choose_evaluation(self, val: Optional[Path]) -> None:
+        """Images to evaluate, their labels, and hashes of the others."""
+        self.labels: List[int] = []
+        if val is None:
+            rest = [] if self.sample is None else self.sample.rest
+            self.evaluated = ImageList(rest[:MAX_REST], self.transform)
+        else:
+            paths = find_images(val, '--val')
+            self.evaluated = ImageList(paths, self.transform)
+            classes, labels = class_labels(val, paths)
+            known = self.model.head.num_classes
+            if len(classes) == known:
+                self.labels = labels
+            elif classes:
+                self.logger.warning(
+                    f'--val has {len(classes)} class folders, the model '
+                    f'{known} classes: no top-1, only agreement')
+        self.hashes: List[str] = []
+        if self.sample is not None:
+            self.hashes = refuse_overlap(self.sample.paths(),
+                                         self.evaluated.paths)
+
+    def run(self) -> Dict[str, Any]:
+        """Calibrate, pack, evaluate, and write ``result.json``.
+
+        Returns:
+            What the file holds.
+        """
+        records: Optional[List[UnitRecord]] = None
+        seconds: Dict[str, float] = {}
+        packed = Path(self.checkpoint)
+        origin: Dict[str, Any] = {}
+        start = time.perf_counter()
+        if self.packed:
+            origin = read_checkpoint(packed).get('provenance', {})
+        else:
+            assert self.sample is not None
+            origin = plain(
+                dict(
+                    describe_origin(self.model, self.checkpoint, self.sample,
+                                    self.sos),
+                    model=self.name))
+            records = self._calibrate(origin)
+            packed = self.work_dir / 'packed.pth'
+            save_packed(self.model, packed, origin, {})
+            seconds['calibration'] = time.perf_counter() - start
+        start = time.perf_counter()
+        scores = self._evaluate()
+        seconds['evaluation'] = time.perf_counter() - start
+        config = self.model.quant_config
+        result = dict(
+            format_version=FORMAT_VERSION,
+            model=self.name,
+            bits=config.bits,
+            method=config.method,
+            scores=scores,
+            bytes=dict(
+                float=_weight_bytes(self.source),
+                packed=packed.stat().st_size),
+            seconds=seconds,
+            peak_memory=peak_memory(),
+            units=None
+            if records is None else [vars(record) for record in records],
+            sites=[site._asdict() for site in list_sites(self.model)],
+            packed=str(packed),
+            provenance=origin)
+        name = 'result_packed.json' if self.packed else 'result.json'
+        write_result(self.work_dir / name, result)
+        return result
+
+    def _calibrate(self, origin: Mapping[str, Any]) -> List[UnitRecord]:
+        assert self.sample is not None
+        config = self.model.quant_config
+        self.logger.info(
+            f'calibrating {config.bits} by {config.method}: '
+            f'{len(self.sample)} images, {self.sos.iters} iterations per unit '
+            f'and stage, learning rate {self.sos.lr:g}')
+        with CalibrationProgress(self.logger) as progress:
+            return calibrate(
+                self.model,
+                self.sample.tensors(),
+                config,
+                self.sos,
+                self.work_dir / WORKSPACE,
+                fingerprint(origin, self.hashes, [str(self.transform)],
+                            self.model),
+                store_gb=self.store_gb,
+                on_event=progress)
+
+    @torch.no_grad()
+    def _evaluate(self) -> Dict[str, Any]:
+        """Scores on the evaluation images, none if there are none.
+
+        Raises:
+            QuantError: naming sites that did not run quantized.
+        """
+        assert is_calibrated(self.model)
+        scores = Scores()
+        if not len(self.evaluated):
+            return scores.means(False)
+        before = {s.name: s.num_calls for s in list_sites(self.model)}
+        labels = torch.tensor(self.labels) if self.labels else None
+        for images, index in self.evaluated.batches(self.batch, self.workers):
+            images = images.to(self.device)
+            wanted = None if self.packed else self.source(images).cpu()
+            scores.add(wanted,
+                       self.model(images).cpu(),
+                       None if labels is None else labels[index])
+        silent = silent_sites(
+            dict(name=s.name, num_calls=s.num_calls - before[s.name])
+            for s in list_sites(self.model))
+        if silent:
+            raise QuantError('these did not run quantized in the evaluation: '
+                             f'{", ".join(silent)}.')
+        return scores.means(not self.packed)
+
+
+def _packed_config(state: Mapping[str, Tensor],
+                   given: Mapping[str, Any]) -> QuantConfig:
+    found = QuantConfig.from_dict(read_header(state)['quant'])
+    if given and QuantConfig.from_dict(dict(given)) != found:
+        raise QuantError(f'packed file: made with {found.bits} by '
+                         f'{found.method}; leave --bits and --method out, or '
+                         'give float weights to calibrate.')
+    return found
+
+
+def _weight_bytes(model: nn.Module) -> int:
+    return sum(v.numel() * v.element_size()
+               for v in model.state_dict().values())
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """A result as a table of the float and of the quantized classifier."""
+    scores = result['scores']
+
+    def percent(key: str) -> str:
+        return f'{100 * scores[key]:.2f}' if key in scores else '-'
+
+    def row(kind: str, bits: str, method: str,
+            more: Sequence[str]) -> Dict[str, str]:
+        size = result['bytes']['float' if kind == 'float' else 'packed']
+        cells = [
+            kind, bits, method,
+            percent(f'{kind}_top1'),
+            percent(f'{kind}_top5'), *more, f'{size / 1e6:.1f}'
+        ]
+        names = [
+            'model', 'bits', 'method', 'top-1', 'top-5', 'agreement', 'KL',
+            'MB'
+        ]
+        return dict(zip(names, cells))
+
+    quantized = [
+        percent('agreement'), f'{scores["kl"]:.4f}' if 'kl' in scores else '-'
+    ]
+    return format_table([
+        row('float', '32', '-', ['-', '-']),
+        row('quantized', result['bits'], result['method'], quantized)
+    ])

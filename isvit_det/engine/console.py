@@ -1,0 +1,36 @@
+"""What the commands share: one-line errors and exit statuses."""
+import argparse
+import sys
+from typing import Any, Callable, Dict, NoReturn
+
+from isvit_det.core.errors import QuantError
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f'error: {message}\n')
+
+
+def given(**values: Any) -> Dict[str, Any]:
+    """The arguments that were given.
+
+    >>> given(bits='w4a4', seed=None)
+    {'bits': 'w4a4'}
+    """
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def run_command(work: Callable[[], None]) -> int:
+    """Do a command's work; its exit status."""
+    try:
+        work()
+    except QuantError as error:
+        print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            'interrupted: the same command goes on from here', file=sys.stderr)
+        return 130
+    return 0

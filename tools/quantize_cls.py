@@ -1,0 +1,17 @@
+#!/usr/bin/env python
+"""Quantize a timm classifier and compare it with the float one."""
+import importlib.util
+import sys
+from pathlib import Path
+
+if __name__ == '__main__':
+    if importlib.util.find_spec('isvit_det') is None:
+        sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from isvit_det.host import check_host
+    try:
+        check_host()
+    except ImportError as error:
+        print(f'error: {error}', file=sys.stderr)
+        sys.exit(2)
+    from isvit_det.engine.classifier_command import main
+    sys.exit(main())
