@@ -1,5 +1,5 @@
 """QuantClassifier: a quantized backbone with the head of a classifier."""
-from typing import Any, List, NamedTuple, Sequence
+from typing import Any, List, NamedTuple, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -121,16 +121,17 @@ class QuantClassifier(nn.Module):
 
 
 @torch.no_grad()
-def is_same_function(source: nn.Module, model: nn.Module, size: int) -> bool:
+def is_same_function(source: nn.Module, model: nn.Module,
+                     size: Tuple[int, int]) -> bool:
     """Whether two classifiers give the same logits for a random image.
 
     Args:
         source: float, in eval mode.
         model: uncalibrated, in eval mode.
-        size: of the image, in pixels.
+        size: height and width of the image, in pixels.
     """
     generator = torch.Generator().manual_seed(0)
-    image = torch.randn(1, 3, size, size, generator=generator)
+    image = torch.randn(1, 3, *size, generator=generator)
     wanted, found = source(image), model(image)
     return (wanted.shape == found.shape
             and bool((wanted - found).norm() <= 1e-4 * wanted.norm()))

@@ -60,7 +60,7 @@ def build_classifiers(name: str, weights: Mapping[str,
                          f'({" ".join(lines)[:300]}).') from error
     try:
         model = builder(source, config).eval()
-        size = source.pretrained_cfg['input_size'][-1]
+        size = source.patch_embed.img_size
         same = is_same_function(source, model, size)
     except (AttributeError, RuntimeError, TypeError, QuantError):
         same = False

@@ -1,0 +1,274 @@
+"""The COCO configs: all build and run, and train as they say."""
+import copy
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from mmcv import imwrite
+from mmdet.registry import DATASETS, METRICS, MODELS
+from mmdet.structures import DetDataSample
+from mmdet.structures.mask import BitmapMasks
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import PARAM_SCHEDULERS, init_default_scope
+from mmengine.runner import Runner
+from mmengine.structures import InstanceData
+from torch import nn
+
+from isvit_det.backbones.vit import ARCHS
+from isvit_det.core.spec import QuantConfig
+from isvit_det.engine.configs import load_config
+
+CONFIGS = Path(__file__).parents[1] / 'configs'
+FLOAT = sorted(path.name for path in (CONFIGS / 'vit').glob('*.py'))
+QUANTIZED = sorted(path.name for path in (CONFIGS / 'isvit').glob('*.py'))
+FULL = [name for name in QUANTIZED if 'w4a4' in name]
+BITS = ('w3a3', 'w4a4', 'w6a6', 'w8a8')
+ARCH_OF = {
+    'deit-t': 'tiny',
+    'deit-s': 'small',
+    'deit-b': 'base',
+    'vit-b': 'base'
+}
+SIZE = (64, 64)
+
+
+def first_base(name):
+    """The float config that a quantized one inherits."""
+    base = re.search(r"'(.+?)'", (CONFIGS / 'isvit' / name).read_text())[1]
+    return base if '::' in base else str(CONFIGS / 'isvit' / base)
+
+
+def load_small(path):
+    """A config with few regions, for which images are hardly padded."""
+    cfg = load_config(path, None)
+    model = cfg.model
+    model.backbone.init_cfg = None
+    model.data_preprocessor.pad_size_divisor = 32
+    model.test_cfg.rpn.max_per_img = 10
+    model.test_cfg.rcnn.update(score_thr=0., max_per_img=4)
+    model.train_cfg.rpn_proposal.max_per_img = 20
+    stages = model.train_cfg.rcnn
+    for stage in stages if isinstance(stages, list) else [stages]:
+        stage.sampler.num = 8
+    return cfg
+
+
+def make_batch():
+    """An image with an object, as a data loader gives it."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(256, (3, *SIZE), generator=generator).byte()
+    sample = DetDataSample(
+        metainfo=dict(
+            img_id=0, img_shape=SIZE, ori_shape=SIZE, scale_factor=(1., 1.)))
+    mask = np.zeros((1, *SIZE), np.uint8)
+    mask[:, 10:50, 20:60] = 1
+    sample.gt_instances = InstanceData(
+        bboxes=torch.tensor([[20., 10., 60., 50.]]),
+        labels=torch.tensor([3]),
+        masks=BitmapMasks(mask, *SIZE))
+    return dict(inputs=[image], data_samples=[sample])
+
+
+@pytest.fixture(scope='module', params=FULL)
+def float_one(request):
+    """The float model of a w4a4 config, with both configs' names."""
+    init_default_scope('mmdet')
+    torch.manual_seed(0)
+    cfg = load_small(first_base(request.param))
+    return request.param, cfg, MODELS.build(copy.deepcopy(cfg.model))
+
+
+def test_a_quantized_config_runs_as_its_float_one(float_one):
+    name, _, model = float_one
+    cfg = load_small(str(CONFIGS / 'isvit' / name))
+    quantized = MODELS.build(cfg.model)
+    quantized.load_state_dict(model.state_dict())
+    assert quantized.quant_config.bits == 'w4a4'
+    assert 'Quant' in type(quantized.backbone).__name__
+    found, wanted = (
+        one.eval().test_step(make_batch())[0].pred_instances
+        for one in (quantized, model))
+    assert len(wanted) == 4 and wanted.masks.shape == (4, *SIZE)
+    for key in ('bboxes', 'scores', 'labels', 'masks'):
+        assert torch.equal(found[key], wanted[key])
+
+
+def test_training_reaches_every_parameter(float_one):
+    """Without that, distributed training stops."""
+    _, _, model = float_one
+    batch = model.data_preprocessor(make_batch(), True)
+    losses = model.train().loss(batch['inputs'], batch['data_samples'])
+    total, logged = model.parse_losses(losses)
+    assert torch.isfinite(total) and 'loss_rpn_cls' in logged
+    total.backward()
+    assert [
+        name for name, param in model.named_parameters()
+        if param.requires_grad and param.grad is None
+    ] == []
+    model.zero_grad()
+
+
+def layer_mult(name):
+    """Detectron2's layer-wise decay for a ViT of 12 blocks, in our names."""
+    if name.startswith(('backbone.pos_embed', 'backbone.patch_embed')):
+        return .7**13
+    if name.startswith('backbone.blocks.'):
+        return .7**(12 - int(name.split('.')[2]))
+    return 1.
+
+
+def test_the_optimizer_is_what_the_config_says(float_one):
+    name, cfg, model = float_one
+    if 'swin' in name:
+        pytest.skip('of mmdet')
+    is_vit = '_vit-b' in name
+    wrapper = build_optim_wrapper(model, copy.deepcopy(cfg.optim_wrapper))
+    assert type(wrapper.optimizer) is torch.optim.AdamW
+    names = {param: name for name, param in model.named_parameters()}
+    undecayed = {
+        f'{name}.{key}'
+        for name, module in model.named_modules()
+        for key, _ in module.named_parameters(recurse=False)
+        if isinstance(module, nn.LayerNorm) or key in ('bias', 'pos_embed')
+    }
+    seen = set()
+    for group in wrapper.optimizer.param_groups:
+        for param in group['params']:
+            key = names[param]
+            seen.add(key)
+            decay = 0. if key in undecayed else .1 if is_vit else .05
+            assert group['weight_decay'] == pytest.approx(decay), key
+            mult = layer_mult(key) if is_vit else 1.
+            assert group['lr'] == pytest.approx(1e-4 * mult), key
+    assert seen == set(names.values()) and len(undecayed) < len(names)
+
+
+def test_there_are_eight_detectors_with_a_vit_at_four_bit_widths():
+    stems = [
+        f'{detector}_{model}-p16_sfpn'
+        for detector in ('mask-rcnn', 'cascade-mask-rcnn') for model in ARCH_OF
+    ]
+    assert [name.rsplit('_', 2)[0] for name in FLOAT] == sorted(stems)
+    assert [name for name in QUANTIZED
+            if 'swin' not in name] == sorted(f'{stem}_isvit-{bits}_coco.py'
+                                             for stem in stems
+                                             for bits in BITS)
+
+
+@pytest.mark.parametrize('name', FLOAT)
+def test_a_float_config_is_what_its_name_says(name):
+    model = load_config(str(CONFIGS / 'vit' / name), None).model
+    arch = ARCH_OF[name.split('_')[1][:-len('-p16')]]
+    source = model.backbone.init_cfg.checkpoint
+    assert model.type == ('CascadeRCNN' if 'cascade' in name else 'MaskRCNN')
+    assert model.backbone.arch == arch
+    assert model.neck.in_channels == ARCHS[arch][0]
+    if 'deit' in name:
+        assert model.backbone.type == 'isvit_det.DeiT'
+        assert source == f'timm://deit_{arch}_patch16_224.fb_in1k'
+        assert source[len('timm://'):] in timm.list_pretrained()
+    else:
+        assert model.backbone.type == 'isvit_det.VisionTransformer'
+        assert source.endswith(f'mae_pretrain_vit_{arch}.pth')
+
+
+@pytest.mark.parametrize('name', FULL)
+def test_other_bits_change_nothing_else(name):
+    wanted = load_config(str(CONFIGS / 'isvit' / name), None)
+    for bits in BITS:
+        path = CONFIGS / 'isvit' / name.replace('w4a4', bits)
+        cfg = load_config(str(path), None)
+        assert QuantConfig.from_dict(cfg.model.quant).bits == bits
+        assert cfg.model.quant.scope == 'detector'
+        assert cfg.model.backbone.init_cfg is None
+        cfg.model.quant.bits = 'w4a4'
+        assert cfg.to_dict() == wanted.to_dict()
+
+
+@pytest.mark.parametrize('name', FLOAT)
+def test_the_schedule_ends_with_the_training(name):
+    cfg = load_config(str(CONFIGS / 'vit' / name), None)
+    epochs = cfg.train_cfg.max_epochs
+    times = cfg.train_dataloader.dataset.get('times', 1)
+    assert epochs * times == (100 if 'lsj-100e' in name else 36)
+    assert cfg.auto_scale_lr.base_batch_size == (64 if times > 1 else 16)
+    optimizer = torch.optim.AdamW([torch.zeros(1)], lr=1.)
+    warmup, decay = (
+        PARAM_SCHEDULERS.build(dict(settings, optimizer=optimizer))
+        for settings in cfg.param_scheduler)
+    assert optimizer.param_groups[0]['lr'] == pytest.approx(.001)
+    for _ in range(warmup.end):
+        warmup.step()
+    assert optimizer.param_groups[0]['lr'] == pytest.approx(1.)
+    assert decay.end == epochs and decay.by_epoch and not warmup.by_epoch
+    for _ in range(epochs - 1):
+        decay.step()
+    assert optimizer.param_groups[0]['lr'] == pytest.approx(.01)
+
+
+@pytest.fixture(scope='module')
+def coco(tmp_path_factory):
+    """A folder laid out as COCO, of two images per split."""
+    root = tmp_path_factory.mktemp('coco')
+    corners = [[100, 90, 180, 90, 180, 170, 100, 170]]
+    for split in ('train2017', 'val2017'):
+        images = [
+            dict(id=i, file_name=f'{i}.jpg', width=300, height=240)
+            for i in (1, 2)
+        ]
+        annotations = [
+            dict(
+                id=image['id'],
+                image_id=image['id'],
+                category_id=1,
+                bbox=[100, 90, 80, 80],
+                area=6400,
+                iscrowd=0,
+                segmentation=corners) for image in images
+        ]
+        content = dict(
+            images=images,
+            annotations=annotations,
+            categories=[dict(id=1, name='person')])
+        path = root / f'annotations/instances_{split}.json'
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(content))
+        for image in images:
+            picture = np.random.default_rng(0).integers(
+                256, size=(240, 300, 3), dtype=np.uint8)
+            imwrite(picture, str(root / split / image['file_name']))
+    return root
+
+
+@pytest.mark.parametrize('name', FLOAT)
+def test_the_data_of_a_config_load(name, coco):
+    init_default_scope('mmdet')
+    cfg = load_config(str(CONFIGS / 'vit' / name), None)
+    largest = 1024 if 'lsj' in name else 1333
+    for split in ('train', 'val', 'test'):
+        loader = cfg[f'{split}_dataloader']
+        loader.update(num_workers=0, persistent_workers=False)
+        dataset = loader.dataset
+        dataset.get('dataset', dataset).data_root = str(coco)
+    preprocess = MODELS.build(cfg.model.data_preprocessor)
+    batch = next(iter(Runner.build_dataloader(cfg.train_dataloader, seed=0)))
+    assert len(batch['inputs']) == 2
+    assert max(max(image.shape) for image in batch['inputs']) <= largest
+    batch = preprocess(batch, True)
+    if 'lsj' in name:
+        assert batch['inputs'].shape == (2, 3, 1024, 1024)
+    for sample in batch['data_samples']:
+        masks = sample.gt_instances.masks
+        assert masks.masks.shape[1:] == batch['inputs'].shape[2:]
+    for split in ('val', 'test'):
+        dataset = DATASETS.build(cfg[f'{split}_dataloader'].dataset)
+        image = dataset[0]['inputs']
+        assert image.shape[1:] == ((819, 1024) if 'lsj' in name else
+                                   (800, 1000))
+        evaluator = cfg[f'{split}_evaluator']
+        evaluator.ann_file = str(coco / 'annotations/instances_val2017.json')
+        assert METRICS.build(evaluator).metrics == ['bbox', 'segm']

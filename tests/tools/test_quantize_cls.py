@@ -1,0 +1,222 @@
+"""tools/quantize_cls.py on a small ViT and drawn pictures."""
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+from timm.models import register_model
+from timm.models.vision_transformer import _create_vision_transformer
+
+from isvit_det.datasets.drawn import generate
+from isvit_det.engine.classifier_command import main
+from tests.engine.tiny import REPO, same_file_state
+
+MODEL = 'vit_drawn_patch8_32'
+CLASSES = 3
+
+
+@register_model
+def vit_drawn_patch8_32(pretrained=False, **kwargs):
+    """A ViT of two blocks for images of 32 pixels."""
+    overlay = dict(
+        kwargs.pop('pretrained_cfg_overlay', None) or {},
+        input_size=(3, 32, 32))
+    return _create_vision_transformer(
+        'vit_tiny_patch16_224',
+        pretrained,
+        pretrained_cfg_overlay=overlay,
+        img_size=32,
+        patch_size=8,
+        embed_dim=16,
+        depth=2,
+        num_heads=2,
+        **kwargs)
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    """Folders: weights w.pth; train and val flat; classes with labels."""
+    folder = tmp_path_factory.mktemp('classifier') / 'data'
+    generate(folder, dict(train=10, val=6))
+    torch.manual_seed(0)
+    model = timm.create_model(MODEL, num_classes=CLASSES)
+    for param in model.parameters():
+        param.data += torch.randn_like(param) * .2
+    torch.save(dict(model=model.state_dict()), folder / 'w.pth')
+    for index, path in enumerate(sorted((folder / 'val').iterdir())):
+        place = folder / f'classes/class{index % CLASSES}'
+        place.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, place)
+    return folder
+
+
+def run(data, work_dir, *args, status=0, weights='w.pth', model=MODEL):
+    """The report of a run that ends with ``status``."""
+    assert main([
+        model, '--weights',
+        str(data / weights), '--work-dir',
+        str(work_dir), *map(str, args)
+    ]) == status
+    report = work_dir / 'result.json'
+    return json.loads(report.read_text()) if report.exists() else None
+
+
+def short(data, *more):
+    return ('--calib', data / 'train', '--calib-images', 6, '--iters', 2,
+            '--bits', 'w6a6', *more)
+
+
+def test_a_flat_folder_gives_agreement_and_divergence(data, tmp_path, capsys):
+    result = run(data, tmp_path, *short(data, '--val', data / 'val'))
+    scores = result['scores']
+    assert scores.keys() == {'images', 'agreement', 'kl'}
+    assert scores['images'] == 6 and 0 <= scores['agreement'] <= 1
+    assert scores['kl'] > 0
+    assert result['provenance']['images_used'] == 6
+    assert all(site['num_calls'] for site in result['sites'])
+    out = capsys.readouterr().out
+    assert '| quantized | w6a6 |' in out and 'packed checkpoint:' in out
+    # More bits are nearer to the float model.
+    finer = run(data, tmp_path / '8',
+                *short(data, '--val', data / 'val', '--bits', 'w8a8'))
+    coarse = run(data, tmp_path / '2',
+                 *short(data, '--val', data / 'val', '--bits', 'w2a2'))
+    assert finer['scores']['kl'] < coarse['scores']['kl']
+
+
+def test_class_folders_give_accuracy_too(data, tmp_path):
+    result = run(data, tmp_path, *short(data, '--val', data / 'classes'))
+    scores = result['scores']
+    assert {'float_top1', 'float_top5', 'quantized_top1',
+            'agreement'} <= scores.keys()
+    assert scores['float_top5'] == 1
+    # The labels of a float run, counted apart.
+    source = timm.create_model(MODEL, num_classes=CLASSES).eval()
+    source.load_state_dict(torch.load(data / 'w.pth')['model'])
+    from timm.data import ImageDataset, create_transform
+    dataset = ImageDataset(
+        str(data / 'classes'),
+        transform=create_transform((3, 32, 32),
+                                   mean=(.5, ) * 3,
+                                   std=(.5, ) * 3,
+                                   interpolation='bicubic',
+                                   crop_pct=.9))
+    with torch.no_grad():
+        hits = [
+            source(x[None]).argmax().item() == label for x, label in dataset
+        ]
+    assert scores['float_top1'] == pytest.approx(sum(hits) / len(hits))
+
+
+def test_without_val_the_images_not_drawn_are_evaluated(data, tmp_path):
+    result = run(data, tmp_path, *short(data))
+    assert result['scores']['images'] == 4
+
+
+def test_a_packed_file_gives_the_same_and_keeps_the_report(data, tmp_path):
+    val = ('--val', data / 'classes')
+    first = run(data, tmp_path, *short(data, *val))
+    report = (tmp_path / 'result.json').read_text()
+    assert main([
+        MODEL, '--weights',
+        str(tmp_path / 'packed.pth'), '--work-dir',
+        str(tmp_path), *map(str, val)
+    ]) == 0
+    again = json.loads((tmp_path / 'result_packed.json').read_text())
+    for key in ('quantized_top1', 'quantized_top5'):
+        assert again['scores'][key] == first['scores'][key]
+    assert 'agreement' not in again['scores'] and again['units'] is None
+    assert (tmp_path / 'result.json').read_text() == report
+
+
+def test_a_second_run_takes_units_over_and_ends_the_same(data, tmp_path):
+    run(data, tmp_path, *short(data))
+    shutil.copy(tmp_path / 'packed.pth', tmp_path / 'first.pth')
+    result = run(data, tmp_path, *short(data))
+    assert all(unit['resumed'] for unit in result['units'])
+    assert same_file_state(tmp_path / 'first.pth', tmp_path / 'packed.pth')
+
+
+def test_whole_images_may_be_drawn(data, tmp_path):
+    result = run(data, tmp_path, *short(data, '--items', 'image', '--batch',
+                                        3))
+    assert result['provenance']['sos']['batch'] == 3
+
+
+def test_fewer_images_than_asked_for_are_all_used(data, tmp_path, caplog):
+    result = run(data, tmp_path, '--calib', data / 'train', '--iters', 1)
+    assert result['provenance']['images_used'] == 10
+    assert result['provenance']['images_asked'] == 1024
+    assert result['scores'] == dict(images=0)
+
+
+@pytest.mark.parametrize('change, words', [
+    (dict(model='resnet50'), ['resnet50', 'vit_', 'swin_']),
+    (dict(model='vit_nothing'), ['vit_nothing', 'not supported']),
+    (dict(model='swin_s3_tiny_224'), ['do not fit']),
+    (dict(model='vit_relpos_small_patch16_224'), ['do not fit']),
+    (dict(weights='none.pth'), ['no file', 'none.pth']),
+    (dict(args=['--calib', 'nowhere']), ['--calib: nowhere', 'no images']),
+    (dict(args=[]), ['--calib: give a folder']),
+    (dict(bits='w9a4'), ["'w9a4'", '2..8']),
+    (dict(device='cuda:77'), ['cuda:77', 'not available']),
+    (dict(val='train'), ['is the evaluation image']),
+])
+def test_bad_input_is_one_line(data, tmp_path, capsys, change, words):
+    args = change.get('args', ['--calib', data / 'train'])
+    for option in ('bits', 'device'):
+        if option in change:
+            args += [f'--{option}', change[option]]
+    if 'val' in change:
+        args += ['--val', data / change['val']]
+    run(data,
+        tmp_path,
+        *args,
+        status=2,
+        weights=change.get('weights', 'w.pth'),
+        model=change.get('model', MODEL))
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-1].startswith('error: ')
+    assert all(word in lines[-1] for word in words), lines[-1]
+
+
+def test_damaged_images_and_weights_are_named(data, tmp_path, capsys):
+    shutil.copytree(data / 'train', tmp_path / 'train')
+    victim = sorted((tmp_path / 'train').iterdir())[0]
+    victim.write_bytes(victim.read_bytes()[:100])
+    run(data, tmp_path, '--calib', tmp_path / 'train', status=2)
+    assert victim.name in capsys.readouterr().err.splitlines()[-1]
+    state = torch.load(data / 'w.pth')['model']
+    del state['norm.weight']
+    torch.save(state, tmp_path / 'w.pth')
+    run(tmp_path, tmp_path, '--calib', data / 'train', status=2)
+    assert 'norm.weight' in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_parts_that_the_twin_lacks_are_refused(data, tmp_path, capsys):
+    source = timm.create_model(MODEL, num_classes=CLASSES, qk_norm=True)
+    torch.save(source.state_dict(), tmp_path / 'w.pth')
+
+    @register_model
+    def vit_drawn_with_more(pretrained=False, **kwargs):
+        return vit_drawn_patch8_32(pretrained, qk_norm=True, **kwargs)
+
+    run(tmp_path,
+        tmp_path,
+        '--calib',
+        data / 'train',
+        status=2,
+        model='vit_drawn_with_more')
+    assert 'parts beyond a plain ViT' in capsys.readouterr().err
+
+
+def test_the_command_shows_its_help():
+    tool = REPO / 'tools/quantize_cls.py'
+    done = subprocess.run([sys.executable, str(tool), '--help'],
+                          capture_output=True,
+                          text=True,
+                          check=True)
+    assert '--calib DIR' in done.stdout
