@@ -1,5 +1,6 @@
 """The COCO configs: all build and run, and train as they say."""
 import copy
+import functools
 import json
 import re
 from pathlib import Path
@@ -36,15 +37,21 @@ ARCH_OF = {
 SIZE = (64, 64)
 
 
+@functools.lru_cache(maxsize=None)
+def read(path):
+    """A config, not to be changed."""
+    return load_config(str(path), None)
+
+
 def first_base(name):
     """The float config that a quantized one inherits."""
     base = re.search(r"'(.+?)'", (CONFIGS / 'isvit' / name).read_text())[1]
-    return base if '::' in base else str(CONFIGS / 'isvit' / base)
+    return base if '::' in base else (CONFIGS / 'isvit' / base).resolve()
 
 
 def load_small(path):
     """A config with few regions, for which images are hardly padded."""
-    cfg = load_config(path, None)
+    cfg = copy.deepcopy(read(path))
     model = cfg.model
     model.backbone.init_cfg = None
     model.data_preprocessor.pad_size_divisor = 32
@@ -84,7 +91,7 @@ def float_one(request):
 
 def test_a_quantized_config_runs_as_its_float_one(float_one):
     name, _, model = float_one
-    cfg = load_small(str(CONFIGS / 'isvit' / name))
+    cfg = load_small(CONFIGS / 'isvit' / name)
     quantized = MODELS.build(cfg.model)
     quantized.load_state_dict(model.state_dict())
     assert quantized.quant_config.bits == 'w4a4'
@@ -161,7 +168,7 @@ def test_there_are_eight_detectors_with_a_vit_at_four_bit_widths():
 
 @pytest.mark.parametrize('name', FLOAT)
 def test_a_float_config_is_what_its_name_says(name):
-    model = load_config(str(CONFIGS / 'vit' / name), None).model
+    model = read(CONFIGS / 'vit' / name).model
     arch = ARCH_OF[name.split('_')[1][:-len('-p16')]]
     source = model.backbone.init_cfg.checkpoint
     assert model.type == ('CascadeRCNN' if 'cascade' in name else 'MaskRCNN')
@@ -178,10 +185,10 @@ def test_a_float_config_is_what_its_name_says(name):
 
 @pytest.mark.parametrize('name', FULL)
 def test_other_bits_change_nothing_else(name):
-    wanted = load_config(str(CONFIGS / 'isvit' / name), None)
+    wanted = read(CONFIGS / 'isvit' / name)
     for bits in BITS:
         path = CONFIGS / 'isvit' / name.replace('w4a4', bits)
-        cfg = load_config(str(path), None)
+        cfg = copy.deepcopy(read(path))
         assert QuantConfig.from_dict(cfg.model.quant).bits == bits
         assert cfg.model.quant.scope == 'detector'
         assert cfg.model.backbone.init_cfg is None
@@ -191,7 +198,7 @@ def test_other_bits_change_nothing_else(name):
 
 @pytest.mark.parametrize('name', FLOAT)
 def test_the_schedule_ends_with_the_training(name):
-    cfg = load_config(str(CONFIGS / 'vit' / name), None)
+    cfg = read(CONFIGS / 'vit' / name)
     epochs = cfg.train_cfg.max_epochs
     times = cfg.train_dataloader.dataset.get('times', 1)
     assert epochs * times == (100 if 'lsj-100e' in name else 36)
@@ -247,7 +254,7 @@ def coco(tmp_path_factory):
 @pytest.mark.parametrize('name', FLOAT)
 def test_the_data_of_a_config_load(name, coco):
     init_default_scope('mmdet')
-    cfg = load_config(str(CONFIGS / 'vit' / name), None)
+    cfg = copy.deepcopy(read(CONFIGS / 'vit' / name))
     largest = 1024 if 'lsj' in name else 1333
     for split in ('train', 'val', 'test'):
         loader = cfg[f'{split}_dataloader']

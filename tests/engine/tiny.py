@@ -17,6 +17,7 @@ from isvit_det.datasets.drawn import generate
 
 REPO = Path(__file__).parents[2]
 FLOAT = REPO / 'configs/drawn/mask-rcnn_swin-mini_fpn_drawn.py'
+FLOAT_DEIT = REPO / 'configs/drawn/mask-rcnn_deit-mini_sfpn_drawn.py'
 NUM_PICTURES = dict(train=6, val=4)
 # Detections of the float model that become a picture's annotations.
 NUM_OBJECTS = 12
@@ -36,11 +37,11 @@ class Tiny(NamedTuple):
         return str(path)
 
 
-def make_tiny(folder: Path, seed: int = 0) -> Tiny:
+def make_tiny(folder: Path, seed: int = 0, float_config: Path = FLOAT) -> Tiny:
     """Write config, checkpoint and data of a detector into a folder."""
     data = folder / 'data'
     generate(data, NUM_PICTURES)
-    cfg = Config.fromfile(str(FLOAT))
+    cfg = Config.fromfile(str(float_config))
     shrink_(cfg, data)
     config = folder / 'tiny.py'
     cfg.dump(config)
@@ -63,8 +64,16 @@ def shrink_(cfg: Config, data: Path) -> None:
     """Make everything about a drawn config small, in place."""
     root = str(data) + os.sep
     model = cfg.model
-    model.backbone.update(embed_dims=16, depths=[1] * 4, drop_path_rate=.3)
-    model.neck.update(in_channels=[16, 32, 64, 128], out_channels=16)
+    if model.backbone.type == 'SwinTransformer':
+        model.backbone.update(embed_dims=16, depths=[1] * 4)
+        model.neck.update(in_channels=[16, 32, 64, 128], out_channels=16)
+    else:
+        model.backbone.update(
+            arch=dict(embed_dims=32, depth=3, num_heads=2),
+            window_size=4,
+            global_blocks=[1])
+        model.neck.update(in_channels=32, out_channels=16)
+    model.backbone.drop_path_rate = .3
     model.rpn_head.update(in_channels=16, feat_channels=16)
     heads = model.roi_head
     heads.bbox_roi_extractor.out_channels = 16

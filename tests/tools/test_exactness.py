@@ -16,19 +16,24 @@ from mmengine.registry import init_default_scope
 from isvit_det.engine.command import configure, parse_args
 from isvit_det.engine.run import QuantizationRun
 from isvit_det.registry import MODELS
-from tests.engine.tiny import REPO, make_tiny
+from tests.engine.tiny import FLOAT_DEIT, REPO, make_tiny
 
 COCO_ROOT = os.getenv('COCO_ROOT')
 OURS = 'configs/isvit/mask-rcnn_swin-t-p4-w7_fpn_isvit-w4a4_coco.py'
 FLOAT = 'mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_ms-crop-3x_coco.py'
 
 
-def drawn(folder):
+def drawn(folder, **kwargs):
     """Arguments of the tool for a tiny detector on tiny drawn data."""
-    tiny = make_tiny(folder)
+    tiny = make_tiny(folder, **kwargs)
     return [
         tiny.config, tiny.checkpoint, '--calib-images', '5', '--iters', '3'
     ]
+
+
+def drawn_deit(folder):
+    """The same with a DeiT."""
+    return drawn(folder, float_config=FLOAT_DEIT)
 
 
 def coco(folder):
@@ -72,8 +77,9 @@ def first_images(path, num):
 
 
 @pytest.fixture(
-    scope='module', params=[drawn,
-                            pytest.param(coco, marks=pytest.mark.slow)])
+    scope='module',
+    params=[drawn, drawn_deit,
+            pytest.param(coco, marks=pytest.mark.slow)])
 def argv(request, tmp_path_factory):
     return request.param(tmp_path_factory.mktemp('data'))
 
