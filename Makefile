@@ -3,8 +3,9 @@
 SHELL := bash
 .SHELLFLAGS := -e -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo methods bench-calibration bench-scaling test test-slow \
-	check train format clean
+.PHONY: help demo methods bench-calibration bench-scaling bench-memory \
+	bench-deit-tiny learn-coco60 bench-coco60 test test-slow check train \
+	format clean
 
 # The demo's backbone: swin or deit.
 BACKBONE := swin
@@ -13,6 +14,8 @@ DRAWN_deit := mask-rcnn_deit-mini_sfpn
 DRAWN = configs/drawn/$(or $(DRAWN_$(BACKBONE)),$(error \
 	BACKBONE=$(BACKBONE) is not allowed: give swin or deit))
 SWIN_T := mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_ms-crop-3x_coco.py
+DEIT_B := configs/vit/mask-rcnn_deit-b-p16_sfpn_ms-crop-3x_coco.py
+COCO60 := configs/coco_subset/mask-rcnn_deit-t-p16_sfpn
 ON_COCO = --iters 10 --cfg-options \
 	train_dataloader.dataset.data_root=$(COCO_ROOT)/
 CODE := $(wildcard isvit_det tools tests benchmarks)
@@ -31,8 +34,8 @@ demo:  ## quantize a small detector to 4 bits; BACKBONE=deit for a DeiT
 	time python tools/quantize_det.py $(DRAWN)_isvit-w4a4_drawn.py \
 		--work-dir work_dirs/demo_$(BACKBONE)
 
-methods:  ## compare the four methods at 3 bits on two seeds
-	@$(IN_ENV) python benchmarks/methods.py
+methods:  ## the four methods at 3 bits on two seeds; BACKBONE=deit
+	@$(IN_ENV) python -m benchmarks.methods $(DRAWN)_isvit-w3a3_drawn.py
 
 bench-calibration:  ## streaming against restarting; COCO_ROOT=DIR for COCO
 	@$(IN_ENV) python -m benchmarks.calibration $(if $(COCO_ROOT),$(SWIN_T) \
@@ -41,6 +44,29 @@ bench-calibration:  ## streaming against restarting; COCO_ROOT=DIR for COCO
 bench-scaling:  ## how calibration grows; COCO_ROOT=DIR for COCO images
 	@$(IN_ENV) python -m benchmarks.scaling $(if $(COCO_ROOT),$(SWIN_T) \
 		$(ON_COCO))
+
+bench-memory:  ## peak memory of a ViT-B at 800x1333; needs COCO_ROOT=DIR
+	@$(IN_ENV) python -m benchmarks.calibration $(DEIT_B) random \
+		--scheme items --images 4 --held-out 1 --store-gb 1 $(ON_COCO)
+
+bench-deit-tiny:  ## methods and bits on a real DeiT-tiny, COCO_ROOT, DEIT_TINY
+	@$(IN_ENV) run="python -m benchmarks.classifier deit_tiny_patch16_224 \
+		$(DEIT_TINY) $(COCO_ROOT)/train2017 $(COCO_ROOT)/val2017"; \
+	$$run; $$run --bits w3a3 --methods isvit_paper isvit --iters 500 --seeds 0
+
+learn-coco60:  ## fine-tune DeiT-tiny on 60 images, COCO_ROOT, DEIT_TINY
+	@$(IN_ENV) export COCO_ROOT='$(COCO_ROOT)' DEIT_TINY='$(DEIT_TINY)'; \
+	python "$$(python -c 'import mmdet; print(mmdet.__path__[0])' \
+		)/.mim/tools/train.py" $(COCO60)_320px_coco60.py \
+		--work-dir work_dirs/coco60 --resume; \
+	python tools/publish_float.py work_dirs/coco60 work_dirs/coco60/float.pth
+
+bench-coco60:  ## bits and scopes on the detector of learn-coco60
+	@$(IN_ENV) export COCO_ROOT='$(COCO_ROOT)' DEIT_TINY='$(DEIT_TINY)'; \
+	python -m benchmarks.methods $(COCO60)_isvit-w4a4_320px_coco60.py \
+		work_dirs/coco60/float.pth --methods isvit --seeds 0 \
+		--bits w3a3 w4a4 w6a6 --scopes backbone detector \
+		--learned $(COCO60)_isvit-w4a4_320px_coco60_learned.py
 
 test:  ## run the tests that take seconds
 	@$(IN_ENV) pytest -q

@@ -1,108 +1,121 @@
 #!/usr/bin/env python
-"""All methods on the same detector, images and seeds, in one table.
+"""Methods, bits and scopes on one detector, images and seeds, in one table.
 
 Each cell is a run of tools/quantize_det.py in a folder of its own. A cell
 that is done is not run again; one that was interrupted goes on.
 """
 import argparse
-import json
-import subprocess
-import sys
+import itertools
 from pathlib import Path
-from typing import Any, Dict, List, Mapping
+from typing import Any, Dict, List, Mapping, Optional, Tuple
 
-from isvit_det.checkpoint import file_hash
+from benchmarks.cells import Result, run_cell
 from isvit_det.core.spec import METHODS
 from isvit_det.engine.configs import load_config
 from isvit_det.engine.report import format_table, in_points
 
-TOOL = Path(__file__).parents[1] / 'tools/quantize_det.py'
+TOOL = 'quantize_det.py'
 CONFIG = 'configs/drawn/mask-rcnn_swin-mini_fpn_isvit-w3a3_drawn.py'
 COLUMNS = ('method', 'seed', 'bits', 'scope', 'box AP', 'mask AP',
            'backbone error', 'calibration s')
-Result = Mapping[str, Any]
+ALSO_COLUMNS = ('learned box AP', 'learned mask AP')
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add('config', nargs='?', default=CONFIG)
-    add('--bits', help="default: the config's")
-    add('--scope', help="default: the config's")
+    add('checkpoint', nargs='?', help="default: the config's load_from")
+    add('--bits', nargs='+', default=['w3a3'])
+    add('--scopes', nargs='+', default=['detector'])
     add('--seeds', type=int, nargs='+', default=[0, 1])
     add('--methods', nargs='+', default=list(METHODS))
+    add('--learned',
+        metavar='CONFIG',
+        help='a config that differs in its test set, images that the '
+        'detector learned: every packed file is evaluated on it as well')
     add('--work-dir', type=Path, default=Path('work_dirs/methods'))
     return parser.parse_args()
 
 
-def is_done(report: Path, config: str) -> bool:
-    """Whether a report is of the float weights that a config names."""
-    if not report.is_file():
-        return False
-    made_from = json.loads(report.read_text())['provenance']
-    weights = Path(load_config(config, None).load_from)
-    return made_from['float_checkpoint_sha256'] == file_hash(weights)
+class Grid:
+    """The runs of all cells.
 
+    Args:
+        args: of the command line.
+    """
 
-def run_cell(args: argparse.Namespace, method: str, seed: int) -> Result:
-    """The result of one run, made or found."""
-    name = '_'.join([
-        Path(args.config).stem, args.bits or 'bits', args.scope or 'scope',
-        method, f'seed{seed}'
-    ])
-    folder = args.work_dir / name
-    if not is_done(folder / 'result.json', args.config):
-        command = [
-            sys.executable,
-            str(TOOL), args.config, '--method', method, '--seed',
-            str(seed), '--work-dir',
-            str(folder)
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        source = args.checkpoint or load_config(args.config, None).load_from
+        self.checkpoint = Path(source)
+        self.folder = args.work_dir / Path(args.config).stem
+        self.evaluated_float = False
+
+    def cell(self, *values: Any) -> Result:
+        """The result for bits, scope, method and seed, made or found."""
+        bits, scope, method, seed = map(str, values)
+        folder = self.folder / f'{bits}_{scope}_{method}_seed{seed}'
+        argv = [
+            self.args.config,
+            str(self.checkpoint), '--bits', bits, '--scope', scope, '--method',
+            method, '--seed', seed
         ]
-        for option in ('bits', 'scope'):
-            if getattr(args, option):
-                command += [f'--{option}', getattr(args, option)]
         # The float model is the same in all cells: the first one tells.
-        if (method, seed) != (args.methods[0], args.seeds[0]):
-            command.append('--no-float-eval')
-        subprocess.run(command, check=True)
-    return json.loads((folder / 'result.json').read_text())
+        if self.evaluated_float:
+            argv.append('--no-float-eval')
+        self.evaluated_float = True
+        result = dict(run_cell(TOOL, argv, folder, self.checkpoint))
+        if self.args.learned:
+            packed = [self.args.learned, str(folder / 'packed.pth')]
+            result['learned'] = run_cell(TOOL, packed, folder, self.checkpoint,
+                                         'result_packed.json')['quantized']
+        return result
+
+    def float_on_learned(self) -> Optional[Mapping[str, Any]]:
+        """AP of the float model on what it learned, by a run of its own."""
+        if not self.args.learned:
+            return None
+        argv = [self.args.learned, str(self.checkpoint), '--method', 'minmax']
+        return run_cell(TOOL, argv, self.folder / 'float_learned',
+                        self.checkpoint)['float']
 
 
-def row(method: str, seed: str, found: Result, **more: str) -> Dict[str, str]:
-    cells = dict(more, method=method, seed=seed)
+def row(found: Mapping[str, Any], learned: Optional[Mapping[str, Any]],
+        **cells: str) -> Dict[str, str]:
     cells['box AP'] = in_points(found.get('box_ap'))
     cells['mask AP'] = in_points(found.get('mask_ap'))
-    return {key: cells.get(key, '-') for key in COLUMNS}
-
-
-def float_row(result: Result) -> Dict[str, str]:
-    # Only the first run of a work directory evaluates the float model.
-    return row('float', '-', result['float'] or {}, bits='32')
-
-
-def quantized_row(method: str, seed: int, result: Result) -> Dict[str, str]:
-    more = {
-        'backbone error': f'{result["backbone_error"]:.4g}',
-        'calibration s': f'{result["seconds"]["calibration"]:.0f}'
-    }
-    return row(
-        method,
-        str(seed),
-        result['quantized'],
-        bits=result['bits'],
-        scope=result['scope'],
-        **more)
+    columns: Tuple[str, ...] = COLUMNS
+    if learned is not None:
+        columns += ALSO_COLUMNS
+        cells['learned box AP'] = in_points(learned.get('box_ap'))
+        cells['learned mask AP'] = in_points(learned.get('mask_ap'))
+    return {key: cells.get(key, '-') for key in columns}
 
 
 def main() -> None:
     args = parse_args()
+    grid = Grid(args)
     rows: List[Dict[str, str]] = []
-    for method in args.methods:
-        for seed in args.seeds:
-            result = run_cell(args, method, seed)
-            if not rows:
-                rows.append(float_row(result))
-            rows.append(quantized_row(method, seed, result))
+    for values in itertools.product(args.bits, args.scopes, args.methods,
+                                    args.seeds):
+        result = grid.cell(*values)
+        if not rows:
+            rows.append(
+                row(result['float'] or {},
+                    grid.float_on_learned(),
+                    method='float',
+                    bits='32'))
+        rows.append(
+            row(
+                result['quantized'], result.get('learned'), **{
+                    'method': result['method'],
+                    'seed': str(values[-1]),
+                    'bits': result['bits'],
+                    'scope': result['scope'],
+                    'backbone error': f'{result["backbone_error"]:.4g}',
+                    'calibration s': f'{result["seconds"]["calibration"]:.0f}'
+                }))
     print(f'\n{format_table(rows)}')
 
 

@@ -154,16 +154,15 @@ def test_the_optimizer_is_what_the_config_says(float_one):
     assert seen == set(names.values()) and len(undecayed) < len(names)
 
 
-def test_there_are_eight_detectors_with_a_vit_at_four_bit_widths():
+def test_there_are_ten_detectors_at_four_bit_widths():
     stems = [
         f'{detector}_{model}-p16_sfpn'
         for detector in ('mask-rcnn', 'cascade-mask-rcnn') for model in ARCH_OF
     ]
     assert [name.rsplit('_', 2)[0] for name in FLOAT] == sorted(stems)
-    assert [name for name in QUANTIZED
-            if 'swin' not in name] == sorted(f'{stem}_isvit-{bits}_coco.py'
-                                             for stem in stems
-                                             for bits in BITS)
+    stems += [f'mask-rcnn_swin-{size}-p4-w7_fpn' for size in 'ts']
+    assert QUANTIZED == sorted(f'{stem}_isvit-{bits}_coco.py' for stem in stems
+                               for bits in BITS)
 
 
 @pytest.mark.parametrize('name', FLOAT)

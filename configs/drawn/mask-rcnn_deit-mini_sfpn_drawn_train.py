@@ -1,7 +1,6 @@
-# How the float weights of the drawn DeiT were made: RPN and heads start from
-# the Swin sibling's, backbone and neck from scratch.
+# How the float weights of the drawn DeiT were made: from scratch.
 _base_ = './mask-rcnn_deit-mini_sfpn_drawn.py'
-load_from = '{{ fileDirname }}/mask-rcnn_swin-mini_fpn_drawn.pth'
+load_from = None
 default_hooks = dict(
     logger=dict(interval=25),
     checkpoint=dict(interval=1, max_keep_ckpts=2))

@@ -32,7 +32,8 @@ class LayerNorm2d(nn.LayerNorm):
         x = x.permute(0, 2, 3, 1)
         x = F.layer_norm(x, self.normalized_shape, self.weight, self.bias,
                          self.eps)
-        return x.permute(0, 3, 1, 2)
+        # mmcv's RoIAlign reads memory as if it were contiguous.
+        return x.permute(0, 3, 1, 2).contiguous()
 
 
 @MODELS.register_module()

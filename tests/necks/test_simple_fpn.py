@@ -1,6 +1,7 @@
 """SimpleFPN: strides, norms by name, quantization of its convolutions."""
 import pytest
 import torch
+from mmcv.ops import RoIAlign
 from mmdet.registry import MODELS as MMDET_MODELS
 from mmengine.registry import init_default_scope
 from torch.nn import functional as F
@@ -30,6 +31,17 @@ def test_levels_have_strides_of_4_to_64(in_stride):
     assert [tuple(out.shape)
             for out in outs] == [(2, 8, height // stride, width // stride)
                                  for stride in (4, 8, 16, 32, 64)]
+
+
+def test_regions_are_cut_from_levels_as_from_their_copies():
+    """mmcv's RoIAlign takes the memory of a map for contiguous."""
+    outs = build()((torch.randn(1, 16, 12, 12), ))
+    rois = torch.tensor([[0., 3., 5., 90., 120.]])
+    for stride, out in zip((4, 8, 16, 32, 64), outs):
+        align = RoIAlign(7, 1 / stride, 2)
+        # Written out by torch: the copy is contiguous for sure.
+        copy = torch.empty(out.shape).copy_(out)
+        assert torch.equal(align(out, rois), align(copy, rois))
 
 
 def test_levels_are_what_vitdet_computes():

@@ -1,0 +1,2 @@
+_base_ = './mask-rcnn_vit-b-p16_sfpn_isvit-w4a4_coco.py'
+model = dict(quant=dict(bits='w3a3'))
