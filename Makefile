@@ -55,15 +55,13 @@ bench-deit-tiny:  ## methods and bits on a real DeiT-tiny, COCO_ROOT, DEIT_TINY
 	$$run; $$run --bits w3a3 --methods isvit_paper isvit --iters 500 --seeds 0
 
 learn-coco60:  ## fine-tune DeiT-tiny on 60 images, COCO_ROOT, DEIT_TINY
-	@$(IN_ENV) export COCO_ROOT='$(COCO_ROOT)' DEIT_TINY='$(DEIT_TINY)'; \
-	python "$$(python -c 'import mmdet; print(mmdet.__path__[0])' \
+	@$(IN_ENV) python "$$(python -c 'import mmdet; print(mmdet.__path__[0])' \
 		)/.mim/tools/train.py" $(COCO60)_320px_coco60.py \
 		--work-dir work_dirs/coco60 --resume; \
 	python tools/publish_float.py work_dirs/coco60 work_dirs/coco60/float.pth
 
 bench-coco60:  ## bits and scopes on the detector of learn-coco60
-	@$(IN_ENV) export COCO_ROOT='$(COCO_ROOT)' DEIT_TINY='$(DEIT_TINY)'; \
-	python -m benchmarks.methods $(COCO60)_isvit-w4a4_320px_coco60.py \
+	@$(IN_ENV) python -m benchmarks.methods $(COCO60)_isvit-w4a4_320px_coco60.py \
 		work_dirs/coco60/float.pth --methods isvit --seeds 0 \
 		--bits w3a3 w4a4 w6a6 --scopes backbone detector \
 		--learned $(COCO60)_isvit-w4a4_320px_coco60_learned.py

@@ -56,10 +56,10 @@ class Grid:
         """The result for bits, scope, method and seed, made or found."""
         bits, scope, method, seed = map(str, values)
         folder = self.folder / f'{bits}_{scope}_{method}_seed{seed}'
+        quant = ['--bits', bits, '--scope', scope, '--method', method]
         argv = [
             self.args.config,
-            str(self.checkpoint), '--bits', bits, '--scope', scope, '--method',
-            method, '--seed', seed
+            str(self.checkpoint), *quant, '--seed', seed
         ]
         # The float model is the same in all cells: the first one tells.
         if self.evaluated_float:
@@ -67,7 +67,7 @@ class Grid:
         self.evaluated_float = True
         result = dict(run_cell(TOOL, argv, folder, self.checkpoint))
         if self.args.learned:
-            packed = [self.args.learned, str(folder / 'packed.pth')]
+            packed = [self.args.learned, str(folder / 'packed.pth'), *quant]
             result['learned'] = run_cell(TOOL, packed, folder, self.checkpoint,
                                          'result_packed.json')['quantized']
         return result

@@ -10,7 +10,7 @@ from typing import Optional, Tuple
 
 OLDEST = {
     'torch': '2.0',
-    'timm': '0.9',
+    'timm': '0.9.16',
     'mmengine': '0.10',
     'mmcv': '2.0.1',
     'mmdet': '3.3',

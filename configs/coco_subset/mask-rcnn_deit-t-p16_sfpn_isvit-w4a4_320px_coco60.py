@@ -15,6 +15,7 @@ custom_hooks = [
                 data_root=_base_.data_root,
                 ann_file='annotations/instances_train2017.json',
                 data_prefix=dict(img='train2017/'),
+                # Of a folder with at least so many train images.
                 indices=list(range(_base_.num_learned, 343)),
                 test_mode=True,
                 pipeline=_base_.test_pipeline)))

@@ -1,7 +1,7 @@
 """Quantized ViT and DeiT, and their units."""
 import itertools
 import math
-from typing import Any, List, Mapping, NamedTuple, Sequence, Tuple, Union
+from typing import Any, Dict, List, Mapping, NamedTuple, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -35,6 +35,8 @@ class PatchEmbedUnit(Unit):
     def __init__(self, backbone: VisionTransformer) -> None:
         super().__init__('patch_embed', backbone.patch_embed, PATCHES_PER_STEP)
         self.backbone = backbone
+        # By size of the map; no unit optimises them.
+        self._positions: Dict[Tuple[int, int], Tensor] = {}
 
     def pairs(self) -> List[NormLinear]:
         return []
@@ -49,10 +51,13 @@ class PatchEmbedUnit(Unit):
         return math.prod(self._grid(size))
 
     def gather(self, state: State, items: Tensor) -> PatchItems:
-        positions = self.backbone.positions(self._grid(state.size)).detach()
-        rows = items.to(positions.device) + self.backbone.num_prefix_tokens
+        grid = self._grid(state.size)
+        if grid not in self._positions:
+            positions = self.backbone.positions(grid)[0].detach().cpu()
+            self._positions[grid] = positions[self.backbone.num_prefix_tokens:]
         return PatchItems(
-            cut_patches(state.x, self.module.patch, items), positions[0, rows])
+            cut_patches(state.x, self.module.patch, items),
+            self._positions[grid][items])
 
     def gather_target(self, state: State, size: Tuple[int, int],
                       items: Tensor) -> Tensor:

@@ -1,7 +1,6 @@
 """timm's ViT and DeiT classifiers as quantized ones."""
 from typing import Any
 
-from timm.layers import LayerScale
 from torch import nn
 
 from isvit_det.backbones.classifier import ClassifierHead, QuantClassifier
@@ -29,7 +28,7 @@ def quantize_vit(source: Any, config: QuantConfig) -> QuantClassifier:
         num_prefix_tokens=source.num_prefix_tokens,
         mlp_ratio=block.mlp.fc1.out_features / source.embed_dim,
         qkv_bias=block.attn.qkv.bias is not None,
-        layer_scale=isinstance(block.ls1, LayerScale),
+        layer_scale=not isinstance(block.ls1, nn.Identity),
         final_norm=False,
         quant=config)
     weights = fit_weights(source.state_dict(), backbone)

@@ -39,13 +39,23 @@ def read_weights(source: str) -> Dict[str, Tensor]:
             content: Any = load_file(path)
         else:
             content = torch.load(path, map_location='cpu', weights_only=True)
+    # Damaged files raise anything.
     except Exception as error:
         raise QuantError(f'weights: {path} cannot be read '
-                         f'({str(error).splitlines()[0]}); give a checkpoint '
-                         'of tensors and plain values.') from error
+                         f'({_first_line(error)}); give a checkpoint of '
+                         'tensors and plain values.') from error
     for key in ('state_dict', 'model'):
-        content = content.get(key, content)
+        if isinstance(content, dict):
+            content = content.get(key, content)
+    if not isinstance(content, dict):
+        raise QuantError(f'weights: {path} holds a {type(content).__name__}, '
+                         "expected a dict of tensors or one with 'model' or "
+                         "'state_dict'.")
     return dict(content)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _timm_weights(name: str) -> Dict[str, Tensor]:
@@ -54,7 +64,7 @@ def _timm_weights(name: str) -> Dict[str, Tensor]:
         return timm.create_model(name, pretrained=True).state_dict()
     except Exception as error:
         raise QuantError(f'weights: timm could not provide {name!r} '
-                         f'({str(error).splitlines()[0]}); give a name that '
+                         f'({_first_line(error)}); give a name that '
                          'timm.list_pretrained() lists.') from error
 
 
@@ -104,6 +114,11 @@ def _fit_positions(positions: Tensor, given: int, wanted: int,
             given_zeros = positions.new_zeros(1, given, positions.shape[2])
             positions = torch.cat([given_zeros, positions], 1)
         side = math.isqrt(positions.shape[1] - given)
+        if side * side != positions.shape[1] - given:
+            raise QuantError(f'weights: pos_embed has {length} positions, '
+                             f'{given} of them for tokens before the '
+                             'patches, and the rest is no square; only '
+                             'square position embeddings are supported.')
         old = (side, side)
         prefix, patches = positions[:, :given], positions[:, given:]
     patches = resample_abs_pos_embed(
@@ -120,10 +135,10 @@ def _fit_parameters(state: Dict[str, Tensor],
     """Compare keys and shapes, and resize relative positions."""
     parameters = dict(backbone.named_parameters())
     problems = []
-    # Plain files say nothing of relative positions, which start at zero.
-    missing = [
-        k for k in parameters if k not in state and '.rel_pos_' not in k
-    ]
+    missing = [k for k in parameters if k not in state]
+    if not any('.rel_pos_' in k for k in state):
+        # Plain files say nothing of relative positions, which start at zero.
+        missing = [k for k in missing if '.rel_pos_' not in k]
     unknown = [k for k in state if k not in parameters]
     for key, value in state.items():
         if key in parameters and value.shape != parameters[key].shape:
@@ -137,7 +152,8 @@ def _fit_parameters(state: Dict[str, Tensor],
             problems.append(f'{len(keys)} keys {text}: {keys[:5]}')
     if problems:
         raise QuantError(f'weights: {"; ".join(problems)}; give those of a '
-                         'timm ViT or DeiT of the same size.')
+                         'timm ViT or DeiT of the same size, or set arch, '
+                         'patch_size, final_norm or layer_scale to fit them.')
     return state
 
 

@@ -43,7 +43,8 @@ class ItemSampler:
         if sos.items == 'image':
             self.num_images = sos.batch or 1
         elif unit.items_per_image:
-            self.per_image = sos.items_per_image or unit.items_per_image
+            self.per_image = min(sos.items_per_image or unit.items_per_image,
+                                 self.batch)
             self.num_images = (
                 sos.batch // self.per_image
                 or self.batch // int(self.counts.double().mean()) or 1)

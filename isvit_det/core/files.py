@@ -1,4 +1,5 @@
 """Files that are written whole or not at all, and downloads."""
+import hashlib
 import os
 import tempfile
 from pathlib import Path
@@ -56,7 +57,10 @@ def local_checkpoint(source: str) -> Path:
     if address.scheme not in ('http', 'https'):
         return Path(source)
     folder = Path(torch.hub.get_dir()) / 'checkpoints'
-    path = folder / Path(address.path).name
+    # Other addresses may end alike.
+    digest = hashlib.sha256(source.encode()).hexdigest()[:8]
+    name = Path(address.path)
+    path = folder / f'{name.stem}-{digest}{name.suffix}'
     if not path.exists():
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,9 @@ class State(NamedTuple):
     """What flows between units for one image.
 
     Attributes:
-        x: an image (1, 3, H, W), or tokens (1, H * W, C).
+        x: an image (1, 3, H, W), or tokens (1, H * W, C), behind those
+            that a backbone puts before the patches; (1, 1, classes) at the
+            end of a classifier, which runs batches as well.
         size: (H, W) of ``x``.
     """
     x: Tensor

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import List, Optional
 
 import torch
+from mmengine.device import get_device
 
 from isvit_det.core.errors import QuantError
 from isvit_det.core.spec import METHODS
@@ -68,14 +69,14 @@ def parse_args(argv: Optional[List[str]]) -> argparse.Namespace:
 
 def quantize(args: argparse.Namespace) -> None:
     """Do what the arguments ask for and print the table."""
-    device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    device = args.device or get_device()
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise QuantError(f'--device: {device!r} is not available here; give '
                          'cpu, cuda or cuda:N.') from error
     asked = given(bits=args.bits, method=args.method)
-    name = '_'.join([args.model.rsplit('/', 1)[-1], *asked.values()])
+    name = '_'.join([args.model, *asked.values()])
     run = ClassifierRun(
         args.model,
         args.weights,
@@ -101,7 +102,7 @@ def quantize(args: argparse.Namespace) -> None:
         print(f'{result["provenance"]["images_used"]} calibration images, '
               f'{sos["iters"]} iterations per unit and stage, learning rate '
               f'{sos["lr"]:g}, {result["seconds"]["calibration"]:.0f} s')
-    print(f'packed checkpoint: {result["packed"]}')
+    print(f'packed checkpoint: {result["packed"]}\nreport: {run.report}')
 
 
 def main(argv: Optional[List[str]] = None) -> int:

@@ -1,34 +1,37 @@
 """One run of a classifier: calibration, then float against quantized."""
+import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import torch
 from mmengine.logging import MMLogger
 from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
 
-from isvit_det.backbones.vit_weights import read_weights
+from isvit_det.backbones.vit_weights import TIMM, read_weights
 from isvit_det.calibration.sos import UnitRecord, calibrate
-from isvit_det.checkpoint import is_packed, plain, read_checkpoint, save_packed
+from isvit_det.calibration.store import ActivationPool
+from isvit_det.checkpoint import (file_hash, is_packed, plain, read_checkpoint,
+                                  save_packed)
 from isvit_det.core.errors import QuantError
-from isvit_det.core.files import check_writable
-from isvit_det.core.layers import list_sites
+from isvit_det.core.files import check_writable, local_checkpoint
 from isvit_det.core.spec import QuantConfig, SOSConfig
+from isvit_det.detector import float_modules
 from isvit_det.engine.folder_images import (FolderSample, ImageList,
                                             class_labels, find_images)
 from isvit_det.engine.hook import WORKSPACE
 from isvit_det.engine.images import refuse_overlap
 from isvit_det.engine.progress import CalibrationProgress
 from isvit_det.engine.provenance import describe_origin, fingerprint
-from isvit_det.engine.report import (format_table, peak_memory, silent_sites,
-                                     write_result)
+from isvit_det.engine.report import (count_calls, format_table, list_sites_run,
+                                     peak_memory, silent_sites, write_result)
 from isvit_det.engine.timm_models import build_classifiers
 from isvit_det.packed_state import is_calibrated, read_header
 
 FORMAT_VERSION = 1
-# A teacher to compare with on images that were not drawn, at most.
+# Images evaluated without --val, at most.
 MAX_REST = 1000
 
 
@@ -90,6 +93,9 @@ class ClassifierRun:
         batch: images per evaluation step.
         workers: processes that read evaluation images.
 
+    Attributes:
+        report: path of the JSON file that ``run`` writes.
+
     Raises:
         QuantError: if anything cannot be used.
     """
@@ -107,17 +113,30 @@ class ClassifierRun:
                  batch: int = 32,
                  workers: int = 0) -> None:
         check_writable(work_dir)
+        # Refuses a wrong budget.
+        ActivationPool(work_dir, store_gb)
+        for option, value, low in (('--eval-batch', batch, 1), ('--workers',
+                                                                workers, 0)):
+            if value < low:
+                raise QuantError(f'{option}: {value} is not allowed; expected '
+                                 f'{low} or more.')
         self.name = name
         self.work_dir = work_dir
         self.device = device
         self.store_gb = store_gb
         self.batch = batch
         self.workers = workers
+        if not weights.startswith(TIMM):
+            weights = str(local_checkpoint(weights))
         self.checkpoint = weights
         state = read_weights(weights)
         self.packed = is_packed(dict(state_dict=state))
-        config = _packed_config(
-            state, quant) if self.packed else (QuantConfig.from_dict(quant))
+        if self.packed:
+            config = _packed_config(state, quant)
+        else:
+            config = QuantConfig.from_dict(quant)
+        self.report = work_dir / ('result_packed.json'
+                                  if self.packed else 'result.json')
         self.source, self.model = build_classifiers(name, state, config,
                                                     self.packed)
         self.source.to(device)
@@ -139,13 +158,22 @@ class ClassifierRun:
                     f'{self.sample.asked} calibration images asked for, there '
                     f'are {len(self.sample)}: all are used')
         self._choose_evaluation(val)
+        if not len(self.evaluated):
+            self.logger.warning('no image is left to evaluate: give --val')
 
     def _choose_evaluation(self, val: Optional[Path]) -> None:
         """Images to evaluate, their labels, and hashes of the others."""
         self.labels: List[int] = []
         if val is None:
-            rest = [] if self.sample is None else self.sample.rest
-            self.evaluated = ImageList(rest[:MAX_REST], self.transform)
+            # Folders to calibrate on may hold a file twice.
+            rest: List[Path] = []
+            if self.sample is not None:
+                known_hashes = {file_hash(p) for p in self.sample.paths()}
+                rest = [
+                    p for p in self.sample.rest[:MAX_REST]
+                    if file_hash(p) not in known_hashes
+                ]
+            self.evaluated = ImageList(rest, self.transform)
         else:
             paths = find_images(val, '--val')
             self.evaluated = ImageList(paths, self.transform)
@@ -187,7 +215,7 @@ class ClassifierRun:
             save_packed(self.model, packed, origin, {})
             seconds['calibration'] = time.perf_counter() - start
         start = time.perf_counter()
-        scores = self._evaluate()
+        scores, sites = self._evaluate()
         seconds['evaluation'] = time.perf_counter() - start
         config = self.model.quant_config
         result = dict(
@@ -203,11 +231,17 @@ class ClassifierRun:
             peak_memory=peak_memory(),
             units=None
             if records is None else [vars(record) for record in records],
-            sites=[site._asdict() for site in list_sites(self.model)],
+            sites=sites,
+            float_modules=[
+                dict(name=name, type=kind)
+                for name, kind in float_modules(self.model)
+            ],
             packed=str(packed),
             provenance=origin)
-        name = 'result_packed.json' if self.packed else 'result.json'
-        write_result(self.work_dir / name, result)
+        write_result(self.report, result)
+        if not self.packed:
+            # Nothing is left to resume.
+            shutil.rmtree(self.work_dir / WORKSPACE, ignore_errors=True)
         return result
 
     def _calibrate(self, origin: Mapping[str, Any]) -> List[UnitRecord]:
@@ -230,17 +264,17 @@ class ClassifierRun:
                 on_event=progress)
 
     @torch.no_grad()
-    def _evaluate(self) -> Dict[str, Any]:
-        """Scores on the evaluation images, none if there are none.
+    def _evaluate(self) -> Tuple[Dict[str, Any], List[Dict[str, Any]]]:
+        """Scores on the evaluation images, and the sites that ran.
 
         Raises:
             QuantError: naming sites that did not run quantized.
         """
         assert is_calibrated(self.model)
         scores = Scores()
+        before = count_calls(self.model)
         if not len(self.evaluated):
-            return scores.means(False)
-        before = {s.name: s.num_calls for s in list_sites(self.model)}
+            return scores.means(False), []
         labels = torch.tensor(self.labels) if self.labels else None
         for images, index in self.evaluated.batches(self.batch, self.workers):
             images = images.to(self.device)
@@ -248,22 +282,21 @@ class ClassifierRun:
             scores.add(wanted,
                        self.model(images).cpu(),
                        None if labels is None else labels[index])
-        silent = silent_sites(
-            dict(name=s.name, num_calls=s.num_calls - before[s.name])
-            for s in list_sites(self.model))
-        if silent:
-            raise QuantError('these did not run quantized in the evaluation: '
-                             f'{", ".join(silent)}.')
-        return scores.means(not self.packed)
+        sites = list_sites_run(self.model, before)
+        assert not silent_sites(sites)
+        return scores.means(not self.packed), sites
 
 
 def _packed_config(state: Mapping[str, Tensor],
                    given: Mapping[str, Any]) -> QuantConfig:
+    """Settings of a packed file, which those given may only repeat."""
     found = QuantConfig.from_dict(read_header(state)['quant'])
-    if given and QuantConfig.from_dict(dict(given)) != found:
-        raise QuantError(f'packed file: made with {found.bits} by '
-                         f'{found.method}; leave --bits and --method out, or '
-                         'give float weights to calibrate.')
+    for key, value in given.items():
+        if getattr(found, key) != value:
+            raise QuantError(f'packed file: made with {key} '
+                             f'{getattr(found, key)} (asked for {value}); '
+                             'leave that out, or give float weights to '
+                             'calibrate.')
     return found
 
 

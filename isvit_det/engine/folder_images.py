@@ -1,4 +1,6 @@
 """Images of a folder, flat or with a folder for each class."""
+import os
+import re
 from pathlib import Path
 from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple
 
@@ -22,11 +24,11 @@ def find_images(folder: Path, option: str) -> List[Path]:
     Raises:
         QuantError: if there are none.
     """
-    found = []
-    if folder.is_dir():
-        found = sorted(
-            path for path in folder.rglob('*')
-            if path.suffix.lower() in EXTENSIONS)
+    # Class folders are often links, which Path.rglob passes by.
+    found = sorted(
+        Path(place) / name
+        for place, _, names in os.walk(folder, followlinks=True)
+        for name in names if name.lower().endswith(EXTENSIONS))
     if not found:
         raise QuantError(f'{option}: {folder} holds no images; give a folder '
                          f'of {", ".join(EXTENSIONS)} files, flat or with a '
@@ -36,7 +38,9 @@ def find_images(folder: Path, option: str) -> List[Path]:
 
 def class_labels(folder: Path,
                  paths: Sequence[Path]) -> Tuple[List[str], List[int]]:
-    """Classes of a folder, in order of their names, and one of each image.
+    """Classes of a folder, and one of each image.
+
+    They come in the order of their names, numbers in them by value.
 
     Returns:
         Names of the folders, none if an image lies in no folder, and labels.
@@ -44,9 +48,19 @@ def class_labels(folder: Path,
     names = [path.relative_to(folder).parts[:-1] for path in paths]
     if not all(names):
         return [], []
-    classes = sorted({name[0] for name in names})
+    classes = sorted({name[0] for name in names}, key=_natural)
     index = {name: i for i, name in enumerate(classes)}
     return classes, [index[name[0]] for name in names]
+
+
+def _natural(name: str) -> List[Tuple[int, str]]:
+    """A key that sorts numbers in a name by value.
+
+    >>> sorted(['n10', 'n9', 'n01'], key=_natural)
+    ['n01', 'n9', 'n10']
+    """
+    return [(int(part), '') if part.isdigit() else (-1, part)
+            for part in re.split(r'(\d+)', name)]
 
 
 class ImageList(Dataset):
@@ -69,7 +83,7 @@ class ImageList(Dataset):
         try:
             with Image.open(self.paths[index]) as image:
                 return self.transform(image.convert('RGB')), index
-        except OSError as error:
+        except (OSError, Image.DecompressionBombError) as error:
             raise QuantError(
                 f'image: {self.paths[index]} cannot be read '
                 f'({error}); it is damaged, get it again.') from error
@@ -102,7 +116,7 @@ class FolderSample:
 
     Attributes:
         asked: ``num_images``.
-        rest: paths of the images not drawn.
+        rest: paths of the images not drawn, in random order.
     """
 
     def __init__(self, folder: Path, transform: Callable[[Any], Tensor],
@@ -114,7 +128,7 @@ class FolderSample:
         self.asked = num_images
         drawn = [every[i] for i in order[:num_images]]
         self.images = ImageList(drawn, transform)
-        self.rest = sorted(every[i] for i in order[num_images:])
+        self.rest = [every[i] for i in order[num_images:]]
 
     def __len__(self) -> int:
         return len(self.images)

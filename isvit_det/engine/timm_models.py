@@ -1,5 +1,4 @@
 """timm classifiers by name: the float one and its quantized twin."""
-import re
 from typing import Any, Mapping, Tuple
 
 import timm
@@ -36,8 +35,8 @@ def build_classifiers(name: str, weights: Mapping[str,
         QuantError: if the name is not supported, the weights do not fit, or
             the model has parts that the twin lacks.
     """
-    builder = next((build for start, build in BUILDERS.items()
-                    if re.sub('^.*/', '', name).startswith(start)), None)
+    builder = next(
+        (b for start, b in BUILDERS.items() if name.startswith(start)), None)
     if builder is None or not timm.is_model(name):
         raise QuantError(f'model: {name!r} is not supported; give a timm '
                          f'model that starts with one of {list(BUILDERS)}.')

@@ -2,11 +2,13 @@
 import pytest
 import timm
 import torch
+from mmengine.runner.checkpoint import load_state_dict as mmengine_load
 from timm.models.vision_transformer_sam import VisionTransformerSAM
 
 from isvit_det.backbones.quant_vit import (GlobalBlockUnit, QuantDeiT,
                                            QuantVisionTransformer)
 from isvit_det.backbones.vit import DeiT, VisionTransformer
+from isvit_det.backbones.vit_layers import Attention
 from isvit_det.backbones.vit_weights import fit_weights
 from isvit_det.core.errors import QuantError
 from isvit_det.core.layers import list_sites
@@ -21,7 +23,8 @@ SMALL = dict(arch=ARCH, patch_size=8, pretrain_img_size=64, drop_path_rate=.3)
 WINDOWED = dict(window_size=4, global_blocks=(1, ))
 RELATIVE = dict(WINDOWED, rel_pos_size=8, final_norm=False)
 FORMS = [{}, WINDOWED, RELATIVE, dict(num_prefix_tokens=1, layer_scale=True)]
-SIZES = [(64, 64), (96, 64), (61, 83)]
+# The last two are below a window, and below a patch.
+SIZES = [(64, 64), (96, 64), (61, 83), (20, 12), (5, 7)]
 
 
 def vits(quant=None, **kwargs):
@@ -216,6 +219,38 @@ def test_whole_images_and_other_numbers_of_rows_calibrate_too(tmp_path, sos):
     check_calibrates(source, model, images, tmp_path, limit=.1, iters=3, **sos)
 
 
+def test_frozen_parameters_are_frozen_again_after_calibration(tmp_path):
+    source, model = vits(quant=dict(bits='w8a8'), frozen_stages=2)
+    images = [torch.randn(1, 3, 64, 64 + 4 * i) for i in range(3)]
+    check_calibrates(source, model, images, tmp_path, limit=.1, iters=3)
+
+
+@pytest.mark.parametrize('rel_pos_size', [8, 11])
+def test_gradients_are_the_same_again_on_several_threads(rel_pos_size):
+    """Sums over the rows of a table may be split among threads."""
+    torch.manual_seed(0)
+    attention = Attention(64, 4, True, 0., 0., rel_pos_size)
+    x = torch.randn(4, 64, 64)
+    rows = torch.randint(64, (4, 40))
+    found = []
+    for _ in range(8):
+        attention.zero_grad()
+        attention(x, (8, 8), rows).square().sum().backward()
+        found.append([p.grad.clone() for p in attention.parameters()])
+    assert all(
+        torch.equal(one, other) for grads in found
+        for one, other in zip(found[0], grads))
+
+
+def test_a_backbone_alone_refuses_a_packed_state():
+    _, model = vits()
+    state = model.state_dict()
+    key = 'blocks.0.attn.qkv.weight'
+    state[f'{key}_codes'] = state.pop(key)
+    with pytest.raises(QuantError, match='isvit_det.quantized_detector'):
+        mmengine_load(model, state, strict=False)
+
+
 @pytest.mark.parametrize('kwargs', FORMS)
 def test_training_with_checkpointing_gives_the_same_gradients(kwargs):
     grads = []
@@ -292,6 +327,14 @@ def test_plain_weights_leave_relative_positions_at_zero(tmp_path):
     assert not model.blocks[0].attn.rel_pos_h.any()
 
 
+def test_a_part_of_the_relative_positions_is_not_enough(tmp_path):
+    state = vits(**RELATIVE)[0].state_dict()
+    del state['blocks.1.attn.rel_pos_w']
+    torch.save(state, tmp_path / 'x.pth')
+    with pytest.raises(QuantError, match='missing.*blocks.1.attn.rel_pos_w'):
+        built_from(tmp_path / 'x.pth', **RELATIVE)
+
+
 def test_relative_positions_of_another_size_are_interpolated(tmp_path):
     source, _ = vits(**RELATIVE)
     torch.save(source.state_dict(), tmp_path / 'x.pth')
@@ -326,6 +369,8 @@ def test_a_quantized_vit_reads_timm_files_too(tmp_path):
     (lambda s: s.update(reg_token=torch.zeros(1)), ['unknown', 'reg_token']),
     (lambda s: s.update({'norm.bias': torch.zeros(3)}),
      ['norm.bias is \\(3,\\) instead of \\(32,\\)']),
+    (lambda s: s.update(pos_embed=torch.zeros(1, 63, 32)),
+     ['63 positions', 'no square']),
 ])
 def test_weights_that_do_not_fit_are_refused(tmp_path, change, words):
     state = timm_vit(False).state_dict()
@@ -344,9 +389,12 @@ def test_files_that_cannot_be_read_are_refused(tmp_path):
     torch.save(timm_vit(False).state_dict(), tmp_path / 'y.pth')
     with pytest.raises(QuantError, match='num_prefix_tokens=2.*has 1'):
         built_from(tmp_path / 'y.pth', num_prefix_tokens=2)
-    with pytest.raises(QuantError, match="'Constant' is not allowed"):
-        VisionTransformer(
-            **SMALL, init_cfg=dict(type='Constant')).init_weights()
+    torch.save([1, 2], tmp_path / 'z.pth')
+    with pytest.raises(QuantError, match='holds a list, expected a dict'):
+        built_from(tmp_path / 'z.pth')
+    for wrong in (dict(type='Constant'), dict(type='Pretrained'), []):
+        with pytest.raises(QuantError, match='init_cfg: .* is not allowed'):
+            VisionTransformer(**SMALL, init_cfg=wrong).init_weights()
 
 
 def test_timm_is_asked_for_weights_by_name(monkeypatch):
@@ -363,6 +411,7 @@ def test_timm_is_asked_for_weights_by_name(monkeypatch):
     (dict(num_prefix_tokens=3), 'num_prefix_tokens: 3'),
     (dict(num_prefix_tokens=1, window_size=4), 'num_prefix_tokens: a class'),
     (dict(window_size=4, global_blocks=(3, )), r'global_blocks: \[3\]'),
+    (dict(global_blocks=(1, )), 'global_blocks: without window_size'),
 ])
 def test_wrong_arguments_are_named(kwargs, words):
     with pytest.raises(QuantError, match=words):

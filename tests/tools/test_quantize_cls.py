@@ -10,8 +10,11 @@ import torch
 from timm.models import register_model
 from timm.models.vision_transformer import _create_vision_transformer
 
+from isvit_det.backbones.classifier import HeadUnit
 from isvit_det.datasets.drawn import generate
 from isvit_det.engine.classifier_command import main
+from isvit_det.engine.folder_images import (FolderSample, class_labels,
+                                            find_images)
 from tests.engine.tiny import REPO, same_file_state
 
 MODEL = 'vit_drawn_patch8_32'
@@ -132,12 +135,63 @@ def test_a_packed_file_gives_the_same_and_keeps_the_report(data, tmp_path):
     assert (tmp_path / 'result.json').read_text() == report
 
 
-def test_a_second_run_takes_units_over_and_ends_the_same(data, tmp_path):
-    run(data, tmp_path, *short(data))
-    shutil.copy(tmp_path / 'packed.pth', tmp_path / 'first.pth')
-    result = run(data, tmp_path, *short(data))
-    assert all(unit['resumed'] for unit in result['units'])
-    assert same_file_state(tmp_path / 'first.pth', tmp_path / 'packed.pth')
+def test_an_interrupted_run_goes_on_and_ends_the_same(data, tmp_path,
+                                                      monkeypatch):
+    run(data, tmp_path / 'whole', *short(data))
+    assert not (tmp_path / 'whole/calibration').exists()
+
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(HeadUnit, 'pairs', interrupt)
+        run(data, tmp_path / 'parts', *short(data), status=130)
+    result = run(data, tmp_path / 'parts', *short(data))
+    assert [unit['resumed']
+            for unit in result['units']] == [True, True, True, False]
+    assert same_file_state(tmp_path / 'whole/packed.pth',
+                           tmp_path / 'parts/packed.pth')
+
+
+def test_a_packed_file_takes_its_own_settings_and_no_others(
+        data, tmp_path, capsys):
+    run(data, tmp_path, *short(data, '--method', 'repq'))
+    packed = ('--weights', str(tmp_path / 'packed.pth'), '--val',
+              str(data / 'val'), '--work-dir', str(tmp_path))
+    assert main([MODEL, *packed, '--bits', 'w6a6']) == 0
+    assert main([MODEL, *packed, '--method', 'repq']) == 0
+    for wrong in (('--bits', 'w4a4'), ('--method', 'isvit')):
+        assert main([MODEL, *packed, *wrong]) == 2
+        assert 'packed file: made with' in capsys.readouterr().err
+
+
+def test_images_that_were_not_drawn_come_in_random_order(data, tmp_path):
+    """Folders are sorted by class: the first would be of one class."""
+    sample = FolderSample(data / 'classes', None, 1, seed=3)
+    assert len(sample.rest) == 5 and sample.rest != sorted(sample.rest)
+
+
+def test_a_file_that_was_drawn_is_not_evaluated_under_another_name(
+        data, tmp_path):
+    shutil.copytree(data / 'train', tmp_path / 'train')
+    for path in sorted((tmp_path / 'train').iterdir()):
+        shutil.copy(path, path.with_name(f'copy_{path.name}'))
+    result = run(data, tmp_path, '--calib', tmp_path / 'train',
+                 '--calib-images', 6, '--iters', 1)
+    drawn = set(result['provenance']['image_files'])
+    copies = sum(f'copy_{name}' in drawn for name in drawn)
+    assert result['scores']['images'] == 14 - (6 - 2 * copies)
+
+
+def test_classes_named_by_numbers_and_linked_folders(data, tmp_path):
+    for number in (10, 9, 1):
+        (tmp_path / 'classes').mkdir(exist_ok=True)
+        (tmp_path / f'classes/{number}').symlink_to(data / 'classes/class0')
+    paths = find_images(tmp_path / 'classes', '--val')
+    classes, labels = class_labels(tmp_path / 'classes', paths)
+    assert classes == ['1', '9', '10'] and len(labels) == 6
+    assert all(classes[label] == path.parent.name
+               for path, label in zip(paths, labels))
 
 
 def test_whole_images_may_be_drawn(data, tmp_path):
@@ -163,13 +217,16 @@ def test_fewer_images_than_asked_for_are_all_used(data, tmp_path, caplog):
     (dict(args=[]), ['--calib: give a folder']),
     (dict(bits='w9a4'), ["'w9a4'", '2..8']),
     (dict(device='cuda:77'), ['cuda:77', 'not available']),
+    (dict(eval_batch=0), ['--eval-batch: 0', '1 or more']),
+    (dict(workers=-1), ['--workers: -1', '0 or more']),
+    (dict(store_gb=-1), ['store_gb: -1', '0 or more']),
     (dict(val='train'), ['is the evaluation image']),
 ])
 def test_bad_input_is_one_line(data, tmp_path, capsys, change, words):
     args = change.get('args', ['--calib', data / 'train'])
-    for option in ('bits', 'device'):
-        if option in change:
-            args += [f'--{option}', change[option]]
+    for key in ('bits', 'device', 'eval_batch', 'workers', 'store_gb'):
+        if key in change:
+            args += [f'--{key.replace("_", "-")}', change[key]]
     if 'val' in change:
         args += ['--val', data / change['val']]
     run(data,

@@ -1,4 +1,4 @@
-"""tools/quantize_det.py on a DeiT: configs, resuming, packed files."""
+"""tools/quantize_det.py on a DeiT: sites, packed files, repeatability."""
 import json
 import runpy
 import sys
@@ -80,7 +80,7 @@ def test_the_packed_file_is_the_model_that_was_scored(done, tiny, tmp_path,
     assert again['quantized']['metrics'] == quantized['metrics']
 
 
-def test_a_second_run_takes_its_units_over(done, tiny, tmp_path):
+def test_a_run_elsewhere_ends_with_the_same_codes(done, tiny, tmp_path):
     first = torch.load(done / 'packed.pth', weights_only=True)
     argv = [
         tiny.config, tiny.checkpoint, '--scope', first['quant']['scope'],
