@@ -14,7 +14,7 @@ DRAWN_deit := mask-rcnn_deit-mini_sfpn
 DRAWN = configs/drawn/$(or $(DRAWN_$(BACKBONE)),$(error \
 	BACKBONE=$(BACKBONE) is not allowed: give swin or deit))
 SWIN_T := mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_ms-crop-3x_coco.py
-DEIT_B := configs/vit/mask-rcnn_deit-b-p16_sfpn_ms-crop-3x_coco.py
+VIT_B := configs/vit/mask-rcnn_vit-b-p16_sfpn_lsj-100e_coco.py
 COCO60 := configs/coco_subset/mask-rcnn_deit-t-p16_sfpn
 ON_COCO = --iters 10 --cfg-options \
 	train_dataloader.dataset.data_root=$(COCO_ROOT)/
@@ -46,8 +46,10 @@ bench-scaling:  ## how calibration grows; COCO_ROOT=DIR for COCO images
 		$(ON_COCO))
 
 bench-memory:  ## peak memory of a ViT-B at 800x1333; needs COCO_ROOT=DIR
-	@$(IN_ENV) python -m benchmarks.calibration $(DEIT_B) random \
-		--scheme items --images 4 --held-out 1 --store-gb 1 $(ON_COCO)
+	@$(IN_ENV) python -m benchmarks.calibration $(VIT_B) random \
+		--scheme items --images 4 --held-out 1 --store-gb 1 $(ON_COCO) \
+		test_dataloader.dataset.pipeline.1.scale='(1333,800)' \
+		model.data_preprocessor.pad_size_divisor=32
 
 bench-deit-tiny:  ## methods and bits on a real DeiT-tiny, COCO_ROOT, DEIT_TINY
 	@$(IN_ENV) run="python -m benchmarks.classifier deit_tiny_patch16_224 \

@@ -20,18 +20,21 @@ def run_cell(tool: str,
 
     Args:
         tool: file in ``tools/``.
-        argv: its arguments, which the folder's name tells apart.
+        argv: its arguments. A result of others is made again.
         folder: its work directory.
         weights: float weights that it starts from. A result made from
-            others is made again.
+            others is made again, too.
         report: of the run, in the folder.
     """
     path = folder / report
-    if path.is_file():
+    note = folder / f'{path.stem}.argv.json'
+    if path.is_file() and note.is_file():
         result = json.loads(path.read_text())
         made_from = result['provenance'].get('float_checkpoint_sha256')
-        if made_from == file_hash(weights):
+        if (json.loads(note.read_text()) == list(argv)
+                and made_from == file_hash(weights)):
             return result
     command = [sys.executable, str(TOOLS / tool), *argv]
     subprocess.run([*command, '--work-dir', str(folder)], check=True)
+    note.write_text(json.dumps(list(argv)))
     return json.loads(path.read_text())

@@ -50,21 +50,19 @@ class Grid:
         source = args.checkpoint or load_config(args.config, None).load_from
         self.checkpoint = Path(source)
         self.folder = args.work_dir / Path(args.config).stem
-        self.evaluated_float = False
+        self.first: Optional[Tuple[Any, ...]] = None
 
     def cell(self, *values: Any) -> Result:
         """The result for bits, scope, method and seed, made or found."""
         bits, scope, method, seed = map(str, values)
         folder = self.folder / f'{bits}_{scope}_{method}_seed{seed}'
         quant = ['--bits', bits, '--scope', scope, '--method', method]
-        argv = [
-            self.args.config,
-            str(self.checkpoint), *quant, '--seed', seed
-        ]
+        argv = [self.args.config, str(self.checkpoint), *quant, '--seed', seed]
         # The float model is the same in all cells: the first one tells.
-        if self.evaluated_float:
+        if self.first is None:
+            self.first = values
+        if values != self.first:
             argv.append('--no-float-eval')
-        self.evaluated_float = True
         result = dict(run_cell(TOOL, argv, folder, self.checkpoint))
         if self.args.learned:
             packed = [self.args.learned, str(folder / 'packed.pth'), *quant]

@@ -17,6 +17,8 @@ PLAIN_FORWARDS = [
     layer.forward
     for layer in (nn.Linear, nn.Conv2d, wrappers.Linear, wrappers.Conv2d)
 ]
+# Parameters that torch's modules multiply by.
+OPERANDS = ('weight', 'in_proj_weight')
 
 
 @MODELS.register_module()
@@ -112,14 +114,15 @@ def float_modules(model: nn.Module) -> List[Tuple[str, str]]:
     """Modules that multiply by a weight of theirs in float, with class names.
 
     Norms and embeddings aside: any module that holds a parameter of two or
-    more dimensions named ``weight``, ``in_proj_weight`` or ``rel_pos_h``.
+    more dimensions named ``weight``, ``in_proj_weight`` or as its class says
+    in ``float_operands``.
     """
     found = []
     for name, module in model.named_modules():
         if isinstance(module, (QuantLinear, QuantConv2d, nn.Embedding)):
             continue
         own = dict(module.named_parameters(recurse=False))
-        if any(key in own and own[key].ndim >= 2
-               for key in ('weight', 'in_proj_weight', 'rel_pos_h')):
+        keys = (*OPERANDS, *getattr(module, 'float_operands', ()))
+        if any(key in own and own[key].ndim >= 2 for key in keys):
             found.append((name, type(module).__name__))
     return found

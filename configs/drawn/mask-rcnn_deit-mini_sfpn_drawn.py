@@ -1,4 +1,4 @@
-# The Swin sibling with a small DeiT, 3.1 M parameters: patches of 8 pixels,
+# The Swin sibling with a small DeiT, 2.5 M parameters: patches of 8 pixels,
 # blocks in windows of 7x7 tokens, two of them global.
 _base_ = './mask-rcnn_swin-mini_fpn_drawn.py'
 model = dict(

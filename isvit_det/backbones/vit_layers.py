@@ -29,6 +29,8 @@ class Attention(nn.Module):
         rel_pos_size: side of the maps that relative positions are stored
             for, in tokens; 0 for none.
     """
+    # What stays in float when the rest is quantized.
+    float_operands = ('rel_pos_h', 'rel_pos_w')
 
     def __init__(self, embed_dims: int, num_heads: int, qkv_bias: bool,
                  attn_drop: float, proj_drop: float,

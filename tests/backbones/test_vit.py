@@ -12,6 +12,7 @@ from isvit_det.backbones.vit_layers import Attention
 from isvit_det.backbones.vit_weights import fit_weights
 from isvit_det.core.errors import QuantError
 from isvit_det.core.layers import list_sites
+from isvit_det.detector import float_modules
 from tests.backbones.laws import (check_calibrates, check_equal_bit_for_bit,
                                   check_every_item_covered_once,
                                   check_items_run_alone, check_keys,
@@ -154,6 +155,12 @@ def test_items_run_alone_as_they_do_in_the_map(size, quantized, kwargs):
 @pytest.mark.parametrize('kwargs', FORMS)
 def test_every_item_is_covered_once(kwargs):
     check_every_item_covered_once(vits(**kwargs)[1], torch.randn(1, 3, 61, 83))
+
+
+def test_relative_positions_are_listed_as_float():
+    kept = [name for name, _ in float_modules(vits(**RELATIVE)[1])]
+    assert kept == [f'blocks.{i}.attn' for i in range(3)]
+    assert float_modules(vits()[1]) == []
 
 
 def test_query_rows_of_several_images_keep_their_order():

@@ -9,21 +9,21 @@ import torch
 
 from isvit_det.engine import hook, run
 from isvit_det.engine.command import main
-from tests.engine.tiny import REPO, make_tiny, same_file_state
+from tests.engine.tiny import FLOAT_DEIT, REPO, make_tiny, same_file_state
 
-# Kills itself at the second step of a stage of the fourth unit.
+# Kills itself at the second step of a stage of a unit.
 DRIVER = '''
 import json, os, signal, sys
 import torch
 from isvit_det.engine import command, hook
 
-stage, threads, argv = json.loads(sys.argv[1])
+stage, unit, threads, argv = json.loads(sys.argv[1])
 torch.set_num_threads(threads)
 
 
 def watch(self, event, show=hook.CalibrationProgress.__call__):
     show(self, event)
-    reached = (event.stage, event.index) == (stage, 3)
+    reached = (event.stage, event.index) == (stage, unit)
     if reached and event.step >= min(2, event.num_steps):
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -57,8 +57,8 @@ def undisturbed(tiny, tmp_path_factory):
     return work_dir
 
 
-def kill_in_stage(argv, stage):
-    values = json.dumps([stage, torch.get_num_threads(), argv])
+def kill_in_stage(argv, stage, unit=3):
+    values = json.dumps([stage, unit, torch.get_num_threads(), argv])
     process = subprocess.run([sys.executable, '-c', DRIVER, values],
                              cwd=REPO,
                              capture_output=True,
@@ -89,7 +89,7 @@ def check_end(argv, work_dir, undisturbed, num_finished):
     assert same_file_state(work_dir / 'packed.pth', undisturbed / 'packed.pth')
     found, wanted = report(work_dir), report(undisturbed)
     assert [unit['resumed'] for unit in found['units']
-            ] == [index < num_finished for index in range(8)]
+            ] == [i < num_finished for i in range(len(wanted['units']))]
     assert found['float'] == before['found']
     for name in ('float', 'quantized'):
         assert found[name]['metrics'] == wanted[name]['metrics']
@@ -103,6 +103,14 @@ def test_a_run_killed_in_a_stage_ends_with_the_same_codes(
     kill_in_stage(argv, stage)
     assert not (tmp_path / 'packed.pth').exists()
     check_end(argv, tmp_path, undisturbed, 3)
+
+
+def test_a_deit_killed_in_a_global_block_ends_with_the_same_codes(tmp_path):
+    tiny = make_tiny(tmp_path / 'tiny', float_config=FLOAT_DEIT)
+    assert main(command(tiny, tmp_path / 'undisturbed')) == 0
+    argv = command(tiny, tmp_path / 'killed')
+    kill_in_stage(argv, 3, unit=2)
+    check_end(argv, tmp_path / 'killed', tmp_path / 'undisturbed', 2)
 
 
 def test_a_run_killed_before_the_heads_resumes(tiny, undisturbed, tmp_path):
