@@ -24,15 +24,25 @@ from isvit_det.core.spec import QuantConfig
 from isvit_det.engine.configs import load_config
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
-FLOAT = sorted(path.name for path in (CONFIGS / 'vit').glob('*.py'))
+VIT = sorted(path.name for path in (CONFIGS / 'vit').glob('*.py'))
+SWIN = sorted(path.name for path in (CONFIGS / 'swin').glob('*.py'))
+FLOAT = [f'vit/{name}' for name in VIT] + [f'swin/{name}' for name in SWIN]
 QUANTIZED = sorted(path.name for path in (CONFIGS / 'isvit').glob('*.py'))
 FULL = [name for name in QUANTIZED if 'w4a4' in name]
+# Only built, to save time: Swin-B is Swin-S with more channels.
+LARGE = [name for name in FULL if '_swin-b' in name]
 BITS = ('w3a3', 'w4a4', 'w6a6', 'w8a8')
 ARCH_OF = {
     'deit-t': 'tiny',
     'deit-s': 'small',
     'deit-b': 'base',
     'vit-b': 'base'
+}
+# Channels, depth of the third stage, heads, drop path, ImageNet weights.
+SWIN_OF = {
+    'swin-t': (96, 6, 3, .2, 'swin_tiny_patch4_window7_224'),
+    'swin-s': (96, 18, 3, .2, 'swin_small_patch4_window7_224'),
+    'swin-b': (128, 18, 4, .3, 'swin_base_patch4_window7_224')
 }
 SIZE = (64, 64)
 
@@ -80,7 +90,8 @@ def make_batch():
     return dict(inputs=[image], data_samples=[sample])
 
 
-@pytest.fixture(scope='module', params=FULL)
+@pytest.fixture(
+    scope='module', params=[name for name in FULL if name not in LARGE])
 def float_one(request):
     """The float model of a w4a4 config, with both configs' names."""
     init_default_scope('mmdet')
@@ -102,6 +113,15 @@ def test_a_quantized_config_runs_as_its_float_one(float_one):
     assert len(wanted) == 4 and wanted.masks.shape == (4, *SIZE)
     for key in ('bboxes', 'scores', 'labels', 'masks'):
         assert torch.equal(found[key], wanted[key])
+
+
+@pytest.mark.parametrize('name', LARGE)
+def test_a_large_quantized_config_takes_the_weights_of_its_float_one(name):
+    init_default_scope('mmdet')
+    model = MODELS.build(load_small(first_base(name)).model)
+    quantized = MODELS.build(load_small(CONFIGS / 'isvit' / name).model)
+    quantized.load_state_dict(model.state_dict())
+    assert 'Quant' in type(quantized.backbone).__name__
 
 
 def test_training_reaches_every_parameter(float_one):
@@ -130,9 +150,12 @@ def layer_mult(name):
 
 def test_the_optimizer_is_what_the_config_says(float_one):
     name, cfg, model = float_one
-    if 'swin' in name:
+    if '::' in str(first_base(name)):
         pytest.skip('of mmdet')
     is_vit = '_vit-b' in name
+    exempt = ['bias', 'pos_embed']
+    if 'swin' in name:
+        exempt = ['relative_position_bias_table']
     wrapper = build_optim_wrapper(model, copy.deepcopy(cfg.optim_wrapper))
     assert type(wrapper.optimizer) is torch.optim.AdamW
     names = {param: name for name, param in model.named_parameters()}
@@ -140,7 +163,7 @@ def test_the_optimizer_is_what_the_config_says(float_one):
         f'{name}.{key}'
         for name, module in model.named_modules()
         for key, _ in module.named_parameters(recurse=False)
-        if isinstance(module, nn.LayerNorm) or key in ('bias', 'pos_embed')
+        if isinstance(module, nn.LayerNorm) or key in exempt
     }
     seen = set()
     for group in wrapper.optimizer.param_groups:
@@ -154,19 +177,24 @@ def test_the_optimizer_is_what_the_config_says(float_one):
     assert seen == set(names.values()) and len(undecayed) < len(names)
 
 
-def test_there_are_ten_detectors_at_four_bit_widths():
-    stems = [
+def test_there_are_thirteen_detectors_at_four_bit_widths():
+    vits = [
         f'{detector}_{model}-p16_sfpn'
         for detector in ('mask-rcnn', 'cascade-mask-rcnn') for model in ARCH_OF
     ]
-    assert [name.rsplit('_', 2)[0] for name in FLOAT] == sorted(stems)
+    swins = [
+        f'cascade-mask-rcnn_{model}-p4-w7_fpn_4conv1fc' for model in SWIN_OF
+    ]
+    for names, stems in ((VIT, vits), (SWIN, swins)):
+        assert [name.rsplit('_', 2)[0] for name in names] == sorted(stems)
+    stems = vits + swins
     stems += [f'mask-rcnn_swin-{size}-p4-w7_fpn' for size in 'ts']
     assert QUANTIZED == sorted(f'{stem}_isvit-{bits}_coco.py' for stem in stems
                                for bits in BITS)
 
 
-@pytest.mark.parametrize('name', FLOAT)
-def test_a_float_config_is_what_its_name_says(name):
+@pytest.mark.parametrize('name', VIT)
+def test_a_vit_config_is_what_its_name_says(name):
     model = read(CONFIGS / 'vit' / name).model
     arch = ARCH_OF[name.split('_')[1][:-len('-p16')]]
     source = model.backbone.init_cfg.checkpoint
@@ -180,6 +208,40 @@ def test_a_float_config_is_what_its_name_says(name):
     else:
         assert model.backbone.type == 'isvit_det.VisionTransformer'
         assert source.endswith(f'mae_pretrain_vit_{arch}.pth')
+
+
+@pytest.mark.parametrize('name', SWIN)
+def test_a_swin_config_is_the_released_detector(name):
+    cfg = read(CONFIGS / 'swin' / name)
+    model, backbone = cfg.model, cfg.model.backbone
+    arch = name.split('_')[1][:-len('-p4-w7')]
+    channels, depth, heads, drop_path, weights = SWIN_OF[arch]
+    assert (model.type, backbone.type) == ('CascadeRCNN', 'SwinTransformer')
+    assert backbone.embed_dims == channels and backbone.window_size == 7
+    assert model.neck.in_channels == [channels << i for i in range(4)]
+    assert backbone.depths == [2, 2, depth, 2]
+    assert backbone.num_heads == [heads << i for i in range(4)]
+    assert backbone.drop_path_rate == drop_path
+    assert backbone.convert_weights
+    assert backbone.init_cfg.checkpoint.endswith(f'/{weights}.pth')
+    for head in model.roi_head.bbox_head:
+        assert head.type == 'ConvFCBBoxHead' and head.norm_cfg.type == 'BN'
+        assert (head.num_shared_convs, head.num_shared_fcs) == (4, 1)
+        assert not head.reg_class_agnostic and head.reg_decoded_bbox
+        assert head.loss_bbox == dict(type='GIoULoss', loss_weight=10.)
+    assert cfg.sync_bn == 'torch'
+    for rpn, most in ((model.test_cfg.rpn, 1000),
+                      (model.train_cfg.rpn_proposal, 2000)):
+        assert rpn == dict(
+            nms_pre=most,
+            max_per_img=most,
+            nms=dict(type='nms', iou_threshold=.7),
+            min_bbox_size=-1)
+    assert model.test_cfg.rcnn == dict(
+        score_thr=.05,
+        nms=dict(type='nms', iou_threshold=.5),
+        max_per_img=100,
+        mask_thr_binary=.5)
 
 
 @pytest.mark.parametrize('name', FULL)
@@ -197,7 +259,7 @@ def test_other_bits_change_nothing_else(name):
 
 @pytest.mark.parametrize('name', FLOAT)
 def test_the_schedule_ends_with_the_training(name):
-    cfg = read(CONFIGS / 'vit' / name)
+    cfg = read(CONFIGS / name)
     epochs = cfg.train_cfg.max_epochs
     times = cfg.train_dataloader.dataset.get('times', 1)
     assert epochs * times == (100 if 'lsj-100e' in name else 36)
@@ -253,7 +315,7 @@ def coco(tmp_path_factory):
 @pytest.mark.parametrize('name', FLOAT)
 def test_the_data_of_a_config_load(name, coco):
     init_default_scope('mmdet')
-    cfg = copy.deepcopy(read(CONFIGS / 'vit' / name))
+    cfg = copy.deepcopy(read(CONFIGS / name))
     largest = 1024 if 'lsj' in name else 1333
     for split in ('train', 'val', 'test'):
         loader = cfg[f'{split}_dataloader']

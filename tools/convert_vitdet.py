@@ -19,10 +19,8 @@ What is more than a change of names:
   probabilities; and MMDetection resizes images with OpenCV, Detectron2 with
   PIL. AP is therefore not exactly the published one.
 """
-import argparse
 import importlib.util
 import pickle
-import re
 import sys
 from collections import OrderedDict
 from pathlib import Path
@@ -35,13 +33,12 @@ from torch import Tensor
 if importlib.util.find_spec('isvit_det') is None:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mmdet.registry import DATASETS, MODELS
-from mmengine.registry import init_default_scope
-
-from isvit_det.checkpoint import plain_metainfo, read_checkpoint
+from isvit_det.checkpoint import read_checkpoint
 from isvit_det.core.errors import QuantError
-from isvit_det.core.files import write_atomically
-from isvit_det.engine.configs import config_errors, load_config
+from isvit_det.engine.conversion import (check_foreign, check_weights,
+                                         drop_extras_, read_target,
+                                         run_converter, save_converted,
+                                         source_name, weights_of)
 
 # Buffers of Detectron2 that the config has as settings.
 EXTRAS = (r'pixel_mean|pixel_std|'
@@ -87,15 +84,11 @@ NAMES: List[Tuple[str, Callable[..., str]]] = [
 ]
 
 
-def source_name(name: str) -> str:
+def detectron2_name(name: str) -> str:
     """Detectron2's name of one of our weights; '' if it has no such."""
     # Its convolutions hold their norm; mmcv's ConvModule holds both.
     name = name.replace('.conv.', '.').replace('.ln.', '.norm.')
-    for pattern, make in NAMES:
-        match = re.fullmatch(pattern, name)
-        if match is not None:
-            return make(*match.groups(default=''))
-    return ''
+    return source_name(name, NAMES)
 
 
 def _encode(text: str, encoding: str) -> bytes:
@@ -148,6 +141,13 @@ def read_pickle(path: Path) -> Any:
                          'download it again.') from error
 
 
+def _as_tensor(value: Any) -> Any:
+    """A tensor for an array of floats, anything else as it is."""
+    if isinstance(value, np.ndarray) and value.dtype in FLOATS:
+        return torch.tensor(value)
+    return value
+
+
 def read_source(path: Path) -> Dict[str, Tensor]:
     """Weights of a Detectron2 checkpoint in its own names.
 
@@ -160,31 +160,9 @@ def read_source(path: Path) -> Dict[str, Tensor]:
     content = (read_pickle if path.suffix == '.pkl' else read_checkpoint)(path)
     if isinstance(content, dict):
         content = content.get('model', content)
-    if not isinstance(content, dict):
-        raise QuantError(f'checkpoint: {path} holds a '
-                         f"{type(content).__name__}, expected a dict of "
-                         "weights or one with such a 'model'.")
-    state: Dict[str, Tensor] = {}
-    for name, value in content.items():
-        if isinstance(value, np.ndarray) and value.dtype in FLOATS:
-            value = torch.tensor(value)
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise QuantError(f'checkpoint: {name!r} of {path} is no tensor; '
-                             'give a dict of weights or one with such a '
-                             "'model'.")
-        state[name] = value.float()
-    return state
-
-
-def read_target(config: str) -> Tuple[Dict[str, Tensor], Dict[str, Any]]:
-    """State dict of a config's model, and the metainfo of its data set."""
-    cfg = load_config(config, None)
-    with config_errors():
-        init_default_scope(cfg.get('default_scope', 'mmdet'))
-        dataset = cfg.test_dataloader.dataset
-        metainfo = dict(
-            DATASETS.get(dataset.type).METAINFO, **dataset.get('metainfo', {}))
-        return MODELS.build(cfg.model).state_dict(), metainfo
+    if isinstance(content, dict):
+        content = {name: _as_tensor(value) for name, value in content.items()}
+    return weights_of(content, 'model', path)
 
 
 def convert(source: Mapping[str, Tensor],
@@ -199,67 +177,31 @@ def convert(source: Mapping[str, Tensor],
         QuantError: naming weights that are missing, left over, of another
             shape, or of a model that is no ViTDet.
     """
-    names = {name: source_name(name) for name in target}
-    foreign = [name for name, other in names.items() if not other]
-    if foreign:
-        raise QuantError(f'config: {len(foreign)} weights that ViTDet has '
-                         f'not: {foreign[:5]}; give a float config of '
-                         'configs/vit with a ViT.')
-    needed = dict.fromkeys(names.values())
-    missing = [name for name in needed if name not in source]
-    unknown = [name for name in source if name not in needed]
-    problems = [
-        f'{len(found)} weights {what}: {found[:5]}'
-        for what, found in (('missing', missing), ('unknown', unknown))
-        if found
-    ]
-    for name, other in names.items():
-        wanted = list(target[name].shape)
-        if name == POSITIONS:
-            wanted[1] += 1
-        if other in source and list(source[other].shape) != wanted:
-            problems.append(f'{other} is {tuple(source[other].shape)} '
-                            f'instead of {tuple(wanted)}')
-    if problems:
-        raise QuantError(f'checkpoint: {"; ".join(problems[:7])}; give the '
-                         "ViTDet that the config's model is.")
+    names = {name: detectron2_name(name) for name in target}
+    check_foreign(names, 'ViTDet',
+                  'give a float config of configs/vit with a ViT')
+    shapes = {other: list(target[name].shape) for name, other in names.items()}
+    shapes[names[POSITIONS]][1] += 1
+    check_weights(source, shapes, "give the ViTDet that the config's model is")
     state = {name: source[other] for name, other in names.items()}
     state[POSITIONS] = state[POSITIONS][:, 1:].clone()
     return state
 
 
-def run(source: Path, out: Path, config: str) -> None:
+def convert_file(source: Path, out: Path, config: str) -> None:
     """Convert a file."""
     weights = read_source(source)
-    extras = [name for name in weights if re.fullmatch(EXTRAS, name)]
-    for name in extras:
-        del weights[name]
+    extras = drop_extras_(weights, EXTRAS)
     target, metainfo = read_target(config)
     state = convert(weights, target)
-    kept = dict(
-        state_dict=state, meta=dict(dataset_meta=plain_metainfo(metainfo)))
-    write_atomically(out, lambda file: torch.save(kept, file))
     if extras:
         print(f'left out, since the config says it: {", ".join(extras)}')
-    print(f'{out}: {len(state)} tensors, {out.stat().st_size / 1e6:.1f} MB')
+    save_converted(out, state, metainfo)
 
 
 def main(argv: Optional[List[str]] = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        'source', type=Path, help='model_final_*.pkl, or a file of torch.save')
-    parser.add_argument('out', type=Path, help='the file to write')
-    parser.add_argument(
-        '--config', required=True, help='the float config to fit')
-    args = parser.parse_args(argv)
-    try:
-        run(args.source, args.out, args.config)
-    except QuantError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-    return 0
+    return run_converter(convert_file, __doc__ or '',
+                         'model_final_*.pkl, or a file of torch.save', argv)
 
 
 if __name__ == '__main__':

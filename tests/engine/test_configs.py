@@ -26,7 +26,7 @@ def test_a_coco_config_is_what_its_name_says(name):
     assert quant.scope == 'detector' and quant.method == 'isvit'
     if 'swin' in name:
         assert model.backbone.depths == [
-            2, 2, 18 if 'swin-s' in name else 6, 2
+            2, 2, 6 if 'swin-t' in name else 18, 2
         ]
     # Nothing is downloaded unless somebody asks for it.
     assert model.backbone.init_cfg is None and cfg.load_from is None

@@ -1,0 +1,2 @@
+_base_ = './cascade-mask-rcnn_swin-b-p4-w7_fpn_4conv1fc_isvit-w4a4_coco.py'
+model = dict(quant=dict(bits='w8a8'))
