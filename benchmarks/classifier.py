@@ -9,9 +9,11 @@ import itertools
 from pathlib import Path
 from typing import Dict, List
 
-from benchmarks.cells import Result, run_cell
 from isvit_det.core.spec import METHODS
+from isvit_det.engine.cells import Cell, Result
 from isvit_det.engine.report import format_table
+
+TOOL = Path(__file__).parents[1] / 'tools/quantize_cls.py'
 
 
 def parse_args() -> argparse.Namespace:
@@ -43,8 +45,7 @@ def cell(args: argparse.Namespace, bits: str, method: str,
     iters = METHODS[method]['sos'].get('iters', args.iters)
     argv += ['--iters', str(iters)]
     name = f'{args.model}_{bits}_{method}_{args.images}_{iters}_seed{seed}'
-    return run_cell('quantize_cls.py', argv, args.work_dir / name,
-                    args.weights)
+    return Cell(TOOL, argv, args.work_dir / name, args.weights).run()
 
 
 def row(result: Result, seed: int) -> Dict[str, str]:

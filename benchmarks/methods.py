@@ -9,12 +9,12 @@ import itertools
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
-from benchmarks.cells import Result, run_cell
 from isvit_det.core.spec import METHODS
+from isvit_det.engine.cells import Cell, Result
 from isvit_det.engine.configs import load_config
 from isvit_det.engine.report import format_table, in_points
 
-TOOL = 'quantize_det.py'
+TOOL = Path(__file__).parents[1] / 'tools/quantize_det.py'
 CONFIG = 'configs/drawn/mask-rcnn_swin-mini_fpn_isvit-w3a3_drawn.py'
 COLUMNS = ('method', 'seed', 'bits', 'scope', 'box AP', 'mask AP',
            'backbone error', 'calibration s')
@@ -63,11 +63,12 @@ class Grid:
             self.first = values
         if values != self.first:
             argv.append('--no-float-eval')
-        result = dict(run_cell(TOOL, argv, folder, self.checkpoint))
+        result = dict(Cell(TOOL, argv, folder, self.checkpoint).run())
         if self.args.learned:
             packed = [self.args.learned, str(folder / 'packed.pth'), *quant]
-            result['learned'] = run_cell(TOOL, packed, folder, self.checkpoint,
-                                         'result_packed.json')['quantized']
+            learned = Cell(TOOL, packed, folder, self.checkpoint,
+                           'result_packed.json')
+            result['learned'] = learned.run()['quantized']
         return result
 
     def float_on_learned(self) -> Optional[Mapping[str, Any]]:
@@ -75,8 +76,8 @@ class Grid:
         if not self.args.learned:
             return None
         argv = [self.args.learned, str(self.checkpoint), '--method', 'minmax']
-        return run_cell(TOOL, argv, self.folder / 'float_learned',
-                        self.checkpoint)['float']
+        return Cell(TOOL, argv, self.folder / 'float_learned',
+                    self.checkpoint).run()['float']
 
 
 def row(found: Mapping[str, Any], learned: Optional[Mapping[str, Any]],
