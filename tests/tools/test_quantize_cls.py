@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 from timm.models import register_model
+from timm.models.swin_transformer import _create_swin_transformer
 from timm.models.vision_transformer import _create_vision_transformer
 
 from isvit_det.backbones.classifier import HeadUnit
@@ -36,6 +37,25 @@ def vit_drawn_patch8_32(pretrained=False, **kwargs):
         embed_dim=16,
         depth=2,
         num_heads=2,
+        **kwargs)
+
+
+@register_model
+def swin_drawn_patch1_window4_32(pretrained=False, **kwargs):
+    """A Swin of two stages for images of 32 pixels."""
+    overlay = dict(
+        kwargs.pop('pretrained_cfg_overlay', None) or {},
+        input_size=(3, 32, 32))
+    return _create_swin_transformer(
+        'swin_tiny_patch4_window7_224',
+        pretrained,
+        pretrained_cfg_overlay=overlay,
+        img_size=32,
+        patch_size=1,
+        window_size=4,
+        embed_dim=16,
+        depths=(2, 2, 1, 1),
+        num_heads=(1, 2, 2, 2),
         **kwargs)
 
 
@@ -88,6 +108,32 @@ def test_a_flat_folder_gives_agreement_and_divergence(data, tmp_path, capsys):
     coarse = run(data, tmp_path / '2',
                  *short(data, '--val', data / 'val', '--bits', 'w2a2'))
     assert finer['scores']['kl'] < coarse['scores']['kl']
+
+
+def test_a_swin_goes_the_same_way(data, tmp_path):
+    name = 'swin_drawn_patch1_window4_32'
+    model = timm.create_model(name, num_classes=CLASSES)
+    for param in model.parameters():
+        param.data += torch.randn_like(param) * .1
+    torch.save(model.state_dict(), tmp_path / 'w.pth')
+    result = run(
+        tmp_path,
+        tmp_path,
+        *short(data, '--val', data / 'classes'),
+        model=name)
+    assert result['scores']['kl'] > 0
+    names = [unit['name'] for unit in result['units']]
+    assert names[0] == 'patch_embed' and names[-1] == 'head'
+    assert len(names) == 1 + 6 + 3 + 1
+    run(tmp_path,
+        tmp_path,
+        '--val',
+        data / 'classes',
+        weights='packed.pth',
+        model=name)
+    again = json.loads((tmp_path / 'result_packed.json').read_text())
+    assert (again['scores']['quantized_top1'] == result['scores']
+            ['quantized_top1'])
 
 
 def test_class_folders_give_accuracy_too(data, tmp_path):
