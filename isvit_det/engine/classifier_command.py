@@ -3,13 +3,11 @@ import argparse
 from pathlib import Path
 from typing import List, Optional
 
-import torch
 from mmengine.device import get_device
 
-from isvit_det.core.errors import QuantError
 from isvit_det.core.spec import METHODS
 from isvit_det.engine.classifier_run import ClassifierRun, table
-from isvit_det.engine.console import Parser, given, run_command
+from isvit_det.engine.console import Parser, check_device, given, run_command
 
 DESCRIPTION = """\
 Calibrate a timm ViT, DeiT or Swin classifier in low bits, write a packed
@@ -70,11 +68,7 @@ def parse_args(argv: Optional[List[str]]) -> argparse.Namespace:
 def quantize(args: argparse.Namespace) -> None:
     """Do what the arguments ask for and print the table."""
     device = args.device or get_device()
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise QuantError(f'--device: {device!r} is not available here; give '
-                         'cpu, cuda or cuda:N.') from error
+    check_device(device)
     asked = given(bits=args.bits, method=args.method)
     name = '_'.join([args.model, *asked.values()])
     run = ClassifierRun(

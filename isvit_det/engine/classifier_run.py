@@ -8,13 +8,12 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 import torch
 from mmengine.logging import MMLogger
 from timm.data import create_transform, resolve_model_data_config
-from torch import Tensor, nn
+from torch import Tensor
 
 from isvit_det.backbones.vit_weights import TIMM, read_weights
 from isvit_det.calibration.sos import UnitRecord, calibrate
 from isvit_det.calibration.store import ActivationPool
-from isvit_det.checkpoint import (file_hash, is_packed, plain, read_checkpoint,
-                                  save_packed)
+from isvit_det.checkpoint import is_packed, plain, read_checkpoint, save_packed
 from isvit_det.core.errors import QuantError
 from isvit_det.core.files import check_writable, local_checkpoint
 from isvit_det.core.spec import QuantConfig, SOSConfig
@@ -22,11 +21,12 @@ from isvit_det.detector import float_modules
 from isvit_det.engine.folder_images import (FolderSample, ImageList,
                                             class_labels, find_images)
 from isvit_det.engine.hook import WORKSPACE
-from isvit_det.engine.images import refuse_overlap
+from isvit_det.engine.images import find_overlap, refuse_overlap
 from isvit_det.engine.progress import CalibrationProgress
 from isvit_det.engine.provenance import describe_origin, fingerprint
 from isvit_det.engine.report import (count_calls, format_table, list_sites_run,
-                                     peak_memory, silent_sites, write_result)
+                                     peak_memory, silent_sites, weight_bytes,
+                                     write_result)
 from isvit_det.engine.timm_models import build_classifiers
 from isvit_det.packed_state import is_calibrated, read_header
 
@@ -164,31 +164,26 @@ class ClassifierRun:
     def _choose_evaluation(self, val: Optional[Path]) -> None:
         """Images to evaluate, their labels, and hashes of the others."""
         self.labels: List[int] = []
-        if val is None:
-            # Folders to calibrate on may hold a file twice.
-            rest: List[Path] = []
-            if self.sample is not None:
-                known_hashes = {file_hash(p) for p in self.sample.paths()}
-                rest = [
-                    p for p in self.sample.rest[:MAX_REST]
-                    if file_hash(p) not in known_hashes
-                ]
-            self.evaluated = ImageList(rest, self.transform)
-        else:
-            paths = find_images(val, '--val')
-            self.evaluated = ImageList(paths, self.transform)
-            classes, labels = class_labels(val, paths)
-            known = self.model.head.num_classes
-            if len(classes) == known:
-                self.labels = labels
-            elif classes:
-                self.logger.warning(
-                    f'--val has {len(classes)} class folders, the model '
-                    f'{known} classes: no top-1, only agreement')
         self.hashes: List[str] = []
-        if self.sample is not None:
-            self.hashes = refuse_overlap(self.sample.paths(),
-                                         self.evaluated.paths)
+        drawn = [] if self.sample is None else self.sample.paths()
+        if val is None:
+            rest = [] if self.sample is None else self.sample.rest[:MAX_REST]
+            # Folders to calibrate on may hold a file twice.
+            self.hashes, overlap = find_overlap(drawn, rest)
+            rest = [path for path in rest if path not in overlap]
+            self.evaluated = ImageList(rest, self.transform)
+            return
+        paths = find_images(val, '--val')
+        self.hashes = refuse_overlap(drawn, paths)
+        self.evaluated = ImageList(paths, self.transform)
+        classes, labels = class_labels(val, paths)
+        known = self.model.head.num_classes
+        if len(classes) == known:
+            self.labels = labels
+        elif classes:
+            self.logger.warning(
+                f'--val has {len(classes)} class folders, the model '
+                f'{known} classes: no top-1, only agreement')
 
     def run(self) -> Dict[str, Any]:
         """Calibrate, pack, evaluate, and write ``result.json``.
@@ -225,7 +220,7 @@ class ClassifierRun:
             method=config.method,
             scores=scores,
             bytes=dict(
-                float=_weight_bytes(self.source),
+                float=weight_bytes(self.source.state_dict()),
                 packed=packed.stat().st_size),
             seconds=seconds,
             peak_memory=peak_memory(),
@@ -298,11 +293,6 @@ def _packed_config(state: Mapping[str, Tensor],
                              'leave that out, or give float weights to '
                              'calibrate.')
     return found
-
-
-def _weight_bytes(model: nn.Module) -> int:
-    return sum(v.numel() * v.element_size()
-               for v in model.state_dict().values())
 
 
 def table(result: Mapping[str, Any]) -> str:

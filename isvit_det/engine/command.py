@@ -4,7 +4,6 @@ import os
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
-import torch
 from mmcv.ops import get_compiling_cuda_version
 from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config, DictAction
@@ -17,7 +16,7 @@ from isvit_det.core.files import local_checkpoint
 from isvit_det.core.spec import METHODS, SCOPES
 from isvit_det.engine.configs import (config_errors, configure_hook_,
                                       load_config, quantize_config_)
-from isvit_det.engine.console import Parser, given, run_command
+from isvit_det.engine.console import Parser, check_device, given, run_command
 from isvit_det.engine.report import format_table, silent_sites, table_rows
 from isvit_det.engine.run import QuantizationRun
 from isvit_det.engine.source import packed_settings
@@ -129,11 +128,7 @@ def choose_device(device: Optional[str], launcher: str) -> Optional[str]:
             print("mmcv's operators were built without CUDA: using the CPU")
             return 'cpu'
         return None
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise QuantError(f'--device: {device!r} is not available here; give '
-                         'cpu, cuda or cuda:N.') from error
+    check_device(device)
     if device.startswith('cuda') and no_operators:
         raise QuantError(f"--device: {device!r} needs mmcv's CUDA operators, "
                          'and these were built without; give cpu, or '

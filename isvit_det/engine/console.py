@@ -3,6 +3,8 @@ import argparse
 import sys
 from typing import Any, Callable, Dict, NoReturn
 
+import torch
+
 from isvit_det.core.errors import QuantError
 
 
@@ -20,6 +22,15 @@ def given(**values: Any) -> Dict[str, Any]:
     {'bits': 'w4a4'}
     """
     return {key: value for key, value in values.items() if value is not None}
+
+
+def check_device(device: str) -> None:
+    """Raise unless tensors can be made on a device."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise QuantError(f'--device: {device!r} is not available here; give '
+                         'cpu, cuda or cuda:N.') from error
 
 
 def run_command(work: Callable[[], None]) -> int:

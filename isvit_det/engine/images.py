@@ -185,11 +185,42 @@ def evaluation_paths(dataset: Any) -> List[Path]:
     ]
 
 
+def find_overlap(
+        calibration: Sequence[Path],
+        evaluation: Sequence[Path]) -> Tuple[List[str], Dict[Path, Path]]:
+    """Find evaluation images that are calibration images.
+
+    The same resolved path or the same content counts; ids do not.
+
+    Returns:
+        SHA-256 of every calibration image; and the calibration image that
+        an evaluation image is, for those that are one.
+
+    Raises:
+        QuantError: naming an image that is missing.
+    """
+    places = {path.resolve(): path for path in calibration}
+    hashes = []
+    sizes: Dict[int, Dict[str, Path]] = {}
+    for path in calibration:
+        size = _size(path)
+        hashes.append(file_hash(path))
+        sizes.setdefault(size, {})[hashes[-1]] = path
+    overlap = {}
+    for path in evaluation:
+        twin = places.get(path.resolve())
+        if twin is None:
+            # Files of different sizes differ: few need to be read.
+            suspects = sizes.get(_size(path))
+            twin = suspects.get(file_hash(path)) if suspects else None
+        if twin is not None:
+            overlap[path] = twin
+    return hashes, overlap
+
+
 def refuse_overlap(calibration: Sequence[Path],
                    evaluation: Sequence[Path]) -> List[str]:
     """Check that no calibration image is an evaluation image.
-
-    The same resolved path or the same content counts; ids do not.
 
     Returns:
         SHA-256 of every calibration image.
@@ -197,22 +228,11 @@ def refuse_overlap(calibration: Sequence[Path],
     Raises:
         QuantError: naming an image that is in both, or that is missing.
     """
-    places = {path.resolve() for path in evaluation}
-    hashes = []
-    sizes: Dict[int, List[Tuple[Path, str]]] = {}
-    for path in calibration:
-        if path.resolve() in places:
-            raise QuantError(_overlap(path, path))
-        size = _size(path)
-        hashes.append(file_hash(path))
-        sizes.setdefault(size, []).append((path, hashes[-1]))
-    for path in evaluation:
-        # Files of different sizes differ: few need to be read.
-        suspects = sizes.get(_size(path), [])
-        content = file_hash(path) if suspects else ''
-        for suspect, known in suspects:
-            if content == known:
-                raise QuantError(_overlap(suspect, path))
+    hashes, overlap = find_overlap(calibration, evaluation)
+    for path, twin in overlap.items():
+        raise QuantError(
+            f'calibration set: {twin} is the evaluation image {path}; '
+            'calibrate on images that are not evaluated.')
     return hashes
 
 
@@ -222,8 +242,3 @@ def _size(path: Path) -> int:
     except OSError as error:
         raise QuantError(f'data set: image {path} cannot be read '
                          f'({error.strerror}); check data_prefix.') from error
-
-
-def _overlap(calibration: Path, evaluation: Path) -> str:
-    return (f'calibration set: {calibration} is the evaluation image '
-            f'{evaluation}; calibrate on images that are not evaluated.')

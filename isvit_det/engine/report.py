@@ -104,6 +104,12 @@ def peak_memory() -> Dict[str, int]:
     return peak
 
 
+def weight_bytes(state: Mapping[str, Tensor]) -> int:
+    """Bytes of the tensors of a state dict."""
+    return sum(value.numel() * value.element_size()
+               for value in state.values())
+
+
 def count_calls(model: nn.Module) -> Dict[str, int]:
     """Times every quantized site has run so far, by name."""
     return {site.name: site.num_calls for site in list_sites(model)}

@@ -20,7 +20,7 @@ from isvit_det.engine.hook import WORKSPACE, SOSCalibrationHook, bare_model
 from isvit_det.engine.images import reading_images
 from isvit_det.engine.report import (average_precision, backbone_error,
                                      count_calls, list_sites_run, peak_memory,
-                                     write_result)
+                                     weight_bytes, write_result)
 from isvit_det.packed_state import is_calibrated
 
 FORMAT_VERSION = 1
@@ -185,5 +185,4 @@ def _weight_bytes(path: Path) -> int:
     """Bytes of a checkpoint's weights, without what training adds."""
     content = read_checkpoint(path)
     state = content.get('state_dict', content)
-    return sum(value.numel() * value.element_size()
-               for value in state.values())
+    return weight_bytes(state)
