@@ -5,13 +5,13 @@ import runpy
 import pytest
 import torch
 from mmdet.datasets import CocoDataset
-from mmdet.registry import MODELS
-from mmengine.config import Config
-from mmengine.registry import init_default_scope
 from torch.nn import functional as F
 
 from isvit_det.engine.configs import load_config
 from tests.engine.tiny import REPO
+from tests.tools.original import (assert_close, build, check_input,
+                                  check_refused, check_rpn, conv, deconv,
+                                  layer_norm, linear)
 
 main = runpy.run_path(str(REPO / 'tools/convert_swin_od.py'))['main']
 
@@ -131,23 +131,6 @@ def stages_of(stages):
     return [f'.{k}' for k in range(stages)] or ['']
 
 
-def linear(state, name, x):
-    return x @ state[f'{name}.weight'].T + state[f'{name}.bias']
-
-
-def conv(state, name, x):
-    weight = state[f'{name}.weight']
-    bias = state.get(f'{name}.bias')
-    return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2)
-
-
-def norm(state, name, x):
-    """LayerNorm over the last dimension."""
-    x = x - x.mean(-1, keepdim=True)
-    x = x / ((x**2).mean(-1, keepdim=True) + 1e-5).sqrt()
-    return x * state[f'{name}.weight'] + state[f'{name}.bias']
-
-
 def attend(state, name, x, apart):
     """Attention within a window.
 
@@ -179,7 +162,7 @@ def region(place, length):
 def run_block(state, name, x, shift):
     """A block on a map (H, W, C), its windows moved by ``shift``."""
     height, width, _ = x.shape
-    y = norm(state, f'{name}.norm1', x)
+    y = layer_norm(state, f'{name}.norm1', x, 1e-5)
     y = F.pad(y, (0, 0, 0, -width % WINDOW, 0, -height % WINDOW))
     out = torch.zeros_like(y)
     tall, wide, _ = y.shape
@@ -195,7 +178,7 @@ def run_block(state, name, x, shift):
             tokens = attend(state, f'{name}.attn', tokens, apart)
             out[where] = tokens.reshape(WINDOW, WINDOW, -1)
     x = x + out[:height, :width]
-    y = norm(state, f'{name}.norm2', x)
+    y = layer_norm(state, f'{name}.norm2', x, 1e-5)
     y = F.gelu(linear(state, f'{name}.mlp.fc1', y))
     return x + linear(state, f'{name}.mlp.fc2', y)
 
@@ -204,7 +187,7 @@ def merge(state, name, x):
     """Patch merging of a map (H, W, C)."""
     x = F.pad(x, (0, 0, 0, x.shape[1] % 2, 0, x.shape[0] % 2))
     parts = x[0::2, 0::2], x[1::2, 0::2], x[0::2, 1::2], x[1::2, 1::2]
-    y = norm(state, f'{name}.norm', torch.cat(parts, -1))
+    y = layer_norm(state, f'{name}.norm', torch.cat(parts, -1), 1e-5)
     return y @ state[f'{name}.reduction.weight'].T
 
 
@@ -214,13 +197,15 @@ def read_backbone(state, image):
     image = F.pad(image, (0, -image.shape[2] % 4, 0, -image.shape[1] % 4))
     x = F.conv2d(
         image, state[f'{proj}.weight'], state[f'{proj}.bias'], stride=4)
-    x = norm(state, 'backbone.patch_embed.norm', x.permute(1, 2, 0))
+    x = layer_norm(state, 'backbone.patch_embed.norm', x.permute(1, 2, 0),
+                   1e-5)
     maps = []
     for i in range(STAGES):
         for j in range(DEPTH):
             name = f'backbone.layers.{i}.blocks.{j}'
             x = run_block(state, name, x, SHIFT if j % 2 else 0)
-        maps.append(norm(state, f'backbone.norm{i}', x).permute(2, 0, 1))
+        maps.append(
+            layer_norm(state, f'backbone.norm{i}', x, 1e-5).permute(2, 0, 1))
         if i < STAGES - 1:
             x = merge(state, f'backbone.layers.{i}.downsample', x)
     return maps
@@ -272,22 +257,8 @@ def read_box_head(state, name, x, cascade):
 def read_mask_head(state, name, x):
     for i in range(4):
         x = conv(state, f'{name}.convs.{i}.conv', x).relu()
-    x = F.conv_transpose2d(
-        x,
-        state[f'{name}.upsample.weight'],
-        state[f'{name}.upsample.bias'],
-        stride=2)
+    x = deconv(state, f'{name}.upsample', x)
     return conv(state, f'{name}.conv_logits', x.relu())
-
-
-def assert_close(found, wanted):
-    assert found.shape == wanted.shape
-    assert (found - wanted).norm() <= 1e-5 * wanted.norm()
-
-
-def build(path):
-    init_default_scope('mmdet')
-    return MODELS.build(Config.fromfile(path).model).eval()
 
 
 def save(state, path, **meta):
@@ -349,38 +320,20 @@ def test_the_model_computes_what_the_original_did(stages, paths, tmp_path,
 def test_what_the_weights_mean_is_the_same(stages, paths):
     """Anchors, box regression and input, which the file does not hold."""
     model = build(paths[stages])
-    anchors = model.rpn_head.prior_generator
-    assert [stride for stride, _ in anchors.strides] == [4, 8, 16, 32, 64]
-    for size, cell in zip((32, 64, 128, 256, 512), anchors.base_anchors):
-        for ratio, anchor in zip((.5, 1, 2), cell):
-            width = size / math.sqrt(ratio)
-            half = torch.tensor([width, width * ratio]) / 2
-            assert torch.allclose(anchor, torch.cat([-half, half]))
-    assert tuple(model.rpn_head.bbox_coder.stds) == (1, 1, 1, 1)
+    check_rpn(model.rpn_head)
     heads = model.roi_head.bbox_head
     for head, stds in zip(heads if stages else [heads],
                           ((.1, .2), (.05, .1), (.033, .067))):
         assert tuple(head.bbox_coder.stds) == (stds[0], ) * 2 + (stds[1], ) * 2
         assert not head.reg_class_agnostic
         assert head.reg_decoded_bbox == bool(stages)
-    image = torch.randint(256, (3, 90, 100)).byte()
-    found = model.data_preprocessor(dict(inputs=[image],
-                                         data_samples=None))['inputs'][0]
-    mean = torch.tensor([123.675, 116.28, 103.53])[:, None, None]
-    std = torch.tensor([58.395, 57.12, 57.375])[:, None, None]
-    assert found.shape == (3, 96, 128) and not found[:, 90:].any()
-    assert torch.allclose(
-        found[:, :90, :100], (image.flip(0) - mean) / std, atol=1e-5)
+    check_input(model.data_preprocessor, (90, 100), (96, 128))
 
 
 def refuse(state, path, tmp_path, capsys, **meta):
     """The line that refuses a file, which is not written."""
-    source, out = tmp_path / 'source.pth', tmp_path / 'out.pth'
-    save(state, source, **meta)
-    assert main([str(source), str(out), '--config', path]) == 2
-    error = capsys.readouterr().err
-    assert len(error.splitlines()) == 1 and not out.exists()
-    return error
+    save(state, tmp_path / 'source.pth', **meta)
+    return check_refused(main, tmp_path / 'source.pth', path, capsys)
 
 
 @pytest.mark.parametrize('name, shape, message', [

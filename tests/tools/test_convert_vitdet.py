@@ -9,10 +9,12 @@ import pytest
 import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
 from torch.nn import functional as F
 
 from tests.engine.tiny import REPO
+from tests.tools.original import (assert_close, build, check_input,
+                                  check_refused, check_rpn, conv, deconv,
+                                  layer_norm, linear)
 
 main = runpy.run_path(str(REPO / 'tools/convert_vitdet.py'))['main']
 
@@ -128,15 +130,8 @@ def original(stages):
     return state
 
 
-def linear(state, name, x):
-    return x @ state[f'{name}.weight'].T + state[f'{name}.bias']
-
-
 def token_norm(state, name, x):
-    """LayerNorm over the last dimension."""
-    x = x - x.mean(-1, keepdim=True)
-    x = x / ((x**2).mean(-1, keepdim=True) + 1e-6).sqrt()
-    return x * state[f'{name}.weight'] + state[f'{name}.bias']
+    return layer_norm(state, name, x, 1e-6)
 
 
 def map_norm(state, name, x):
@@ -145,20 +140,7 @@ def map_norm(state, name, x):
 
 
 def conv_norm(state, name, x):
-    weight = state[f'{name}.weight']
-    x = F.conv2d(x, weight, padding=weight.shape[-1] // 2)
-    return map_norm(state, f'{name}.norm', x)
-
-
-def conv(state, name, x):
-    weight = state[f'{name}.weight']
-    return F.conv2d(
-        x, weight, state[f'{name}.bias'], padding=weight.shape[-1] // 2)
-
-
-def deconv(state, name, x):
-    return F.conv_transpose2d(
-        x, state[f'{name}.weight'], state[f'{name}.bias'], stride=2)
+    return map_norm(state, f'{name}.norm', conv(state, name, x))
 
 
 def relative(table, length):
@@ -268,16 +250,6 @@ def read_mask_head(state, x):
     return conv(state, 'roi_heads.mask_head.predictor', x)
 
 
-def assert_close(found, wanted):
-    assert found.shape == wanted.shape
-    assert (found - wanted).norm() <= 1e-5 * wanted.norm()
-
-
-def build(path):
-    init_default_scope('mmdet')
-    return MODELS.build(Config.fromfile(path).model).eval()
-
-
 @pytest.mark.parametrize('stages', [0, 3])
 def test_the_model_computes_what_the_original_did(stages, paths, tmp_path,
                                                   capsys):
@@ -321,14 +293,7 @@ def test_the_model_computes_what_the_original_did(stages, paths, tmp_path,
 def test_what_the_weights_mean_is_the_same(stages, paths):
     """Anchors, box regression and input, which the file does not hold."""
     model = build(paths[stages])
-    anchors = model.rpn_head.prior_generator
-    assert [stride for stride, _ in anchors.strides] == [4, 8, 16, 32, 64]
-    for size, cell in zip((32, 64, 128, 256, 512), anchors.base_anchors):
-        for ratio, anchor in zip((.5, 1, 2), cell):
-            width = size / math.sqrt(ratio)
-            half = torch.tensor([width, width * ratio]) / 2
-            assert torch.allclose(anchor, torch.cat([-half, half]))
-    assert tuple(model.rpn_head.bbox_coder.stds) == (1, 1, 1, 1)
+    check_rpn(model.rpn_head)
     heads = model.roi_head.bbox_head
     for head, weights in zip(heads if stages else [heads],
                              ((10, 5), (20, 10), (30, 15))):
@@ -336,24 +301,13 @@ def test_what_the_weights_mean_is_the_same(stages, paths):
             [1 / weight for weight in weights for _ in range(2)])
         assert head.reg_class_agnostic == bool(stages)
     preprocess = MODELS.build(config(stages).model.data_preprocessor)
-    image = torch.randint(256, (3, 700, 1024)).byte()
-    found = preprocess(dict(inputs=[image], data_samples=None))['inputs'][0]
-    mean = torch.tensor([123.675, 116.28, 103.53])[:, None, None]
-    std = torch.tensor([58.395, 57.12, 57.375])[:, None, None]
-    assert found.shape == (3, 1024, 1024)
-    assert torch.allclose(
-        found[:, :700], (image.flip(0) - mean) / std, atol=1e-5)
-    assert not found[:, 700:].any()
+    check_input(preprocess, (700, 1024), (1024, 1024))
 
 
 def refuse(state, path, tmp_path, capsys):
     """The line that refuses a file, which is not written."""
-    source, out = tmp_path / 'source.pth', tmp_path / 'out.pth'
-    torch.save(state, source)
-    assert main([str(source), str(out), '--config', path]) == 2
-    error = capsys.readouterr().err
-    assert len(error.splitlines()) == 1 and not out.exists()
-    return error
+    torch.save(state, tmp_path / 'source.pth')
+    return check_refused(main, tmp_path / 'source.pth', path, capsys)
 
 
 @pytest.mark.parametrize('name, shape, message', [
