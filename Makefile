@@ -18,6 +18,8 @@ VIT_B := configs/vit/mask-rcnn_vit-b-p16_sfpn_lsj-100e_coco.py
 COCO60 := configs/coco_subset/mask-rcnn_deit-t-p16_sfpn
 ON_COCO = --iters 10 --cfg-options \
 	train_dataloader.dataset.data_root=$(COCO_ROOT)/
+# ViTDet's training set is repeated by a wrapper.
+ON_REPEATED_COCO = $(subst dataset.data_root,dataset.dataset.data_root,$(ON_COCO))
 CODE := $(wildcard isvit_det tools tests benchmarks)
 
 # The package is not installed: commands use this folder's.
@@ -47,7 +49,8 @@ bench-scaling:  ## how calibration grows; COCO_ROOT=DIR for COCO images
 
 bench-memory:  ## peak memory of a ViT-B at 800x1333; needs COCO_ROOT=DIR
 	@$(IN_ENV) python -m benchmarks.calibration $(VIT_B) random \
-		--scheme items --images 4 --held-out 1 --store-gb 1 $(ON_COCO) \
+		--scheme items --images 4 --held-out 1 --store-gb 1 \
+		$(ON_REPEATED_COCO) \
 		test_dataloader.dataset.pipeline.1.scale='(1333,800)' \
 		model.data_preprocessor.pad_size_divisor=32
 

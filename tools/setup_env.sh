@@ -5,6 +5,8 @@
 # error. A finished environment is only looked up; an interrupted one is redone.
 # The versions stand in requirements/. Settings, all optional:
 #
+#   STACK       forks, the maintained ones of OpenMMLab's packages, or
+#               openmmlab, its own last releases; default: forks
 #   ISVIT_ENV   the environment's folder; default: one under the user's cache,
 #               named after the requirement files and the Python version
 #   WHEELHOUSE  a folder of wheels that pip looks into as well
@@ -14,6 +16,7 @@ set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 requirements=$root/requirements
+stack=${STACK:-forks}
 needed_python=3.11
 needed_gib=10
 
@@ -123,7 +126,7 @@ build_mmcv() (
     esac
     # pip's own cache of built wheels does not know about torch's version.
     "$env/bin/python" -m pip wheel --verbose --no-cache-dir --no-deps \
-        --no-build-isolation --no-binary onedl-mmcv --wheel-dir "$partial" \
+        --no-build-isolation --no-binary "${mmcv%==*}" --wheel-dir "$partial" \
         "${links[@]}" "$mmcv" 2>&1 </dev/null |
         while IFS= read -r line; do
             printf '%s\n' "$line" >>"$log"
@@ -164,7 +167,14 @@ if [ -n "${WHEELHOUSE:-}" ]; then
 fi
 found=$(find_python)
 python=${found% *}
-hash=$({ echo "${found##* }"; cat "$requirements"/*.txt; } |
+case $stack in
+    forks) versions=$requirements ;;
+    openmmlab) versions=$requirements/openmmlab ;;
+    *) die "STACK=$stack is not allowed; give forks or openmmlab" ;;
+esac
+files=("$requirements"/build.txt "$requirements"/dev.txt
+    "$versions"/{opencv,openmmlab,torch}.txt)
+hash=$({ echo "${found##* }"; cat "${files[@]}"; } |
     sha256sum | cut -c1-12)
 cache=${XDG_CACHE_HOME:-${HOME:?is not set: give XDG_CACHE_HOME}/.cache}/isvit_det
 env=${ISVIT_ENV:-$cache/env-$hash}
@@ -216,7 +226,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK=1
 # Leftovers of a killed pip go with the environment.
 export TMPDIR=$env/.isvit_tmp
 mkdir "$TMPDIR"
-mmcv=$(grep '^onedl-mmcv==' "$requirements/openmmlab.txt")
+mmcv=$(grep -E '^(onedl-)?mmcv==' "$versions/openmmlab.txt")
 links=()
 if [ -n "${WHEELHOUSE:-}" ]; then
     links+=(--find-links "$WHEELHOUSE")
@@ -235,7 +245,7 @@ if ! has_mmcv_wheel; then
     fi
 fi
 step 'installing torch (a download of 2 to 3 GB)'
-pip_install -r "$requirements/build.txt" -r "$requirements/torch.txt"
+pip_install -r "$requirements/build.txt" -r "$versions/torch.txt"
 if $needs_build; then
     wheels=$cache/wheels/$(describe_build)
     if ! compgen -G "$wheels/*.whl" >/dev/null; then
@@ -246,16 +256,16 @@ if $needs_build; then
     links+=(--find-links "$wheels")
 fi
 step "installing OpenMMLab's packages and the developer tools"
-pip_install --no-build-isolation --only-binary onedl-mmcv \
-    -c "$requirements/torch.txt" -c "$requirements/opencv.txt" \
-    -r "$requirements/openmmlab.txt" -r "$requirements/dev.txt"
+pip_install --no-build-isolation --only-binary "${mmcv%==*}" \
+    -c "$versions/torch.txt" -c "$versions/opencv.txt" \
+    -r "$versions/openmmlab.txt" -r "$requirements/dev.txt"
 # The packages above ask for two OpenCV distributions that overwrite each
 # other's files: keep the one that runs without libGL.
 logged "$env/bin/python" -m pip uninstall --yes opencv-python
-pip_install --no-deps --force-reinstall -r "$requirements/opencv.txt"
+pip_install --no-deps --force-reinstall -r "$versions/opencv.txt"
 step 'checking that they work together'
-versions=$(verify 2>>"$log") || fail 'they do not'
-step "$versions"
+together=$(verify 2>>"$log") || fail 'they do not'
+step "$together"
 rm -rf "$TMPDIR"
 echo "$hash" >"$stamp.new"
 mv "$stamp.new" "$stamp"

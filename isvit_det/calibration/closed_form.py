@@ -6,22 +6,23 @@ as ERQ-ViT's), then each column of them for the rounding of those before it
 (GPTQ). Both need only second moments of the input.
 """
 import contextlib
-from typing import Dict, Iterator, List, Optional, Tuple, Union
+from typing import Callable, Dict, Iterator, List, Optional, Tuple, Union
 
 import torch
 from torch import Tensor, nn
 
 from isvit_det.core.layers import QuantConv2d, QuantLinear
+from isvit_det.core.ranks import sum_
 
 Layer = Union[QuantLinear, QuantConv2d]
 # Widest input a correction is worth its cost for: memory grows with the
 # square, time with the cube.
 MAX_INPUTS = 4096
-# Rows of input kept of each image, for each run of a layer.
+# Rows of input kept of an image, for each run of a layer.
 ROWS_PER_CALL = 256
 # Strengths of the ridge, in units of the inputs' mean variance.
 RIDGES = (1e-3, 1e-2, 1e-1, 1.)
-# One call in this many is held out to choose the strength.
+# One image in this many is held out to choose the strength.
 HELD_OUT = 4
 # Added to the inputs' covariance for rounding, in units of its mean variance.
 DAMPING = 1e-2
@@ -46,6 +47,14 @@ class Moments:
         self.gram = zeros(num_inputs, num_inputs)
         self.cross = zeros(num_inputs, num_outputs)
         self.energy = zeros()
+
+    def merge_(self) -> None:
+        """Add the sums of the other processes."""
+        count = self.gram.new_tensor(self.count)
+        for total in (count, self.inputs, self.outputs, self.gram, self.cross,
+                      self.energy):
+            sum_(total)
+        self.count = int(count)
 
     def add(self, q: Tensor, y: Tensor) -> None:
         """Add rows, in float64.
@@ -84,15 +93,21 @@ class Moments:
 
 
 class _Watcher:
-    """Collects a layer's moments from its calls, some of them held out."""
+    """Collects a layer's moments, on some images for holding out."""
 
     def __init__(self, layer: Layer) -> None:
         weight = layer.weight.detach().flatten(1)
         self.weight = weight
         shape = weight.shape[1], weight.shape[0], weight.device
         self.used, self.held = Moments(*shape), Moments(*shape)
-        self.calls = 0
-        self.generator = torch.Generator().manual_seed(0)
+        self.generator = torch.Generator()
+        self.start_image(0)
+
+    def start_image(self, image: int) -> None:
+        """Note which image the next calls are for."""
+        self.moments = self.held if image % HELD_OUT == HELD_OUT - 1 \
+            else self.used
+        self.generator.manual_seed(image)
 
     @torch.no_grad()
     def __call__(self, layer: Layer, args: Tuple[Tensor]) -> None:
@@ -101,9 +116,7 @@ class _Watcher:
             return
         q = layer.input_quantizer.decode(layer.input_quantizer.encode(x))
         x, q = _rows(layer, (x, q), self.generator)
-        self.calls += 1
-        moments = self.used if self.calls % HELD_OUT else self.held
-        moments.add(q, (x - q) @ self.weight.T)
+        self.moments.add(q, (x - q) @ self.weight.T)
 
 
 def _rows(layer: Layer, maps: Tuple[Tensor, ...],
@@ -133,13 +146,15 @@ def _patches(layer: QuantConv2d, x: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def correct_(model: nn.Module) -> Iterator[None]:
+def correct_(model: nn.Module) -> Iterator[Callable[[int], None]]:
     """Watch what layers see, and correct and fit their weights at the end.
 
     Run the model on calibration images meanwhile, in float and with fitted
-    activation quantizers. Layers that do not run, or that are wider than
-    4096 inputs, grouped, dilated or padded with other than zeros, only get
-    their weight quantizers fitted.
+    activation quantizers, and call what is yielded with the number of each
+    image before it: every fourth one is held out. Processes that have images
+    of their own end with the same weights. Layers that do not run, or that
+    are wider than 4096 inputs, grouped, dilated or padded with other than
+    zeros, only get their weight quantizers fitted.
 
     Args:
         model: its weights are float; they end as decoded codes.
@@ -153,13 +168,21 @@ def correct_(model: nn.Module) -> Iterator[None]:
         if _is_correctable(layer):
             watchers[layer] = _Watcher(layer)
             handles.append(layer.register_forward_pre_hook(watchers[layer]))
+
+    def start_image(image: int) -> None:
+        for watcher in watchers.values():
+            watcher.start_image(image)
+
     try:
-        yield
+        yield start_image
     finally:
         for handle in handles:
             handle.remove()
     for layer in layers:
         watcher = watchers.pop(layer, None)
+        if watcher is not None:
+            watcher.used.merge_()
+            watcher.held.merge_()
         if watcher is None or not watcher.used.count:
             layer.weight_quantizer.fit_tensor_(layer.weight)
         else:

@@ -1,11 +1,12 @@
 """Optimise one unit so that its quantized outputs match its float ones."""
 import math
-from typing import Any, Callable, List, Sequence, Tuple
+from typing import Any, Callable, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
 
 from isvit_det.calibration.store import ActivationStore
+from isvit_det.core.ranks import num_ranks, rank, sum_
 from isvit_det.core.spec import SOSConfig
 from isvit_det.core.units import State, Unit, to_device
 
@@ -16,11 +17,13 @@ ERROR_BATCHES = 4
 class ItemSampler:
     """Draws minibatches of a unit's items from all images.
 
+    Every process draws the same and collects what is of its own images.
+
     Args:
         unit: whose items are drawn.
-        inputs: its input of every image.
-        sizes: (H, W) of every input.
-        targets: its float output of every image.
+        inputs: its input of every image of this process.
+        sizes: (H, W) of every input, of all processes.
+        targets: its float output of every image of this process.
         sos: says what a draw is: items of the unit or whole images, and how
             many; 0 leaves it to the unit, and takes one whole image.
         generator: source of the draws.
@@ -49,8 +52,11 @@ class ItemSampler:
                 sos.batch // self.per_image
                 or self.batch // int(self.counts.double().mean()) or 1)
 
-    def draw(self) -> Tuple[Any, Tensor]:
-        """Input of a random batch of items, and their float output."""
+    def draw(self) -> Optional[Tuple[Any, Tensor]]:
+        """Input of a random batch of items, and their float output.
+
+        None if no item is of an image of this process.
+        """
         if self.num_images:
             return self._collect(self._draw_images())
         flat = torch.randint(
@@ -78,14 +84,21 @@ class ItemSampler:
     def _permutation(self, length: int) -> Tensor:
         return torch.randperm(length, generator=self.generator)
 
-    def _collect(self, chosen: List[Tuple[int, Tensor]]) -> Tuple[Any, Tensor]:
+    def _collect(
+            self, chosen: List[Tuple[int,
+                                     Tensor]]) -> Optional[Tuple[Any, Tensor]]:
         inputs, targets = [], []
         for image, items in chosen:
+            place, owner = divmod(image, num_ranks())
+            if owner != rank():
+                continue
             size = self.sizes[image]
-            state = State(self.inputs[image], size)
+            state = State(self.inputs[place], size)
             inputs.append(self.unit.gather(state, items))
-            output = State(self.targets[image], size)
+            output = State(self.targets[place], size)
             targets.append(self.unit.gather_target(output, size, items))
+        if not inputs:
+            return None
         batch = to_device(self.unit.collate(inputs), self.device)
         return batch, torch.cat(targets).to(self.device)
 
@@ -96,11 +109,14 @@ def relative_error(sampler: ItemSampler) -> float:
 
     Measured on the next few draws of the sampler, in the unit's mode.
     """
-    error = norm = 0.
+    total = torch.zeros(2, dtype=torch.double, device=sampler.device)
     for _ in range(ERROR_BATCHES):
-        batch, target = sampler.draw()
-        error += (sampler.unit.run(batch) - target).square().sum().item()
-        norm += target.square().sum().item()
+        drawn = sampler.draw()
+        if drawn is not None:
+            batch, target = drawn
+            total[0] += (sampler.unit.run(batch) - target).square().sum()
+            total[1] += target.square().sum()
+    error, norm = sum_(total).tolist()
     return error / max(norm, 1e-30)
 
 
@@ -110,6 +126,7 @@ def reconstruct(sampler: ItemSampler, iters: int, lr: float,
 
     Adam without weight decay, a cosine from ``lr`` to 0; quantization
     parameters stay as they are, rounding passes gradients straight through.
+    Processes add up their gradients, so that all take the same step.
 
     Args:
         sampler: of the unit, whose module is optimised in its present mode.
@@ -133,12 +150,18 @@ def reconstruct(sampler: ItemSampler, iters: int, lr: float,
         for step in range(iters):
             for group in optimizer.param_groups:
                 group['lr'] = lr * (1 + math.cos(math.pi * step / iters)) / 2
-            batch, target = sampler.draw()
-            with torch.enable_grad():
-                output = unit.run(batch)
-                loss = (output - target).square().sum(-1).mean()
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            drawn = sampler.draw()
+            num_rows = 0
+            if drawn is not None:
+                batch, target = drawn
+                num_rows = target.shape[:-1].numel()
+                with torch.enable_grad():
+                    output = unit.run(batch)
+                    loss = (output - target).square().sum(-1).mean()
+                loss.backward()
+            if num_ranks() > 1:
+                _average_gradients_(params, num_rows)
             optimizer.step()
             on_step(step + 1)
     finally:
@@ -146,3 +169,18 @@ def reconstruct(sampler: ItemSampler, iters: int, lr: float,
             param.grad = None
         for param in frozen:
             param.requires_grad_(False)
+
+
+@torch.no_grad()
+def _average_gradients_(params: Sequence[Tensor], num_rows: int) -> None:
+    """Make gradients of means over rows those of the mean over all rows."""
+    grads = [
+        torch.zeros_like(param) if param.grad is None else param.grad
+        for param in params
+    ]
+    flat = torch.cat([grad.flatten() for grad in grads])
+    total = sum_(torch.cat([flat * num_rows, flat.new_tensor([num_rows])]))
+    total = total[:-1] / total[-1]
+    sizes = [grad.numel() for grad in grads]
+    for param, part in zip(params, total.split(sizes)):
+        param.grad = part.view_as(param)

@@ -2,7 +2,8 @@
 
 A unit goes through all three stages before the next one starts. Its float
 input and the one the quantized units before it produce advance side by side
-and are never recomputed from the images.
+and are never recomputed from the images. Several processes share the images
+in turn, and each has the activations of its own ones.
 """
 import copy
 import time
@@ -21,6 +22,8 @@ from isvit_det.calibration.store import ActivationPool, ActivationStore
 from isvit_det.core.errors import QuantError
 from isvit_det.core.layers import (fit_weights_, observe, precision,
                                    set_precision_)
+from isvit_det.core.ranks import (gather, interleave, mine, of_first, rank,
+                                  take_first_)
 from isvit_det.core.reparam import (fold_channel_scales_, use_channel_scales_,
                                     widen_narrow_channels_)
 from isvit_det.core.spec import QuantConfig, SOSConfig
@@ -100,10 +103,11 @@ def calibrate(
     Args:
         student: lists ``units()``; float weights, in eval mode. Ends
             quantized.
-        images: tensors (1, 3, H, W), read once.
+        images: tensors (1, 3, H, W) of this process, read once.
         quant: the settings that ``student`` was built with.
         sos: the settings of the run.
-        workspace: directory of the resume state and of spilled activations.
+        workspace: directory of the resume state, which process 0 keeps, and
+            of spilled activations.
         fingerprint: names everything the result depends on; state of
             another fingerprint is discarded.
         store_gb: memory for activations in GB (1e9 bytes).
@@ -129,8 +133,11 @@ class _Run:
         self.quant = quant
         self.sos = sos
         self.on_event = on_event
-        self.pool = ActivationPool(workspace / 'spilled', store_gb)
-        self.files = ProgressFiles(workspace / 'units', fingerprint)
+        self.pool = ActivationPool(workspace / 'spilled' / str(rank()),
+                                   store_gb)
+        self.files: Optional[ProgressFiles] = None
+        if rank() == 0:
+            self.files = ProgressFiles(workspace / 'units', fingerprint)
         teacher = copy.deepcopy(student)
         self.units = student.units()
         self.teacher_units = teacher.units()
@@ -138,17 +145,18 @@ class _Run:
 
     def all_units(self, images: Iterable[Tensor]) -> List[UnitRecord]:
         num_units = len(self.units)
-        if self.files.discarded:
+        if self.files and self.files.discarded:
             self.on_event(
                 Event(
                     'warning',
                     message='the calibration state found is of other '
                     'settings, weights or images: starting anew'))
         store = ActivationStore(self.pool)
-        sizes: Sizes = []
+        own_sizes: Sizes = []
         for image in images:
             store.append(image)
-            sizes.append((image.shape[-2], image.shape[-1]))
+            own_sizes.append((image.shape[-2], image.shape[-1]))
+        sizes = interleave(gather(own_sizes))
         if not sizes:
             raise QuantError('calibration set: 0 images; give at least 1.')
         self.on_event(Event('images', num_units=num_units))
@@ -169,7 +177,10 @@ class _Run:
             streams, sizes = (targets, outputs), next_sizes
             if not record.resumed:
                 record.seconds = time.perf_counter() - start
-                self.files.save(index, unit, vars(record))
+                # Equal up to the order of sums; go on from the same.
+                take_first_(list(unit.module.state_dict().values()))
+                if self.files:
+                    self.files.save(index, unit, vars(record))
             records.append(record)
             self.on_event(
                 Event(
@@ -185,9 +196,14 @@ class _Run:
 
     def _resume(self, index: int) -> Optional[UnitRecord]:
         """Put the state of a unit finished by an earlier run in place."""
-        values = self.files.load(index, self.units[index])
+        unit = self.units[index]
+        values = of_first(self.files and self.files.load(index, unit))
         if values is None:
             return None
+        state = unit.module.state_dict()
+        take_first_(list(state.values()))
+        # Loading also notes that the quantizers are fitted.
+        unit.module.load_state_dict(state)
         return UnitRecord(**{**values, 'resumed': True})
 
     @torch.no_grad()
@@ -196,13 +212,14 @@ class _Run:
         """Run whole maps through a unit, freeing its inputs if told to."""
         outputs = ActivationStore(self.pool)
         out_sizes: Sizes = []
-        for index, size in enumerate(sizes):
-            state = unit.forward(State(inputs[index].to(self.device), size))
+        for place, image in enumerate(mine(len(sizes))):
+            state = unit.forward(
+                State(inputs[place].to(self.device), sizes[image]))
             if free:
-                inputs.drop(index)
+                inputs.drop(place)
             outputs.append(state.x)
             out_sizes.append(state.size)
-        return outputs, out_sizes
+        return outputs, interleave(gather(out_sizes))
 
     def _three_stages(self, index: int, streams: Tuple[ActivationStore,
                                                        ActivationStore],
@@ -241,8 +258,9 @@ class _Run:
                     sizes: Sizes) -> None:
         with precision(unit.module, weights=False, acts=False):
             with observe(unit.module):
-                for image, size in enumerate(sizes):
-                    unit.forward(State(inputs[image].to(self.device), size))
+                for place, image in enumerate(mine(len(sizes))):
+                    unit.forward(
+                        State(inputs[place].to(self.device), sizes[image]))
 
     def _sampler(self, index: int, stage: int, inputs: ActivationStore,
                  sizes: Sizes, targets: ActivationStore) -> ItemSampler:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from isvit_det.core.errors import QuantError
+from isvit_det.core.ranks import ranks_here
 
 
 class ActivationPool:
@@ -16,7 +17,8 @@ class ActivationPool:
     Args:
         directory: where tensors beyond the budget go; made when needed.
         budget_gb: GB (1e9 bytes) of tensors kept in memory; None takes half
-            of what the system has available.
+            of what the system has available, shared with the other processes
+            of the run.
     """
 
     def __init__(self,
@@ -24,7 +26,7 @@ class ActivationPool:
                  budget_gb: Optional[float] = None) -> None:
         self.directory = directory
         if budget_gb is None:
-            self.budget = available_memory() // 2
+            self.budget = available_memory() // (2 * ranks_here())
         elif budget_gb >= 0:
             self.budget = int(budget_gb * 1e9)
         else:

@@ -168,7 +168,7 @@ def observe(model: nn.Module) -> Iterator[None]:
     """Watch every activation quantizer, and fit those that ran at the end.
 
     The model runs as its mode says while it is watched; on error nothing is
-    fitted.
+    fitted. What the processes of a run have seen counts together.
     """
     watched = [q for q in quantizers(model).values() if q.role == 'act']
     for quantizer in watched:
@@ -181,8 +181,12 @@ def observe(model: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             yield
         for quantizer in watched:
-            if quantizer.observer.counts is not None:  # type: ignore
-                quantizer.fit_(quantizer.observer)  # type: ignore
+            observer = quantizer.observer
+            assert observer is not None
+            observer.merge_(
+                next(b for b in quantizer.buffers() if b.is_floating_point()))
+            if observer.counts is not None:
+                quantizer.fit_(observer)
     finally:
         for quantizer in watched:
             quantizer.observer = None

@@ -4,7 +4,7 @@ Observers summarise what a quantizer sees in histograms of fixed size, so a
 search costs the same for one window and for a thousand images, and no tensor
 is too large for it.
 """
-from typing import NamedTuple, Optional, Sequence, Tuple
+from typing import List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -13,6 +13,8 @@ from isvit_det.core.errors import QuantError
 from isvit_det.core.functional import (log_encode, log_table, range_to_affine,
                                        sulq_table, table_decode,
                                        uniform_decode, uniform_encode)
+from isvit_det.core.ranks import (gather, highest_, interleave, lowest_,
+                                  num_ranks, rank, sum_)
 
 NUM_BINS = 2048
 CHUNK = 2**22
@@ -29,11 +31,19 @@ class Samples(NamedTuple):
 
 
 class RangeObserver:
-    """Histogram of each channel, whose range doubles as values demand.
+    """Histogram of each channel, on a grid that only its extremes decide.
+
+    Bins are as wide as a power of two and start at multiples of that, so the
+    order of what is seen, and which process sees what, change nothing.
 
     Args:
         num_channels: C; 1 for one histogram of the whole tensor.
         axis: dimension of the channels, ignored for C = 1.
+
+    Attributes:
+        counts: int64, shape (C, 2048); None before anything was seen.
+        low: least value of each channel, shape (C,).
+        high: largest value of each channel, shape (C,).
     """
 
     def __init__(self, num_channels: int = 1, axis: int = -1) -> None:
@@ -56,66 +66,104 @@ class RangeObserver:
             return
         low, high = rows.amin(1), rows.amax(1)
         _check_finite(low, high)
-        if self.counts is None:
-            self.low, self.high = low, high
-            self.start = low.double()
-            # A little room on top, so that the maximum falls inside.
-            span = (high - low).double() * 1.001
-            self.width = span.clamp(min=1e-30) / NUM_BINS
-            self.counts = torch.zeros(
-                self.num_channels,
-                NUM_BINS,
-                dtype=torch.int64,
-                device=x.device)
-        else:
-            self.low = torch.minimum(self.low, low)
-            self.high = torch.maximum(self.high, high)
-            self._grow_()
+        self._widen_(low, high)
         step = max(1, CHUNK // self.num_channels)
         for chunk in rows.split(step, dim=1):
             self._count_(chunk)
 
-    def _grow_(self) -> None:
-        """Double the range of channels that left it, merging bin pairs."""
-        counts = self.counts
-        assert counts is not None
-        while True:
-            down = self.low.double() < self.start
-            end = self.start + self.width * NUM_BINS
-            grow = down | (self.high.double() >= end)
-            if not grow.any():
-                return
-            pairs = counts[grow].view(-1, NUM_BINS // 2, 2).sum(-1)
-            empty = torch.zeros_like(pairs)
-            lower = torch.cat([pairs, empty], 1)
-            upper = torch.cat([empty, pairs], 1)
-            counts[grow] = torch.where(down[grow, None], upper, lower)
-            self.start = torch.where(down, self.start - self.width * NUM_BINS,
-                                     self.start)
-            self.width = torch.where(grow, self.width * 2, self.width)
+    def merge_(self, like: Tensor) -> None:
+        """Add what the other processes have seen.
+
+        Args:
+            like: has the device and, where nothing was seen, the dtype.
+        """
+        if num_ranks() == 1:
+            return
+        nothing = like.new_full((self.num_channels, ), float('inf'))
+        low, high = nothing, -nothing
+        if self.counts is not None:
+            low, high = self.low, self.high
+        low = lowest_(low.double()).to(low.dtype)
+        high = highest_(high.double()).to(high.dtype)
+        if (low <= high).all():
+            self._widen_(low, high)
+            sum_(self.counts)  # type: ignore
+
+    def _widen_(self, low: Tensor, high: Tensor) -> None:
+        """Make the grid hold values in between as well."""
+        if self.counts is None:
+            self.low, self.high = low, high
+            self.exponent, self.first = _grid(low, high)
+            self.counts = torch.zeros(
+                self.num_channels,
+                NUM_BINS,
+                dtype=torch.int64,
+                device=low.device)
+            return
+        self.low = torch.minimum(self.low, low)
+        self.high = torch.maximum(self.high, high)
+        exponent, first = _grid(self.low, self.high)
+        moved = (exponent != self.exponent) | (first != self.first)
+        if moved.any():
+            bins = torch.arange(NUM_BINS, device=low.device)
+            bins = bins + self.first[moved, None]
+            bins >>= (exponent - self.exponent)[moved, None]
+            # Bins beyond the extremes are empty.
+            bins = (bins - first[moved, None]).clamp_(0, NUM_BINS - 1)
+            old = self.counts[moved]
+            self.counts[moved] = torch.zeros_like(old).scatter_add_(
+                1, bins, old)
+            self.exponent, self.first = exponent, first
 
     def _count_(self, rows: Tensor) -> None:
         counts = self.counts
         assert counts is not None
-        start = self.start.to(rows.dtype)[:, None]
-        index = ((rows - start) / self.width.to(rows.dtype)[:, None]).long()
-        index.clamp_(0, NUM_BINS - 1)
+        # Half precision does not hold the numbers of bins.
+        dtype = torch.promote_types(rows.dtype, torch.float32)
+        width = self._width().to(dtype)[:, None]
+        index = (rows.to(dtype) / width).floor_()
+        index = index.sub_(self.first.to(dtype)[:, None]).long()
         if self.num_channels > 1:
             channels = torch.arange(self.num_channels, device=rows.device)
             index += channels[:, None] * NUM_BINS
         counts += torch.bincount(
             index.flatten(), minlength=counts.numel()).view_as(counts)
 
+    def _width(self) -> Tensor:
+        return torch.exp2(self.exponent.double())
+
     def samples(self) -> Samples:
         """Bin centres with their counts, in the dtype of what was seen."""
         assert self.counts is not None
-        bins = torch.arange(NUM_BINS, device=self.start.device) + .5
-        centres = self.start[:, None] + bins * self.width[:, None]
+        bins = torch.arange(NUM_BINS, device=self.low.device) + .5
+        centres = (self.first[:, None] + bins) * self._width()[:, None]
         dtype = self.low.dtype
         return Samples(
             torch.minimum(
                 torch.maximum(centres.to(dtype), self.low[:, None]),
                 self.high[:, None]), self.counts.to(dtype))
+
+
+def _grid(low: Tensor, high: Tensor) -> Tuple[Tensor, Tensor]:
+    """The finest grid whose bins reach from ``low`` to ``high``.
+
+    Returns:
+        Exponent of a bin's width, and number of the first bin on a grid
+        that starts at 0; int64, shape (C,).
+    """
+    low, high = low.double(), high.double()
+    # Numbers of bins stay below 2**40, also where all values are the same.
+    largest = torch.maximum(low.abs(), high.abs())
+    exponent = torch.maximum(
+        torch.frexp(high - low).exponent.long() - NUM_BINS.bit_length(),
+        torch.frexp(largest).exponent.long() - 40).clamp_(min=-100)
+    while True:
+        width = torch.exp2(exponent.double())
+        first = torch.floor(low / width).long()
+        too_fine = torch.floor(high / width).long() - first >= NUM_BINS
+        if not too_fine.any():
+            return exponent, first
+        exponent += too_fine
 
 
 def quantiles(samples: Samples, shares: Sequence[float]) -> Tensor:
@@ -203,8 +251,8 @@ class AttentionObserver:
     def __init__(self, keep_values: bool = False) -> None:
         self.keep_values = keep_values
         self.counts: Optional[Tensor] = None
-        self.pairs: list = []
-        self._num_kept = 0
+        self.pairs: List[Tuple[Tensor, Tensor]] = []
+        self._is_full = False
 
     def update(self, x: Tensor) -> None:
         """Add a batch of attention of any shape.
@@ -233,21 +281,54 @@ class AttentionObserver:
         """Sample attention (..., N, M) with the values (..., M, D).
 
         At most an eighth of the room goes to one batch: some of its
-        attention matrices, and of large ones some of the rows.
+        attention matrices, and of large ones some of the rows. The first
+        batch that does not fit is the last one looked at.
         """
-        if not self.keep_values or x.numel() == 0:
+        if not self.keep_values or self._is_full or x.numel() == 0:
             return
         x = x.detach().reshape(-1, *x.shape[-2:])
         values = values.detach().reshape(-1, *values.shape[-2:])
-        room = min(NUM_SAMPLES // 8, NUM_SAMPLES - self._num_kept)
-        num_rows = min(x.shape[1], room // x.shape[2])
-        if num_rows == 0:
-            return
-        take = min(len(x), room // (num_rows * x.shape[2]))
+        room = NUM_SAMPLES // 8
+        num_rows = min(x.shape[1], max(1, room // x.shape[2]))
+        take = min(len(x), max(1, room // (num_rows * x.shape[2])))
         items = _spread(len(x), take, x.device)
         rows = _spread(x.shape[1], num_rows, x.device)
         self.pairs.append((x[items[:, None], rows], values[items]))
-        self._num_kept += take * num_rows * x.shape[2]
+        self._drop_what_does_not_fit_([_sizes(self.pairs)], 0)
+
+    def _drop_what_does_not_fit_(self, sizes: List[List[int]],
+                                 mine: int) -> None:
+        """Keep the pairs that come first among those of all processes."""
+        order = interleave([[(part, size) for size in each]
+                            for part, each in enumerate(sizes)])
+        total = num_mine = 0
+        for part, size in order:
+            total += size
+            if total > NUM_SAMPLES:
+                self._is_full = True
+                break
+            num_mine += part == mine
+        del self.pairs[num_mine:]
+
+    def merge_(self, like: Tensor) -> None:
+        """Add what the other processes have seen, a batch of each in turn.
+
+        Args:
+            like: has the device and, where nothing was seen, the dtype.
+        """
+        if num_ranks() == 1:
+            return
+        if self.counts is None:
+            self.counts = torch.zeros(
+                NUM_BINS + 1, dtype=torch.int64, device=like.device)
+            self.low = like.new_tensor(float('inf'))
+            self.high = -self.low
+        sum_(self.counts)
+        self.low = lowest_(self.low.double()).to(self.low.dtype)
+        self.high = highest_(self.high.double()).to(self.high.dtype)
+        self._drop_what_does_not_fit_(gather(_sizes(self.pairs)), rank())
+        if not self.counts.any():
+            self.counts = None
 
     def samples(self) -> Samples:
         """Bin centres, ascending, with their counts; shapes (1, N)."""
@@ -258,6 +339,10 @@ class AttentionObserver:
         return Samples(
             values.to(self.low.dtype).clamp(self.low, self.high)[None],
             self.counts.flip(0).to(self.low.dtype)[None])
+
+
+def _sizes(pairs: Sequence[Tuple[Tensor, Tensor]]) -> List[int]:
+    return [attention.numel() for attention, _ in pairs]
 
 
 def _spread(length: int, count: int, device: torch.device) -> Tensor:
@@ -305,8 +390,7 @@ def search_sulq(observer: AttentionObserver, shifts: Sequence[float],
     highest = [observer.high]
     if tuple(percentiles) != (1., ):
         highest += list(quantiles(samples, percentiles)[:, 0])
-    best: Optional[Tuple[Tensor, Tensor, Tensor]] = None
-    best_error = float('inf')
+    found, errors = [], []
     for value in shifts:
         shift = observer.high.new_tensor(value)
         last = -torch.log2(observer.low + shift)
@@ -317,12 +401,15 @@ def search_sulq(observer: AttentionObserver, shifts: Sequence[float],
             if exponent == 'integer':
                 low = -step * torch.round(-first / step)
             table = sulq_table(shift, low, step, bits, exponent)
-            error = _weighted_error(observer, samples, by_output, shift, low,
-                                    step, bits, table).item()
-            if error < best_error:
-                best, best_error = (shift, low, step), error
-    assert best is not None
-    return best
+            found.append((shift, low, step))
+            errors.append(
+                _weighted_error(observer, samples, by_output, shift, low, step,
+                                bits, table))
+    error = torch.stack(errors)
+    if by_output:
+        # Each process has kept attention of its own images.
+        sum_(error)
+    return found[int(error.argmin())]
 
 
 def search_log(observer: AttentionObserver, percentiles: Sequence[float],

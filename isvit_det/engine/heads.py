@@ -12,6 +12,7 @@ from isvit_det.calibration.closed_form import correct_
 from isvit_det.core.errors import QuantError
 from isvit_det.core.layers import fit_weights_, observe, precision, quantizers
 from isvit_det.core.quantizers import Quantizer
+from isvit_det.core.ranks import mine
 from isvit_det.engine.images import CalibrationImages
 
 
@@ -55,8 +56,8 @@ def calibrate_heads_(model: nn.Module, images: CalibrationImages,
                 'calibration images and cannot be quantized; use '
                 "scope='backbone' or other images.")
         if correct:
-            with correct_(rest), threshold():
-                _predict(model, images)
+            with correct_(rest) as start_image, threshold():
+                _predict(model, images, start_image)
         else:
             fit_weights_(rest)
 
@@ -69,9 +70,12 @@ def _unreached(rest: nn.Module) -> Dict[str, Quantizer]:
     }
 
 
-def _predict(model: Any, images: CalibrationImages) -> None:
+def _predict(model: Any,
+             images: CalibrationImages,
+             start_image: Callable[[int], None] = lambda image: None) -> None:
     with torch.no_grad():
-        for batch in images.batches():
+        for image, batch in zip(mine(len(images)), images.batches()):
+            start_image(image)
             model.test_step(batch)
 
 

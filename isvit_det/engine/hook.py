@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Optional
 
-from mmengine.dist import broadcast, get_rank, get_world_size, is_main_process
+from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
@@ -15,6 +15,7 @@ from isvit_det.calibration.store import ActivationPool
 from isvit_det.checkpoint import plain, save_packed
 from isvit_det.core.errors import QuantError
 from isvit_det.core.layers import set_precision_
+from isvit_det.core.ranks import take_first_
 from isvit_det.core.spec import SOSConfig
 from isvit_det.engine.heads import calibrate_heads_
 from isvit_det.engine.images import (CalibrationImages, calibration_images,
@@ -173,16 +174,13 @@ class SOSCalibrationHook(Hook):
             f'calibrating {quant.bits} by {quant.method}, scope '
             f'{quant.scope}: {len(images)} images, {sos.iters} iterations '
             f'per unit and stage, learning rate {sos.lr:g}')
-        workspace = Path(runner.work_dir) / WORKSPACE
-        if get_world_size() > 1:
-            workspace = workspace / f'rank_{get_rank()}'
         with CalibrationProgress(runner.logger, is_main_process()) as progress:
             records = calibrate(
                 model.backbone,
                 images.tensors(model),
                 quant,
                 sos,
-                workspace,
+                Path(runner.work_dir) / WORKSPACE,
                 fingerprint(origin, self._image_hashes, [
                     runner.cfg.model, runner.cfg.test_dataloader['dataset'],
                     self.calib_dataloader
@@ -195,9 +193,8 @@ class SOSCalibrationHook(Hook):
         set_precision_(model, weights=True, acts=True)
         if not is_calibrated(model):
             raise QuantError('quant: nothing in the model was quantized.')
-        # All processes did the same up to the order of sums; end equal.
-        for value in model.state_dict().values():
-            broadcast(value, 0)
+        # The heads are equal up to the order of sums; end the same.
+        take_first_(list(model.state_dict().values()))
         return records
 
 

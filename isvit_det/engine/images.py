@@ -11,6 +11,7 @@ from torch import Tensor
 
 from isvit_det.checkpoint import file_hash
 from isvit_det.core.errors import QuantError
+from isvit_det.core.ranks import mine
 
 
 @contextlib.contextmanager
@@ -97,10 +98,12 @@ class CalibrationImages:
     def batches(self) -> Iterator[Dict[str, Any]]:
         """What a data loader of batch size 1 would yield, read lazily.
 
+        Of the images of this process: several share them in turn.
+
         Raises:
             QuantError: naming what cannot be read.
         """
-        for dataset, index in self.picks:
+        for dataset, index in (self.picks[i] for i in mine(len(self))):
             with reading_images():
                 batch = pseudo_collate([dataset[index]])
             yield batch

@@ -9,6 +9,7 @@ from typing import Any, Dict, List, Mapping, Optional, Protocol, Sequence
 import torch
 
 from isvit_det.checkpoint import file_hash, plain
+from isvit_det.core.ranks import num_ranks
 from isvit_det.core.spec import SOSConfig
 from isvit_det.packed_state import checksum
 from isvit_det.version import __version__
@@ -77,7 +78,8 @@ def fingerprint(origin: Mapping[str, Any], hashes: Sequence[str],
         configs,
         # The order of float sums depends on these.
         str(next(model.parameters()).device),
-        torch.get_num_threads()
+        torch.get_num_threads(),
+        num_ranks()
     ]
     text = json.dumps(plain(depends), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

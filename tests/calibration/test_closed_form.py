@@ -64,8 +64,9 @@ def test_a_corrected_layer_is_closer_to_float_on_unseen_maps(kind):
     corrected = copy.deepcopy(plain)
     fit_weights_(plain)
     with precision(corrected, weights=False, acts=False):
-        with correct_(corrected), torch.no_grad():
-            for x in smooth_maps(40, seed=1).split(1):
+        with correct_(corrected) as start_image, torch.no_grad():
+            for image, x in enumerate(smooth_maps(40, seed=1).split(1)):
+                start_image(image)
                 corrected(x)
     unseen = smooth_maps(8, seed=2)
     with torch.no_grad():
@@ -77,8 +78,9 @@ def test_a_corrected_layer_is_closer_to_float_on_unseen_maps(kind):
 def test_weights_end_as_their_codes_decode(kind):
     layer = fitted(LAYERS[kind])
     with precision(layer, weights=False, acts=False):
-        with correct_(layer), torch.no_grad():
-            for x in smooth_maps(12).split(1):
+        with correct_(layer) as start_image, torch.no_grad():
+            for image, x in enumerate(smooth_maps(12).split(1)):
+                start_image(image)
                 layer(x)
     quantizer = layer[0].weight_quantizer
     assert quantizer.is_fitted

@@ -28,6 +28,32 @@ def test_the_extremes_are_exact_whatever_the_order():
         assert observer.counts.sum() == 1000
 
 
+def test_neither_order_nor_batches_change_a_histogram():
+    x = torch.randn(1000, 3).pow(5) + torch.tensor([0., 9., -1000.])
+    whole = observed(x, channels=3)
+    for order in (x.flip(0), x[x[:, 0].argsort()], x[torch.randperm(1000)]):
+        parts = observed(*order.split(13), channels=3)
+        assert torch.equal(parts.counts, whole.counts)
+        assert torch.equal(*(o.samples().values for o in (parts, whole)))
+
+
+@pytest.mark.parametrize('x', [
+    torch.full((9, ), 1e30),
+    torch.full((9, ), -3e-38),
+    torch.tensor([1e6, 1e6 + .0625]),
+    torch.tensor([0., 0.]),
+    torch.tensor([-65504., 65504.]).half(),
+    torch.tensor([-1., 2047., 2048.])
+])
+def test_every_value_finds_its_bin(x):
+    observer = observed(x)
+    assert observer.counts.sum() == len(x)
+    values, weights = observer.samples()
+    values = values.repeat_interleave(weights.long()[0], 1)[0]
+    span = (x.max() - x.min()).item()
+    assert (values - x.sort().values).abs().max() <= span / 1024
+
+
 def test_a_stream_gives_the_quantiles_of_the_whole():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(200_000, generator=generator).exp()
