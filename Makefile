@@ -1,11 +1,12 @@
 # Every target sets up its environment by itself, once: tools/setup_env.sh.
-# ISVIT_ENV, WHEELHOUSE, PYTHON and MAX_JOBS reach it from make's command line.
+# ISVIT_ENV, STACK, WHEELHOUSE, PYTHON and MAX_JOBS reach it from make's command
+# line.
 SHELL := bash
 .SHELLFLAGS := -e -o pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help demo methods bench-calibration bench-scaling bench-memory \
-	bench-deit-tiny learn-coco60 bench-coco60 test test-slow check train \
-	format clean
+	bench-deit-tiny learn-coco60 bench-coco60 test test-openmmlab test-slow \
+	check train format clean
 
 # The demo's backbone: swin or deit.
 BACKBONE := swin
@@ -73,6 +74,9 @@ bench-coco60:  ## bits and scopes on the detector of learn-coco60
 
 test:  ## run the tests that take seconds
 	@$(IN_ENV) pytest -q
+
+test-openmmlab:  ## the same tests on OpenMMLab's own last releases
+	@$(MAKE) --no-print-directory test STACK=openmmlab
 
 test-slow:  ## run the tests that take minutes
 	@$(IN_ENV) pytest -q -m slow

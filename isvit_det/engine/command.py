@@ -2,13 +2,13 @@
 import argparse
 import os
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Mapping, Optional
 
 from mmcv.ops import get_compiling_cuda_version
 from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
-from mmengine.dist import is_distributed, is_main_process
+from mmengine.dist import is_main_process
 
 from isvit_det.checkpoint import is_packed, read_checkpoint
 from isvit_det.core.errors import QuantError
@@ -17,6 +17,7 @@ from isvit_det.core.spec import METHODS, SCOPES
 from isvit_det.engine.configs import (config_errors, configure_hook_,
                                       load_config, quantize_config_)
 from isvit_det.engine.console import Parser, check_device, given, run_command
+from isvit_det.engine.launch import joined
 from isvit_det.engine.report import format_table, silent_sites, table_rows
 from isvit_det.engine.run import QuantizationRun
 from isvit_det.engine.source import packed_settings
@@ -66,8 +67,10 @@ def parse_args(argv: Optional[List[str]]) -> argparse.Namespace:
         help='override settings of the config')
     add('--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],
-        default='none')
-    add('--local_rank', '--local-rank', type=int, default=0)
+        default='none',
+        help='how this process was started as one of several, which share '
+        'the images; on GPUs, or on CPUs where there are none')
+    add('--local_rank', '--local-rank', type=int)
     try:
         return parser.parse_args(argv)
     except ValueError as error:
@@ -98,6 +101,9 @@ def configure(args: argparse.Namespace) -> Config:
     cfg.load_from = str(path)
     cfg.resume = False
     cfg.launcher = args.launcher
+    if args.launcher != 'none' and get_device() == 'cpu':
+        cfg.setdefault('model_wrapper_cfg',
+                       dict(type='MMDistributedDataParallel', device_ids=None))
     # Runs of other settings do not write over each other.
     name = '_'.join([Path(args.config).stem, *_given_settings(args).values()])
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{name}'
@@ -114,15 +120,15 @@ def choose_device(device: Optional[str], launcher: str) -> Optional[str]:
     Raises:
         QuantError: if what was asked for is not to be had.
     """
+    no_operators = get_compiling_cuda_version() == 'not available'
     if launcher != 'none':
         if device is not None:
             raise QuantError('--device: a launcher gives each process its '
                              'own; leave it out.')
-        if get_device() == 'cpu' and not is_distributed():
-            raise QuantError(f'--launcher: {launcher!r} needs a GPU for each '
-                             'process; leave it out.')
+        if get_device() == 'cuda' and no_operators:
+            raise QuantError("--launcher: mmcv's operators were built without "
+                             'CUDA; set CUDA_VISIBLE_DEVICES= to use CPUs.')
         return None
-    no_operators = get_compiling_cuda_version() == 'not available'
     if device is None:
         if get_device() == 'cuda' and no_operators:
             print("mmcv's operators were built without CUDA: using the CPU")
@@ -141,12 +147,18 @@ def quantize(args: argparse.Namespace) -> None:
     device = choose_device(args.device, args.launcher)
     with config_errors():
         cfg = configure(args)
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    if args.local_rank is not None:
+        os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     setup_cache_size_limit_of_dynamo()
-    run = QuantizationRun(cfg, device)
-    result = run.run(float_eval=not args.no_float_eval)
-    if not is_main_process():
-        return
+    with joined(args.launcher):
+        run = QuantizationRun(cfg, device)
+        result = run.run(float_eval=not args.no_float_eval)
+        if is_main_process():
+            show(run, result)
+
+
+def show(run: QuantizationRun, result: Mapping[str, Any]) -> None:
+    """Print what a run found and where its files are."""
     print(f'\n{format_table(table_rows(result))}\n')
     if result['units'] is not None:
         print(f'{result["provenance"]["images_used"]} calibration images, '

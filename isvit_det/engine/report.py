@@ -136,6 +136,16 @@ def list_sites_run(model: nn.Module,
     return sites
 
 
+def sum_calls(sites: Sequence[Mapping[str, Any]]) -> List[Dict[str, Any]]:
+    """Sites with the times they have run in all processes of the run."""
+    counts = torch.tensor([site['num_calls'] for site in sites])
+    all_reduce(counts)
+    return [
+        dict(site, num_calls=count)
+        for site, count in zip(sites, counts.tolist())
+    ]
+
+
 def silent_sites(sites: Iterable[Mapping[str, Any]]) -> List[str]:
     """Names of the sites that did not run."""
     return [site['name'] for site in sites if site['num_calls'] == 0]

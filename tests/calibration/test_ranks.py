@@ -30,6 +30,26 @@ def calibrated_toy(folder, dtype):
     return model.state_dict(), records
 
 
+def resumed_toy(folder, dtype):
+    """The same after a stop within the second unit."""
+
+    def stop(event):
+        if event.index == 1:
+            raise KeyboardInterrupt
+
+    model = toy('isvit').to(dtype)
+    quant = QuantConfig.from_dict({})
+    sos = SOSConfig.from_dict(dict(iters=40, lr=1e-3), quant)
+    images = own([image.to(dtype) for image in toy_images(7)])
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(
+            model, images, quant, sos, folder / 'resumed', 'x', on_event=stop)
+    model = toy('isvit').to(dtype)
+    records = calibrate(model, images, quant, sos, folder / 'resumed', 'x')
+    assert [record.resumed for record in records] == [True, False, False]
+    return model.state_dict()
+
+
 def weight_codes(state):
     model = toy('isvit')
     model.load_state_dict(state)
@@ -102,7 +122,8 @@ def everything(folder):
     """What a process returns, by function and dtype."""
     return {
         (work.__name__, dtype): work(folder / str(dtype), dtype)
-        for work in (histograms, attention, corrected_layer, calibrated_toy)
+        for work in (histograms, attention, corrected_layer, calibrated_toy,
+                     resumed_toy)
         for dtype in (torch.double, torch.float)
     }
 
@@ -181,6 +202,7 @@ def test_calibration_differs_by_the_order_of_sums_only(one, two, dtype):
             assert record.errors == pytest.approx(alone.errors, rel=1e-3)
 
 
-def test_both_processes_end_with_exactly_the_same(two):
+def test_both_processes_end_with_exactly_the_same_also_when_resumed(two):
     first, second = (other['calibrated_toy', torch.float][0] for other in two)
-    assert all(torch.equal(first[key], second[key]) for key in first)
+    for other in (second, *(each['resumed_toy', torch.float] for each in two)):
+        assert all(torch.equal(first[key], other[key]) for key in first)
