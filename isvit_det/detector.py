@@ -1,7 +1,15 @@
 """quantized_detector: a detector of mmdet in low bits, heads included."""
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
+from mmcv.cnn import GeneralizedAttention, NonLocal2d
 from mmcv.cnn.bricks import wrappers
+from mmcv.ops import MultiScaleDeformableAttention
+from mmdet.models.dense_heads import (CondInstMaskHead, DDQDETRHead,
+                                      MaskFormerHead, RTMDetInsHead,
+                                      SOLOV2Head, YOLACTProtonet)
+from mmdet.models.dense_heads.tood_head import TaskDecomposition
+from mmdet.models.layers import ConditionalAttention, DynamicConv
+from mmdet.models.roi_heads import SparseRoIHead
 from mmdet.registry import MODELS as MMDET_MODELS
 from torch import nn
 
@@ -19,6 +27,10 @@ PLAIN_FORWARDS = [
 ]
 # Parameters that torch's modules multiply by.
 OPERANDS = ('weight', 'in_proj_weight')
+# Modules that multiply activations by activations, without a weight.
+PRODUCTS = (MultiScaleDeformableAttention, ConditionalAttention,
+            GeneralizedAttention, NonLocal2d, DynamicConv, MaskFormerHead,
+            CondInstMaskHead, RTMDetInsHead, SOLOV2Head, YOLACTProtonet)
 
 
 @MODELS.register_module()
@@ -33,7 +45,7 @@ def quantized_detector(base: str,
     Conv2d and Linear outside of the backbone is replaced by its quantized
     twin. Transposed and deformable convolutions, layers that compute more
     than these two do and what is inside of ``nn.MultiheadAttention`` stay in
-    float.
+    float, and so do layers that no prediction runs.
 
     Args:
         base: name of the detector's class, such as ``'MaskRCNN'``.
@@ -84,18 +96,39 @@ def quantize_layers_(model: nn.Module, backbone: nn.Module,
     """
     twins: Dict[Any, nn.Module] = {}
     kept = set(backbone.modules())
+    for module in model.modules():
+        kept.update(*(part.modules() for part in unrun_parts(module)))
     for parent in list(model.modules()):
-        # The forward of MultiheadAttention reads its projection's weight and
-        # never runs it.
-        if parent in kept or isinstance(parent, nn.MultiheadAttention):
+        if parent in kept:
             continue
         for name, child in list(parent._modules.items()):
             twin = twins.get(child)
-            if twin is None and _is_plain(child):
+            if twin is None and child not in kept and _is_plain(child):
                 twins[child] = twin = _twin(child, config)
             if twin is not None:
                 setattr(parent, name, twin)
     return len(twins)
+
+
+def unrun_parts(module: Any) -> List[nn.Module]:
+    """Parts of a module whose own forward no prediction runs.
+
+    Another forward reads their weights, or they are there for training.
+    """
+    if isinstance(module, nn.MultiheadAttention):
+        return [module.out_proj]
+    if isinstance(module, TaskDecomposition):
+        return [module.reduction_conv]
+    if isinstance(module, DDQDETRHead):
+        return [
+            module.aux_cls_branches, module.aux_reg_branches,
+            module.cls_branches[-1], module.reg_branches[-1]
+        ]
+    if isinstance(module, SparseRoIHead) and module.with_mask:
+        return list(module.mask_head[:-1])
+    if isinstance(module, YOLACTProtonet):
+        return [part for part in [module.segm_branch] if part is not None]
+    return []
 
 
 def _twin(layer: Any, config: QuantConfig) -> nn.Module:
@@ -111,11 +144,11 @@ def _is_plain(module: Optional[nn.Module]) -> bool:
 
 
 def float_modules(model: nn.Module) -> List[Tuple[str, str]]:
-    """Modules that multiply by a weight of theirs in float, with class names.
+    """Modules that hold or compute products in float, with class names.
 
     Norms and embeddings aside: any module that holds a parameter of two or
     more dimensions named ``weight``, ``in_proj_weight`` or as its class says
-    in ``float_operands``.
+    in ``float_operands``, and those that multiply activations by each other.
     """
     found = []
     for name, module in model.named_modules():
@@ -123,6 +156,7 @@ def float_modules(model: nn.Module) -> List[Tuple[str, str]]:
             continue
         own = dict(module.named_parameters(recurse=False))
         keys = (*OPERANDS, *getattr(module, 'float_operands', ()))
-        if any(key in own and own[key].ndim >= 2 for key in keys):
+        if isinstance(module, PRODUCTS) or any(
+                key in own and own[key].ndim >= 2 for key in keys):
             found.append((name, type(module).__name__))
     return found

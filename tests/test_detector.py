@@ -8,6 +8,7 @@ from mmcv.cnn.bricks import wrappers
 from mmcv.cnn.bricks.conv2d_adaptive_padding import Conv2dAdaptivePadding
 from mmcv.ops import DeformConv2d
 from mmdet.models.layers import NormedConv2d, NormedLinear
+from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from torch import nn
@@ -17,8 +18,11 @@ from isvit_det.core.layers import QuantConv2d, QuantLinear, precision
 from isvit_det.core.spec import QuantConfig
 from isvit_det.detector import (float_modules, quantize_layers_,
                                 quantized_detector)
+from isvit_det.engine.configs import load_config
 from isvit_det.registry import MODELS
 from tests.engine.tiny import FLOAT
+
+SIZE = (128, 160)
 
 
 @pytest.fixture(scope='module')
@@ -115,6 +119,46 @@ def test_layers_that_compute_something_else_stay_float(layer):
     model = nn.Sequential(layer)
     assert quantize_layers_(model, nn.Identity(), QuantConfig()) == 0
     assert [name for name, _ in float_modules(model)] == ['0']
+
+
+@pytest.mark.parametrize('name, unrun', [
+    ('tood/tood_r50_fpn_1x_coco.py', 'cls_decomp.reduction_conv.conv'),
+    ('ddq/ddq-detr-4scale_r50_8xb2-12e_coco.py', 'aux_reg_branches.5.4'),
+    ('yolact/yolact_r50_1xb8-55e_coco.py', 'segm_branch.segm_conv'),
+    ('queryinst/queryinst_r50_fpn_1x_coco.py', 'mask_head.4.conv_logits'),
+])
+def test_all_that_is_quantized_runs_in_a_prediction(name, unrun):
+    """And what does not run, in training only or read by others, is kept."""
+    init_default_scope('mmdet')
+    torch.manual_seed(0)
+    cfg = load_config(f'mmdet::{name}', None).model
+    cfg.backbone.init_cfg = None
+    model = MODELS.build(cfg).eval()
+    model.init_weights()
+    # Random boxes would leave the image.
+    for param in model.parameters():
+        param.data *= .1
+    model.test_cfg.update(score_thr=0.)
+    quantize_layers_(model, model.backbone, QuantConfig())
+    ran = set()
+    twins = {
+        module: name
+        for name, module in model.named_modules()
+        if isinstance(module, (QuantLinear, QuantConv2d))
+    }
+    for twin in twins:
+        twin.register_forward_hook(lambda module, *_: ran.add(module))
+    sample = DetDataSample(
+        metainfo=dict(
+            ori_shape=SIZE,
+            img_shape=SIZE,
+            scale_factor=(1., 1.),
+            batch_input_shape=SIZE))
+    with torch.no_grad():
+        model.test_step(
+            dict(inputs=[torch.rand(3, *SIZE)], data_samples=[sample]))
+    assert [name for twin, name in twins.items() if twin not in ran] == []
+    assert any(name.endswith(unrun) for name, _ in float_modules(model))
 
 
 def test_mmcvs_plain_layers_are_quantized():

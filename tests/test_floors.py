@@ -21,6 +21,7 @@ FLOORS = (
     {'detector'},
     {'checkpoint'},
     {'engine'},
+    {'apis', '__main__'},
 )
 # These run on any network: torch alone, and nothing of the border.
 TORCH_ONLY = {'', 'version', 'core', 'calibration'}

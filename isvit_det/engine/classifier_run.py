@@ -18,9 +18,9 @@ from isvit_det.core.errors import QuantError
 from isvit_det.core.files import check_writable, local_checkpoint
 from isvit_det.core.spec import QuantConfig, SOSConfig
 from isvit_det.detector import float_modules
+from isvit_det.engine.calibrate import WORKSPACE
 from isvit_det.engine.folder_images import (FolderSample, ImageList,
                                             class_labels, find_images)
-from isvit_det.engine.hook import WORKSPACE
 from isvit_det.engine.images import find_overlap, refuse_overlap
 from isvit_det.engine.progress import CalibrationProgress
 from isvit_det.engine.provenance import describe_origin, fingerprint

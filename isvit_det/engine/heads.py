@@ -13,11 +13,11 @@ from isvit_det.core.errors import QuantError
 from isvit_det.core.layers import fit_weights_, observe, precision, quantizers
 from isvit_det.core.quantizers import Quantizer
 from isvit_det.core.ranks import mine
-from isvit_det.engine.images import CalibrationImages
+from isvit_det.engine.images import Images
 
 
-def calibrate_heads_(model: nn.Module, images: CalibrationImages,
-                     correct: bool, logger: MMLogger) -> None:
+def calibrate_heads_(model: nn.Module, images: Images, correct: bool,
+                     logger: MMLogger) -> None:
     """Fit every quantizer outside of the backbone, without optimisation.
 
     The detector predicts on the calibration images with its backbone as
@@ -71,7 +71,7 @@ def _unreached(rest: nn.Module) -> Dict[str, Quantizer]:
 
 
 def _predict(model: Any,
-             images: CalibrationImages,
+             images: Images,
              start_image: Callable[[int], None] = lambda image: None) -> None:
     with torch.no_grad():
         for image, batch in zip(mine(len(images)), images.batches()):

@@ -10,24 +10,18 @@ from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 
-from isvit_det.calibration.sos import UnitRecord, calibrate
+from isvit_det.calibration.sos import UnitRecord
 from isvit_det.calibration.store import ActivationPool
 from isvit_det.checkpoint import plain, save_packed
 from isvit_det.core.errors import QuantError
-from isvit_det.core.layers import set_precision_
-from isvit_det.core.ranks import take_first_
 from isvit_det.core.spec import SOSConfig
-from isvit_det.engine.heads import calibrate_heads_
+from isvit_det.engine.calibrate import WORKSPACE, calibrate_detector_
 from isvit_det.engine.images import (CalibrationImages, calibration_images,
                                      evaluation_paths, refuse_overlap)
-from isvit_det.engine.progress import CalibrationProgress
 from isvit_det.engine.provenance import describe_origin, fingerprint
 from isvit_det.engine.report import count_calls, list_sites_run
 from isvit_det.packed_state import is_calibrated
 from isvit_det.registry import HOOKS
-
-# Folder in the work directory for the state of an unfinished calibration.
-WORKSPACE = 'calibration'
 
 
 @dataclass
@@ -139,7 +133,13 @@ class SOSCalibrationHook(Hook):
         sos = self.sos_config(runner)
         origin = plain(
             describe_origin(model, runner.cfg.get('load_from'), images, sos))
-        records = self._calibrate_(runner, model, images, sos, origin)
+        key = fingerprint(origin, self._image_hashes, [
+            runner.cfg.model, runner.cfg.test_dataloader['dataset'],
+            self.calib_dataloader
+        ], model)
+        records = calibrate_detector_(model, images, sos,
+                                      Path(runner.work_dir) / WORKSPACE, key,
+                                      runner.logger, self.store_gb)
         packed = Path(runner.work_dir) / self.out
         if is_main_process():
             save_packed(model, packed, origin,
@@ -165,37 +165,6 @@ class SOSCalibrationHook(Hook):
         model = bare_model(runner)
         if batch_idx == 0 and not self._postponed and is_calibrated(model):
             list_sites_run(model, self._calls)
-
-    def _calibrate_(self, runner: Runner, model: Any,
-                    images: CalibrationImages, sos: SOSConfig,
-                    origin: Mapping[str, Any]) -> List[UnitRecord]:
-        quant = model.quant_config
-        runner.logger.info(
-            f'calibrating {quant.bits} by {quant.method}, scope '
-            f'{quant.scope}: {len(images)} images, {sos.iters} iterations '
-            f'per unit and stage, learning rate {sos.lr:g}')
-        with CalibrationProgress(runner.logger, is_main_process()) as progress:
-            records = calibrate(
-                model.backbone,
-                images.tensors(model),
-                quant,
-                sos,
-                Path(runner.work_dir) / WORKSPACE,
-                fingerprint(origin, self._image_hashes, [
-                    runner.cfg.model, runner.cfg.test_dataloader['dataset'],
-                    self.calib_dataloader
-                ], model),
-                store_gb=self.store_gb,
-                on_event=progress)
-        if quant.scope == 'detector':
-            runner.logger.info('calibrating neck and heads')
-            calibrate_heads_(model, images, sos.correct_heads, runner.logger)
-        set_precision_(model, weights=True, acts=True)
-        if not is_calibrated(model):
-            raise QuantError('quant: nothing in the model was quantized.')
-        # The heads are equal up to the order of sums; end the same.
-        take_first_(list(model.state_dict().values()))
-        return records
 
 
 def bare_model(runner: Runner) -> Any:

@@ -32,7 +32,29 @@ def reading_images() -> Iterator[None]:
                          'again.') from error
 
 
-class CalibrationImages:
+class Images:
+    """Images to calibrate on, numbered from 0."""
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def batches(self) -> Iterator[Dict[str, Any]]:
+        """What a data loader of batch size 1 would yield, read lazily.
+
+        Of the images of this process: several share them in turn.
+
+        Raises:
+            QuantError: naming what cannot be read.
+        """
+        raise NotImplementedError
+
+    def tensors(self, model: Any) -> Iterator[Tensor]:
+        """Images (1, 3, H, W), preprocessed and padded as at test time."""
+        for batch in self.batches():
+            yield model.data_preprocessor(batch, False)['inputs']
+
+
+class CalibrationImages(Images):
     """Images of one or more data sets, drawn by seed without replacement.
 
     Args:
@@ -96,22 +118,10 @@ class CalibrationImages:
         return names
 
     def batches(self) -> Iterator[Dict[str, Any]]:
-        """What a data loader of batch size 1 would yield, read lazily.
-
-        Of the images of this process: several share them in turn.
-
-        Raises:
-            QuantError: naming what cannot be read.
-        """
         for dataset, index in (self.picks[i] for i in mine(len(self))):
             with reading_images():
                 batch = pseudo_collate([dataset[index]])
             yield batch
-
-    def tensors(self, model: Any) -> Iterator[Tensor]:
-        """Images (1, 3, H, W), preprocessed and padded as at test time."""
-        for batch in self.batches():
-            yield model.data_preprocessor(batch, False)['inputs']
 
 
 def calibration_images(cfg: Mapping[str, Any], dataset: Any, num_images: int,

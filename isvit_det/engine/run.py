@@ -14,13 +14,14 @@ from isvit_det.checkpoint import read_checkpoint
 from isvit_det.core.files import check_writable
 from isvit_det.core.spec import QuantConfig
 from isvit_det.detector import float_modules
-from isvit_det.engine.configs import config_errors
+from isvit_det.engine.calibrate import WORKSPACE
+from isvit_det.engine.configs import check_evaluator, config_errors
 from isvit_det.engine.float_metrics import FloatMetrics
-from isvit_det.engine.hook import WORKSPACE, SOSCalibrationHook, bare_model
+from isvit_det.engine.hook import SOSCalibrationHook, bare_model
 from isvit_det.engine.images import reading_images
 from isvit_det.engine.report import (average_precision, backbone_error,
                                      count_calls, list_sites_run, peak_memory,
-                                     weight_bytes, write_result)
+                                     sum_calls, weight_bytes, write_result)
 from isvit_det.packed_state import is_calibrated
 
 FORMAT_VERSION = 1
@@ -48,6 +49,7 @@ class QuantizationRun:
         self.checkpoint = Path(cfg.load_from)
         check_writable(self.work_dir)
         with config_errors():
+            check_evaluator(cfg)
             self.runner = Runner.from_cfg(cfg)
             self.hook = next(
                 hook for hook in self.runner.hooks
@@ -87,7 +89,7 @@ class QuantizationRun:
         calls = count_calls(self.model)
         with self._timed('quantized_evaluation'), reading_images():
             metrics = self.runner.test_loop.run()
-        found['sites'] = list_sites_run(self.model, calls)
+        found['sites'] = sum_calls(list_sites_run(self.model, calls))
         found['quantized'] = _precision(metrics)
         if teacher is not None:
             with self._timed('backbone_error'):

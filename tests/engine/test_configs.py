@@ -3,11 +3,13 @@ import copy
 from pathlib import Path
 
 import pytest
+from mmdet.evaluation import CocoMetric, LVISMetric
 from mmengine.config import Config
 
 from isvit_det.core.errors import QuantError
 from isvit_det.core.spec import QuantConfig, SOSConfig
-from isvit_det.engine.configs import (DETECTOR, HOOK, configure_hook_,
+from isvit_det.engine.configs import (DETECTOR, HOOK, check_evaluator,
+                                      config_errors, configure_hook_,
                                       load_config, quantize_config_)
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
@@ -97,6 +99,14 @@ def test_what_cannot_be_quantized_is_named(name, message):
         quantize_config_(load_config(name, None), {})
 
 
+def test_a_package_that_a_config_needs_is_named():
+    missing = 'transformers is not installed, please install it.'
+    with pytest.raises(QuantError, match=missing), config_errors():
+        raise RuntimeError(missing)
+    with pytest.raises(RuntimeError, match='a mistake'), config_errors():
+        raise RuntimeError('a mistake')
+
+
 def test_wrong_settings_are_refused_and_change_nothing():
     cfg = load_config(SWIN, None)
     quantize_config_(cfg, {})
@@ -105,3 +115,34 @@ def test_wrong_settings_are_refused_and_change_nothing():
         with pytest.raises(QuantError):
             quantize_config_(cfg, quant)
     assert cfg.model == before
+
+
+COCO_METRIC = dict(type='CocoMetric', ann_file='a.json')
+
+
+@pytest.mark.parametrize('evaluator', [
+    COCO_METRIC,
+    dict(type=CocoMetric, metric='segm'),
+    [dict(type='mmdet.CocoMetric', metric=['proposal', 'bbox'])],
+    [dict(type='DumpProposals'), COCO_METRIC],
+    dict(metrics=[COCO_METRIC]),
+])
+def test_an_evaluator_may_do_more_than_coco_ap(evaluator):
+    check_evaluator(Config(dict(test_evaluator=evaluator)))
+
+
+@pytest.mark.parametrize('evaluator, words', [
+    ([COCO_METRIC, dict(type='CocoPanopticMetric')], 'CocoPanopticMetric is'),
+    (dict(type='mmdet.LVISMetric'), 'LVISMetric is not supported'),
+    (dict(type=LVISMetric), 'LVISMetric is not supported'),
+    (dict(type='VOCMetric'), 'VOCMetric gives no AP'),
+    (dict(type='NoSuchMetric'), 'NoSuchMetric gives no AP'),
+    (dict(COCO_METRIC, metric='proposal'), 'CocoMetric gives no AP'),
+    (dict(COCO_METRIC, format_only=True), 'CocoMetric gives no AP'),
+    ([], 'gives no AP'),
+    (None, 'gives no AP'),
+])
+def test_an_evaluator_without_coco_ap_is_refused(evaluator, words):
+    with pytest.raises(QuantError, match=words) as caught:
+        check_evaluator(Config(dict(test_evaluator=evaluator)))
+    assert "give CocoMetric with metric 'bbox' or 'segm'" in str(caught.value)

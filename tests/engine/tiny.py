@@ -104,21 +104,22 @@ def annotate(model: Any, cfg: Config, path: Path) -> None:
         with torch.no_grad():
             sample = model.test_step(batch)[0]
         found = sample.pred_instances[:NUM_OBJECTS]
-        for box, mask, label in zip(found.bboxes, found.masks, found.labels):
+        for place, box in enumerate(found.bboxes):
             left, top, right, bottom = box.tolist()
-            segment = coco_mask.encode(
-                np.asfortranarray(mask.numpy().astype(np.uint8)))
-            annotations.append(
-                dict(
-                    id=len(annotations) + 1,
-                    image_id=sample.img_id,
-                    category_id=dataset.cat_ids[label],
-                    bbox=[left, top, right - left, bottom - top],
-                    area=(right - left) * (bottom - top),
-                    iscrowd=0,
-                    segmentation=dict(
-                        size=segment['size'],
-                        counts=segment['counts'].decode())))
+            annotation = dict(
+                id=len(annotations) + 1,
+                image_id=sample.img_id,
+                category_id=dataset.cat_ids[found.labels[place]],
+                bbox=[left, top, right - left, bottom - top],
+                area=(right - left) * (bottom - top),
+                iscrowd=0)
+            if 'masks' in found:
+                segment = coco_mask.encode(
+                    np.asfortranarray(found.masks[place].numpy().astype(
+                        np.uint8)))
+                annotation['segmentation'] = dict(
+                    size=segment['size'], counts=segment['counts'].decode())
+            annotations.append(annotation)
     content = json.loads(path.read_text())
     path.write_text(json.dumps(dict(content, annotations=annotations)))
 

@@ -1,0 +1,68 @@
+"""Calibration of a whole detector: backbone, then neck and heads."""
+from pathlib import Path
+from typing import Any, List, Optional
+
+from mmengine.dist import is_main_process
+from mmengine.logging import MMLogger
+
+from isvit_det.calibration.sos import UnitRecord, calibrate
+from isvit_det.core.errors import QuantError
+from isvit_det.core.layers import set_precision_
+from isvit_det.core.ranks import take_first_
+from isvit_det.core.spec import SOSConfig
+from isvit_det.engine.heads import calibrate_heads_
+from isvit_det.engine.images import Images
+from isvit_det.engine.progress import CalibrationProgress
+from isvit_det.packed_state import is_calibrated
+
+# Folder in the work directory for the state of an unfinished calibration.
+WORKSPACE = 'calibration'
+
+
+def calibrate_detector_(model: Any,
+                        images: Images,
+                        sos: SOSConfig,
+                        workspace: Path,
+                        fingerprint: str,
+                        logger: MMLogger,
+                        store_gb: Optional[float] = None) -> List[UnitRecord]:
+    """Calibrate a detector of ``quantized_detector``; it ends quantized.
+
+    Args:
+        model: in eval mode, with float weights.
+        images: to calibrate on; the processes of a run share them.
+        sos: settings of the run.
+        workspace: directory of the resume state and of spilled activations.
+        fingerprint: names everything the result depends on; state of
+            another fingerprint is discarded.
+        logger: gets a line for every unit.
+        store_gb: memory for activations in GB (1e9 bytes); None takes half
+            of what is available.
+
+    Raises:
+        QuantError: if an image cannot be read, or something to quantize
+            never ran on the images.
+    """
+    quant = model.quant_config
+    logger.info(f'calibrating {quant.bits} by {quant.method}, scope '
+                f'{quant.scope}: {len(images)} images, {sos.iters} iterations '
+                f'per unit and stage, learning rate {sos.lr:g}')
+    with CalibrationProgress(logger, is_main_process()) as progress:
+        records = calibrate(
+            model.backbone,
+            images.tensors(model),
+            quant,
+            sos,
+            workspace,
+            fingerprint,
+            store_gb=store_gb,
+            on_event=progress)
+    if quant.scope == 'detector':
+        logger.info('calibrating neck and heads')
+        calibrate_heads_(model, images, sos.correct_heads, logger)
+    set_precision_(model, weights=True, acts=True)
+    if not is_calibrated(model):
+        raise QuantError('quant: nothing in the model was quantized.')
+    # The heads are equal up to the order of sums; end the same.
+    take_first_(list(model.state_dict().values()))
+    return records

@@ -1,0 +1,109 @@
+"""Quantizing from Python: the same codes as the tool, and what is refused."""
+import copy
+
+import cv2
+import pytest
+import torch
+from mmdet.apis import inference_detector, init_detector
+
+from isvit_det.apis import quantize_detector, save_detector
+from isvit_det.calibration import sos
+from isvit_det.core.errors import QuantError
+from isvit_det.core.layers import list_sites
+from isvit_det.engine.command import main
+from tests.engine.tiny import make_tiny
+
+
+@pytest.fixture(scope='module')
+def tiny(tmp_path_factory):
+    return make_tiny(tmp_path_factory.mktemp('tiny'))
+
+
+@pytest.fixture(scope='module')
+def model(tiny):
+    return init_detector(tiny.config, tiny.checkpoint, device='cpu')
+
+
+def pictures(tiny, split='train'):
+    return sorted((tiny.data / split).iterdir())
+
+
+def predictions(model, path):
+    return inference_detector(model, str(path)).pred_instances
+
+
+def same(one, other):
+    return len(one) == len(other) > 0 and all(
+        torch.equal(one[key], other[key]) for key in ('bboxes', 'scores'))
+
+
+@pytest.mark.parametrize('scope', ['backbone', 'detector'])
+def test_a_detector_is_quantized_run_saved_and_loaded(tiny, model, tmp_path,
+                                                      scope):
+    path = pictures(tiny, 'val')[0]
+    before = copy.deepcopy(model.state_dict())
+    wanted = predictions(model, path)
+    images = pictures(tiny)[:3]
+    images[1] = cv2.imread(str(images[1]))
+    quantized = quantize_detector(
+        model, images, bits='w4a5', scope=scope, iters=2)
+    sites = list_sites(quantized)
+    assert {site.bits for site in sites if site.role == 'weight'} == {4}
+    heads = [site for site in sites if not site.name.startswith('backbone')]
+    assert bool(heads) == (scope == 'detector')
+    found = predictions(quantized, path)
+    assert not same(found, wanted)
+    again = init_detector(*save_detector(quantized, tmp_path), device='cpu')
+    assert same(predictions(again, path), found)
+    assert again.dataset_meta['classes'] == ['a', 'b']
+    # The float detector is as it was.
+    assert same(predictions(model, path), wanted)
+    assert all(
+        torch.equal(value, before[key])
+        for key, value in model.state_dict().items())
+    # MMDetection's config and ours test the file alike.
+    assert main([
+        tiny.config,
+        str(tmp_path / 'packed.pth'), '--work-dir',
+        str(tmp_path / 'work')
+    ]) == 0
+
+
+def test_files_and_their_arrays_give_the_same_codes(tiny, model):
+    paths = pictures(tiny)[:2]
+    states = [
+        quantize_detector(model, images, method='repq').state_dict()
+        for images in (paths, [cv2.imread(str(path)) for path in paths])
+    ]
+    assert all(
+        torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_an_unfinished_calibration_goes_on(tiny, model, tmp_path, monkeypatch):
+    arguments = dict(iters=2, work_dir=tmp_path)
+    first = quantize_detector(model, pictures(tiny)[:2], **arguments)
+    # Nothing is left to optimise.
+    monkeypatch.setattr(sos, 'reconstruct', None)
+    again = quantize_detector(model, pictures(tiny)[:2], **arguments)
+    first, again = first.state_dict(), again.state_dict()
+    assert all(torch.equal(first[key], again[key]) for key in first)
+
+
+def test_bad_input_is_refused(tiny, model, tmp_path):
+    path = pictures(tiny)[0]
+    damaged = tmp_path / 'damaged.png'
+    damaged.write_text('no picture')
+    for images, words in (([], 'at least 1'), (str(path), 'a list'),
+                          ([tmp_path / 'missing.png'],
+                           'missing.png'), ([path, damaged], 'damaged.png')):
+        with pytest.raises(QuantError, match=words):
+            quantize_detector(model, images, iters=1)
+    with pytest.raises(QuantError, match='2..8'):
+        quantize_detector(model, [path], bits='w9a4')
+    with pytest.raises(QuantError, match='init_detector'):
+        quantize_detector(model.backbone, [path])
+    with pytest.raises(QuantError, match='quantize it first'):
+        save_detector(model, tmp_path)
+    quantized = quantize_detector(model, [path], method='minmax')
+    with pytest.raises(QuantError, match='already'):
+        quantize_detector(quantized, [path])

@@ -1,0 +1,82 @@
+"""Data sets: own classes go in, what is not evaluated here is refused."""
+import json
+
+import pytest
+import torch
+from mmdet.apis import init_detector
+from mmengine.runner import Runner
+
+from isvit_det.datasets.drawing import CLASSES
+from isvit_det.engine.command import main
+from tests.engine.shrunk import RETINANET, Source, draw_coco, make_shrunk
+
+OWN = CLASSES[4:7]
+OWN_CONFIG = """
+_base_ = {base!r}
+dataset = dict(metainfo=dict(classes={classes!r}))
+model = dict(bbox_head=dict(num_classes={num}))
+train_dataloader = dict(dataset=dataset)
+test_dataloader = dict(dataset=dataset)
+"""
+
+
+def test_classes_of_ones_own(tmp_path):
+    data = draw_coco(tmp_path / 'data')
+    for split in ('train', 'val'):
+        drawn = data / f'annotations/instances_{split}.json'
+        drawn.replace(drawn.with_name(f'instances_{split}2017.json'))
+    config = tmp_path / 'own.py'
+    config.write_text(
+        OWN_CONFIG.format(base=RETINANET.name, classes=OWN, num=len(OWN)))
+    source = make_shrunk(
+        Source(str(config), RETINANET.options), data, tmp_path)
+    work_dir = tmp_path / 'work'
+    argv = ['--calib-images', '2', '--method', 'minmax', '--bits', 'w6a6']
+    assert main([*source.words(), *argv, '--work-dir', str(work_dir)]) == 0
+    result = json.loads((work_dir / 'result.json').read_text())
+    assert 0 < result['quantized']['box_ap'] < result['float']['box_ap']
+    packed = work_dir / 'packed.pth'
+    meta = torch.load(packed, weights_only=True)['meta']['dataset_meta']
+    assert tuple(meta['classes']) == OWN
+    model = init_detector(str(work_dir / 'own.py'), str(packed), device='cpu')
+    assert tuple(model.dataset_meta['classes']) == OWN
+    assert main([*source.words(packed), '--work-dir', str(tmp_path)]) == 0
+    again = json.loads((tmp_path / 'result_packed.json').read_text())
+    assert again['quantized'] == result['quantized']
+
+
+SWIN_LVIS = """
+_base_ = 'mmdet::lvis/mask-rcnn_r50_fpn_sample1e-3_ms-1x_lvis-v1.py'
+model = dict(
+    backbone=dict(_delete_=True, type='SwinTransformer'),
+    neck=dict(in_channels=[96, 192, 384, 768]))
+"""
+PANOPTIC = 'mmdet::mask2former/mask2former_swin-t-p4-w7-224_8xb2-lsj-50e_'
+
+
+@pytest.mark.parametrize('config, metric', [
+    (f'{PANOPTIC}coco-panoptic.py', 'CocoPanopticMetric'),
+    ('mmdet::maskformer/maskformer_swin-l-p4-w12_64xb1-ms-300e_coco.py',
+     'CocoPanopticMetric'),
+    (SWIN_LVIS, 'LVISMetric'),
+])
+def test_what_is_not_evaluated_is_refused_at_once(config, metric, tmp_path,
+                                                  monkeypatch, capsys):
+
+    def fail(cfg):
+        raise RuntimeError('work has begun')
+
+    monkeypatch.setattr(Runner, 'from_cfg', fail)
+    if '_base_' in config:
+        path = tmp_path / 'lvis.py'
+        path.write_text(config)
+        config = str(path)
+    torch.save(dict(state_dict={}), tmp_path / 'float.pth')
+    assert main([
+        config,
+        str(tmp_path / 'float.pth'), '--work-dir',
+        str(tmp_path / 'work')
+    ]) == 2
+    line, = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith(f'error: test_evaluator: {metric} is not supported')
+    assert 'CocoMetric' in line and 'instance annotations' in line
