@@ -8,12 +8,20 @@ SHELL := bash
 	bench-deit-tiny learn-coco60 bench-coco60 test test-openmmlab test-slow \
 	check train format clean
 
-# The demo's backbone: swin or deit.
+# The demo's detector: MODEL=mask with BACKBONE=swin or deit, or MODEL=cascade.
+MODEL := mask
 BACKBONE := swin
-DRAWN_swin := mask-rcnn_swin-mini_fpn
-DRAWN_deit := mask-rcnn_deit-mini_sfpn
-DRAWN = configs/drawn/$(or $(DRAWN_$(BACKBONE)),$(error \
-	BACKBONE=$(BACKBONE) is not allowed: give swin or deit))
+DRAWN_mask_swin := mask-rcnn_swin-mini_fpn
+DRAWN_mask_deit := mask-rcnn_deit-mini_sfpn
+DRAWN_cascade_swin := cascade-mask-rcnn_swin-mini_fpn
+DRAWN = configs/drawn/$(or $(DRAWN_$(MODEL)_$(BACKBONE)),$(error \
+	MODEL=$(MODEL) BACKBONE=$(BACKBONE) is not there: give mask with swin or \
+	deit, or cascade with swin))
+DEMO_mask = tools/quantize_det.py $(DRAWN)_isvit-w4a4_drawn.py \
+	--work-dir work_dirs/demo_$(BACKBONE)
+DEMO_cascade = -m benchmarks.methods $(DRAWN)_isvit-w4a4_drawn.py \
+	--methods isvit --seeds 0 --bits w4a4 w3a3 --scopes backbone detector \
+	--work-dir work_dirs/demo_cascade
 SWIN_T := mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_ms-crop-3x_coco.py
 VIT_B := configs/vit/mask-rcnn_vit-b-p16_sfpn_lsj-100e_coco.py
 COCO60 := configs/coco_subset/mask-rcnn_deit-t-p16_sfpn
@@ -32,12 +40,11 @@ help:  ## show this list
 		$(MAKEFILE_LIST)
 	@echo 'WHEELHOUSE=DIR adds a folder of wheels to the set-up.'
 
-demo:  ## quantize a small detector to 4 bits; BACKBONE=deit for a DeiT
+demo:  ## a small detector in 4 bits; BACKBONE=deit, or MODEL=cascade
 	@$(IN_ENV) TIMEFORMAT='make demo took %0R s'; \
-	time python tools/quantize_det.py $(DRAWN)_isvit-w4a4_drawn.py \
-		--work-dir work_dirs/demo_$(BACKBONE)
+	time python $(or $(DEMO_$(MODEL)),$(DRAWN))
 
-methods:  ## the four methods at 3 bits on two seeds; BACKBONE=deit
+methods:  ## the four methods at 3 bits on two seeds, of the demo's detector
 	@$(IN_ENV) python -m benchmarks.methods $(DRAWN)_isvit-w3a3_drawn.py
 
 bench-calibration:  ## streaming against restarting; COCO_ROOT=DIR for COCO
@@ -89,11 +96,11 @@ check:  ## check imports, format, style and types
 	mypy $(filter-out tests,$(CODE)) || status=1; \
 	exit $$status
 
-train:  ## train the demo's float detector; BACKBONE=deit for the DeiT's
+train:  ## train the demo's float detector; BACKBONE=deit, or MODEL=cascade
 	@$(IN_ENV) python "$$(python -c 'import mmdet; print(mmdet.__path__[0])' \
 		)/.mim/tools/train.py" $(DRAWN)_drawn_train.py \
-		--work-dir work_dirs/train_$(BACKBONE) --resume; \
-	python tools/publish_float.py work_dirs/train_$(BACKBONE) \
+		--work-dir work_dirs/train_$(MODEL)_$(BACKBONE) --resume; \
+	python tools/publish_float.py work_dirs/train_$(MODEL)_$(BACKBONE) \
 		$(DRAWN)_drawn.pth
 
 format:  ## rewrite imports and format

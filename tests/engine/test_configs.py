@@ -5,12 +5,15 @@ from pathlib import Path
 import pytest
 from mmdet.evaluation import CocoMetric, LVISMetric
 from mmengine.config import Config
+from mmengine.registry import init_default_scope
 
+from isvit_det.checkpoint import read_checkpoint
 from isvit_det.core.errors import QuantError
 from isvit_det.core.spec import QuantConfig, SOSConfig
 from isvit_det.engine.configs import (DETECTOR, HOOK, check_evaluator,
                                       config_errors, configure_hook_,
                                       load_config, quantize_config_)
+from isvit_det.registry import MODELS
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 COCO = sorted(path.name for path in (CONFIGS / 'isvit').glob('*.py'))
@@ -40,13 +43,21 @@ def test_a_coco_config_is_what_its_name_says(name):
     assert 'train2017' in dataset.get('dataset', dataset).ann_file
 
 
-@pytest.mark.parametrize('model', ['swin-mini_fpn', 'deit-mini_sfpn'])
+@pytest.mark.parametrize('model', [
+    'mask-rcnn_swin-mini_fpn', 'mask-rcnn_deit-mini_sfpn',
+    'cascade-mask-rcnn_swin-mini_fpn'
+])
 @pytest.mark.parametrize('bits', ['w3a3', 'w4a4'])
 def test_a_drawn_config_takes_the_float_weights_beside_it(model, bits):
-    name = f'drawn/mask-rcnn_{model}_isvit-{bits}_drawn.py'
-    cfg = load_config(str(CONFIGS / name), None)
+    cfg = load_config(
+        str(CONFIGS / f'drawn/{model}_isvit-{bits}_drawn.py'), None)
     assert QuantConfig.from_dict(cfg.model.quant).bits == bits
-    assert Path(cfg.load_from).parent == CONFIGS / 'drawn'
+    weights = Path(cfg.load_from)
+    assert weights.parent == CONFIGS / 'drawn'
+    assert weights.stat().st_size < 16e6
+    init_default_scope('mmdet')
+    MODELS.build(cfg.model).load_state_dict(
+        read_checkpoint(weights)['state_dict'])
 
 
 def test_a_float_config_becomes_the_quantized_one():
