@@ -119,19 +119,19 @@ MASK2FORMER = Source(
         10,
     })
 DINO = Source(
-    'mmdet::dino/dino-5scale_swin-l_8xb2-12e_coco.py', {
+    'mmdet::dino/dino-5scale_swin-l_8xb2-12e_coco.py',
+    {
         **SWIN,
-        **under('model.encoder', ENCODER),
-        **under('model.decoder', DECODER),
+        # mmdet 3.3 computes the encoding of a box for 256 channels only.
         'model.neck.in_channels': [16, 32, 64, 128],
-        'model.neck.out_channels':
-        32,
-        'model.neck.norm_cfg.num_groups':
-        4,
-        'model.positional_encoding.num_feats':
-        16,
-        'model.bbox_head.embed_dims':
-        32,
+        'model.encoder.num_layers':
+        1,
+        'model.encoder.layer_cfg.ffn_cfg.feedforward_channels':
+        48,
+        'model.decoder.num_layers':
+        2,
+        'model.decoder.layer_cfg.ffn_cfg.feedforward_channels':
+        48,
         'model.num_queries':
         20,
         'model.test_cfg.max_per_img':
