@@ -122,12 +122,20 @@ class SOSCalibrationHook(Hook):
         return self._images
 
     def before_test(self, runner: Runner) -> None:
-        """Calibrate, unless that has been done."""
+        """Calibrate, unless that has been done.
+
+        Raises:
+            QuantError: if the model is wrapped for test-time augmentation.
+        """
         model = bare_model(runner)
         # This runs in training mode; DropPath would corrupt the targets.
         model.eval()
         if self._postponed or is_calibrated(model):
             return
+        if isinstance(runner.model, BaseTTAModel):
+            raise QuantError('SOSCalibrationHook: a model is not calibrated '
+                             'with --tta; calibrate it without, and give the '
+                             'packed file to --tta.')
         start = time.perf_counter()
         images = self.prepare(runner)
         sos = self.sos_config(runner)
