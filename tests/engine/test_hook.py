@@ -10,6 +10,8 @@ from tests.toy import toy
 
 
 def test_a_model_is_not_calibrated_with_augmentation_at_test_time():
-    runner = SimpleNamespace(model=DetTTAModel(module=toy()))
+    detector = toy()
+    detector.test_step = None
+    runner = SimpleNamespace(model=DetTTAModel(module=detector))
     with pytest.raises(QuantError, match='calibrate it without'):
         SOSCalibrationHook().before_test(runner)
