@@ -71,6 +71,7 @@ class Setup:
             'ISVIT_ENV': str(self.env),
             'XDG_CACHE_HOME': str(self.fake.parent / 'cache'),
             'WHEELHOUSE': '',
+            'STACK': '',
             'CXX': '',
             **variables
         }

@@ -154,9 +154,10 @@ def _grid(low: Tensor, high: Tensor) -> Tuple[Tensor, Tensor]:
     low, high = low.double(), high.double()
     # Numbers of bins stay below 2**40, also where all values are the same.
     largest = torch.maximum(low.abs(), high.abs())
-    exponent = torch.maximum(
-        torch.frexp(high - low).exponent.long() - NUM_BINS.bit_length(),
-        torch.frexp(largest).exponent.long() - 40).clamp_(min=-100)
+    exponent = torch.frexp(largest).exponent.long() - 40
+    span = torch.frexp(high - low).exponent.long() - NUM_BINS.bit_length()
+    exponent = torch.where(high > low, torch.maximum(exponent, span), exponent)
+    exponent.clamp_(min=-100)
     while True:
         width = torch.exp2(exponent.double())
         first = torch.floor(low / width).long()

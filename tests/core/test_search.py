@@ -1,4 +1,6 @@
 """Range search: exactness of the histograms and of what is chosen."""
+import itertools
+
 import pytest
 import torch
 
@@ -35,6 +37,14 @@ def test_neither_order_nor_batches_change_a_histogram():
         parts = observed(*order.split(13), channels=3)
         assert torch.equal(parts.counts, whole.counts)
         assert torch.equal(*(o.samples().values for o in (parts, whole)))
+
+
+def test_single_values_in_any_order_are_those_of_one_batch():
+    x = torch.tensor([-.3992, -.0076, .0115, 0., .0388, .1649])
+    whole = observed(x)
+    for order in itertools.permutations(x):
+        parts = observed(*(value[None] for value in order))
+        assert torch.equal(parts.counts, whole.counts)
 
 
 @pytest.mark.parametrize('x', [
