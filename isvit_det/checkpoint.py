@@ -2,6 +2,7 @@
 import hashlib
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Dict, Mapping
 
 import torch
@@ -78,23 +79,48 @@ class _Ignored:
         pass
 
 
+# Of MMEngine's training log.
+IGNORED = {
+    'builtins.getattr', '__builtin__.getattr', '_codecs.encode', 'numpy.dtype',
+    'numpy.ndarray', 'mmengine.logging.history_buffer.HistoryBuffer',
+    *(f'numpy.{core}.multiarray.{name}' for core in ('core', '_core')
+      for name in ('_reconstruct', 'scalar'))
+}
+# What torch writes for tensors.
+TENSOR_PARTS = {
+    'collections.OrderedDict', 'torch.Size', 'torch._utils._rebuild_parameter',
+    'torch._utils._rebuild_tensor_v2',
+    *(f'torch.{name}' for name in dir(torch) if name.endswith('Storage'))
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    """Makes tensors and plain values, and runs nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        full = f'{module}.{name}'
+        if full in IGNORED:
+            return _Ignored
+        if full in TENSOR_PARTS:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f'{full} is not read')
+
+
 def _read_mmengine(path: Path, error: Exception) -> Any:
     """Read a file of MMEngine's training, whose log holds its own classes."""
-    names = ['builtins.getattr', 'numpy.dtype', 'numpy.ndarray']
-    names.append('mmengine.logging.history_buffer.HistoryBuffer')
-    for core in ('core', '_core'):
-        for function in ('_reconstruct', 'scalar'):
-            names.append(f'numpy.{core}.multiarray.{function}')
     with open(path, 'rb') as file:
         # A zip archive, or a pickle as torch wrote them before 1.6.
         if file.read(2) not in (b'PK', b'\x80\x02'):
             raise QuantError(f'checkpoint: {path} is no checkpoint; download '
                              'or make it again.') from error
+    reader = SimpleNamespace(
+        __name__='pickle',
+        Unpickler=_Unpickler,
+        load=lambda file, **kwargs: _Unpickler(file, **kwargs).load())
     try:
-        with torch.serialization.safe_globals([(_Ignored, name)
-                                               for name in names]):
-            return torch.load(path, map_location='cpu', weights_only=True)
-    # Releases of torch before 2.6 take no names here.
+        # Older torch cannot be told of classes that weights_only=True reads.
+        return torch.load(
+            path, map_location='cpu', pickle_module=reader, weights_only=False)
     except (pickle.UnpicklingError, AttributeError, TypeError):
         raise QuantError(
             f'checkpoint: {path} holds more than weights and is not read for '
