@@ -72,6 +72,7 @@ def refuse(tiny, tmp_path, capsys, monkeypatch):
     (['--store-gb', '-1'], ['store_gb', '-1']),
     (['--device', 'abacus'], ['--device', 'abacus']),
     (['--device', 'cpu', '--launcher', 'slurm'], ['--device']),
+    (['--launcher', 'pytorch'], ['--launcher', 'RANK', 'torchrun']),
     (['--no-such-option'], ['--no-such-option']),
     (['--cfg-options', 'model'], ['--cfg-options', 'KEY=VALUE']),
     (['--cfg-options', 'model=3'], ['config']),
