@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from isvit_det.engine import hook, run
+from isvit_det.engine import calibrate, run
 from isvit_det.engine.command import main
 from tests.engine.tiny import FLOAT_DEIT, REPO, make_tiny, same_file_state
 
@@ -15,20 +15,20 @@ from tests.engine.tiny import FLOAT_DEIT, REPO, make_tiny, same_file_state
 DRIVER = '''
 import json, os, signal, sys
 import torch
-from isvit_det.engine import command, hook
+from isvit_det.engine import calibrate, command
 
 stage, unit, threads, argv = json.loads(sys.argv[1])
 torch.set_num_threads(threads)
 
 
-def watch(self, event, show=hook.CalibrationProgress.__call__):
+def watch(self, event, show=calibrate.CalibrationProgress.__call__):
     show(self, event)
     reached = (event.stage, event.index) == (stage, unit)
     if reached and event.step >= min(2, event.num_steps):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-hook.CalibrationProgress.__call__ = watch
+calibrate.CalibrationProgress.__call__ = watch
 sys.exit(command.main(argv))
 '''
 
@@ -115,7 +115,7 @@ def test_a_deit_killed_in_a_global_block_ends_with_the_same_codes(tmp_path):
 
 def test_a_run_killed_before_the_heads_resumes(tiny, undisturbed, tmp_path):
     argv = command(tiny, tmp_path)
-    kill_before(argv, hook, 'calibrate_heads_')
+    kill_before(argv, calibrate, 'calibrate_heads_')
     assert not (tmp_path / 'packed.pth').exists()
     check_end(argv, tmp_path, undisturbed, 8)
 
@@ -130,7 +130,7 @@ def test_the_packed_file_is_there_before_the_evaluation(
 
 def test_another_command_does_not_take_the_state_over(tiny, undisturbed,
                                                       tmp_path):
-    kill_before(command(tiny, tmp_path), hook, 'calibrate_heads_')
+    kill_before(command(tiny, tmp_path), calibrate, 'calibrate_heads_')
     other = command(tiny, tmp_path) + ['--bits', 'w3a3']
     assert main(other) == 0
     assert not any(unit['resumed'] for unit in report(tmp_path)['units'])
@@ -141,7 +141,7 @@ def test_another_command_does_not_take_the_state_over(tiny, undisturbed,
 def test_images_of_another_size_do_not_take_the_state_over(
         tiny, undisturbed, tmp_path):
     argv = command(tiny, tmp_path)
-    kill_before(argv, hook, 'calibrate_heads_')
+    kill_before(argv, calibrate, 'calibrate_heads_')
     other = tiny.variant(
         tmp_path / 'other.py',
         lambda cfg: cfg.test_dataloader.dataset.pipeline[1].update(
@@ -152,7 +152,7 @@ def test_images_of_another_size_do_not_take_the_state_over(
 
 def test_a_damaged_file_of_a_unit_is_made_again(tiny, undisturbed, tmp_path):
     argv = command(tiny, tmp_path)
-    kill_before(argv, hook, 'calibrate_heads_')
+    kill_before(argv, calibrate, 'calibrate_heads_')
     path, = tmp_path.glob('calibration/units/0007.pth')
     path.write_bytes(path.read_bytes()[:100])
     check_end(argv, tmp_path, undisturbed, 7)
