@@ -83,8 +83,7 @@ class RangeObserver:
         low, high = nothing, -nothing
         if self.counts is not None:
             low, high = self.low, self.high
-        low = lowest_(low.double()).to(low.dtype)
-        high = highest_(high.double()).to(high.dtype)
+        low, high = _common_extremes(low, high)
         if (low <= high).all():
             self._widen_(low, high)
             sum_(self.counts)  # type: ignore
@@ -325,8 +324,7 @@ class AttentionObserver:
             self.low = like.new_tensor(float('inf'))
             self.high = -self.low
         sum_(self.counts)
-        self.low = lowest_(self.low.double()).to(self.low.dtype)
-        self.high = highest_(self.high.double()).to(self.high.dtype)
+        self.low, self.high = _common_extremes(self.low, self.high)
         self._drop_what_does_not_fit_(gather(_sizes(self.pairs)), rank())
         if not self.counts.any():
             self.counts = None
@@ -340,6 +338,12 @@ class AttentionObserver:
         return Samples(
             values.to(self.low.dtype).clamp(self.low, self.high)[None],
             self.counts.flip(0).to(self.low.dtype)[None])
+
+
+def _common_extremes(low: Tensor, high: Tensor) -> Tuple[Tensor, Tensor]:
+    """Extremes over the processes, which may differ in what dtype they saw."""
+    return (lowest_(low.double()).to(low.dtype),
+            highest_(high.double()).to(high.dtype))
 
 
 def _sizes(pairs: Sequence[Tuple[Tensor, Tensor]]) -> List[int]:
