@@ -1,5 +1,5 @@
 """QuantClassifier: a quantized backbone with the head of a classifier."""
-from typing import Any, List, NamedTuple, Sequence, Tuple
+from typing import Any, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +71,10 @@ class HeadUnit(Unit):
         if len(norms) != 1 or len(self.module.linears) != 1:
             return []
         return [NormLinear(norms[0], self.module.linears[0])]
+
+    def last_layer(self) -> Optional[QuantLinear]:
+        linears = self.module.linears
+        return linears[0] if len(linears) == 1 else None
 
     def forward(self, state: State) -> State:
         return State(self.module(state.x)[:, None], (1, 1))

@@ -1,16 +1,18 @@
 """Quantized ViT and DeiT, and their units."""
 import itertools
 import math
-from typing import Any, Dict, List, Mapping, NamedTuple, Sequence, Tuple, Union
+from typing import (Any, Dict, List, Mapping, NamedTuple, Optional, Sequence,
+                    Tuple, Union)
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from isvit_det.backbones.layout import (WindowItems, WindowLayout, WindowUnit,
                                         cut_patches, grid_size)
 from isvit_det.backbones.vit import DeiT, VisionTransformer
 from isvit_det.core.layers import QuantConv2d, QuantLinear, QuantMatMul
 from isvit_det.core.reparam import NormLinear
+from isvit_det.core.rotation import Heads
 from isvit_det.core.spec import QuantConfig
 from isvit_det.core.units import State, Unit
 from isvit_det.packed_state import refuse_packed
@@ -75,6 +77,17 @@ def _block_pairs(block: Any) -> List[NormLinear]:
     ]
 
 
+def _block_heads(block: Any) -> List[Heads]:
+    attn = block.attn
+    tables = (attn.rel_pos_h, attn.rel_pos_w) if attn.has_rel_pos else ()
+    return [Heads(attn.qkv, attn.proj, attn.num_heads, tables)]
+
+
+def _last_layer(block: Any) -> Optional[QuantLinear]:
+    # What is scaled by channel is not added as it is.
+    return block.mlp.fc2 if isinstance(block.ls2, nn.Identity) else None
+
+
 class WindowBlockUnit(WindowUnit):
     """A block with windowed attention; item: a window."""
 
@@ -84,6 +97,12 @@ class WindowBlockUnit(WindowUnit):
 
     def pairs(self) -> List[NormLinear]:
         return _block_pairs(self.module)
+
+    def last_layer(self) -> Optional[QuantLinear]:
+        return _last_layer(self.module)
+
+    def heads(self) -> List[Heads]:
+        return _block_heads(self.module)
 
     def forward(self, state: State) -> State:
         return State(self.module(state.x, state.size), state.size)
@@ -121,6 +140,12 @@ class GlobalBlockUnit(Unit):
 
     def pairs(self) -> List[NormLinear]:
         return _block_pairs(self.module)
+
+    def last_layer(self) -> Optional[QuantLinear]:
+        return _last_layer(self.module)
+
+    def heads(self) -> List[Heads]:
+        return _block_heads(self.module)
 
     def forward(self, state: State) -> State:
         return State(self.module(state.x, state.size), state.size)

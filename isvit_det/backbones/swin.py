@@ -13,6 +13,7 @@ from isvit_det.backbones.layout import (WindowItems, WindowLayout, WindowUnit,
                                         cut_patches, grid_size, window_layout)
 from isvit_det.core.layers import QuantConv2d, QuantLinear, QuantMatMul
 from isvit_det.core.reparam import NormLinear
+from isvit_det.core.rotation import Heads
 from isvit_det.core.spec import QuantConfig
 from isvit_det.core.units import State, Unit
 from isvit_det.packed_state import refuse_packed
@@ -190,6 +191,13 @@ class SwinBlockUnit(WindowUnit):
             NormLinear(block.norm2, block.ffn.layers[0][0])
         ]
 
+    def last_layer(self) -> QuantLinear:
+        return self.module.ffn.layers[1]
+
+    def heads(self) -> List[Heads]:
+        attn = self.module.attn.w_msa
+        return [Heads(attn.qkv, attn.proj, attn.num_heads)]
+
     def forward(self, state: State) -> State:
         return State(self.module(state.x, state.size), state.size)
 
@@ -221,6 +229,9 @@ class PatchMergingUnit(Unit):
         if self.module.norm is None:
             return []
         return [NormLinear(self.module.norm, self.module.reduction)]
+
+    def last_layer(self) -> QuantLinear:
+        return self.module.reduction
 
     def forward(self, state: State) -> State:
         return State(*self.module(state.x, state.size))

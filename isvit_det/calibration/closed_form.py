@@ -6,7 +6,7 @@ as ERQ-ViT's), then each column of them for the rounding of those before it
 (GPTQ). Both need only second moments of the input.
 """
 import contextlib
-from typing import Callable, Dict, Iterator, List, Optional, Tuple, Union
+from typing import Iterator, List, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +41,7 @@ class Moments:
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.double, device=device)
 
-        self.count = 0
+        self.count = 0.
         self.inputs = zeros(num_inputs)
         self.outputs = zeros(num_outputs)
         self.gram = zeros(num_inputs, num_inputs)
@@ -54,20 +54,27 @@ class Moments:
         for total in (count, self.inputs, self.outputs, self.gram, self.cross,
                       self.energy):
             sum_(total)
-        self.count = int(count)
+        self.count = float(count)
 
-    def add(self, q: Tensor, y: Tensor) -> None:
-        """Add rows, in float64.
+    def add(self,
+            q: Tensor,
+            y: Tensor,
+            weights: Optional[Tensor] = None) -> None:
+        """Add rows, in float64, each as often as its weight (N, 1) says.
 
         Float32 products of inputs far from zero leave no covariance.
         """
         q, y = q.double(), y.double()
-        self.count += len(q)
-        self.inputs += q.sum(0)
-        self.outputs += y.sum(0)
-        self.gram += q.T @ q
-        self.cross += q.T @ y
-        self.energy += y.square().sum()
+        if weights is None:
+            weights = q.new_ones(len(q), 1)
+        weights = weights.double()
+        counted = q * weights
+        self.count += float(weights.sum())
+        self.inputs += counted.sum(0)
+        self.outputs += (y * weights).sum(0)
+        self.gram += counted.T @ q
+        self.cross += counted.T @ y
+        self.energy += (y.square() * weights).sum()
 
     def __add__(self, other: 'Moments') -> 'Moments':
         total = Moments(
@@ -93,11 +100,18 @@ class Moments:
 
 
 class _Watcher:
-    """Collects a layer's moments, on some images for holding out."""
+    """Collects a layer's moments, on some images for holding out.
 
-    def __init__(self, layer: Layer) -> None:
+    Args:
+        layer: what is watched.
+        explained: the residual is not what rounding the input takes from the
+            layer's output, but given after each run.
+    """
+
+    def __init__(self, layer: Layer, explained: bool) -> None:
         weight = layer.weight.detach().flatten(1)
         self.weight = weight
+        self.explained = explained
         shape = weight.shape[1], weight.shape[0], weight.device
         self.used, self.held = Moments(*shape), Moments(*shape)
         self.generator = torch.Generator()
@@ -115,25 +129,39 @@ class _Watcher:
         if x.numel() == 0:
             return
         q = layer.input_quantizer.decode(layer.input_quantizer.encode(x))
-        x, q = _rows(layer, (x, q), self.generator)
-        self.moments.add(q, (x - q) @ self.weight.T)
+        rows, (x, q) = _rows(layer, (x, q), self.generator)
+        if self.explained:
+            self.pending = rows, q
+        else:
+            self.moments.add(q, (x - q) @ self.weight.T)
+
+    def explain(self, residual: Tensor, weights: Optional[Tensor]) -> None:
+        """Give what rows of the last run's output lack."""
+        rows, q = self.pending
+        self.moments.add(q, residual[rows],
+                         None if weights is None else weights[rows])
 
 
 def _rows(layer: Layer, maps: Tuple[Tensor, ...],
-          generator: torch.Generator) -> List[Tensor]:
-    """The same random rows of what a layer multiplies, from each tensor."""
+          generator: torch.Generator) -> Tuple[Tensor, List[Tensor]]:
+    """The same random rows of what a layer multiplies, from each tensor.
+
+    Returns:
+        Their numbers, and the rows of each tensor.
+    """
     if isinstance(layer, QuantConv2d):
         maps = tuple(_patches(layer, x) for x in maps)
     else:
         maps = tuple(x.reshape(-1, 1, 1, x.shape[-1]) for x in maps)
     num, height, width = maps[0].shape[:3]
     total = num * height * width
-    chosen = torch.randint(
-        total, (min(total, ROWS_PER_CALL), ), generator=generator)
+    chosen = torch.arange(total)
+    if total > ROWS_PER_CALL:
+        chosen = torch.randint(total, (ROWS_PER_CALL, ), generator=generator)
     chosen = chosen.to(maps[0].device)
     index = (chosen // (height * width), chosen // width % height,
              chosen % width)
-    return [x[index].flatten(1) for x in maps]
+    return chosen, [x[index].flatten(1) for x in maps]
 
 
 def _patches(layer: QuantConv2d, x: Tensor) -> Tensor:
@@ -145,48 +173,89 @@ def _patches(layer: QuantConv2d, x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1, 4, 5)
 
 
+class Correction:
+    """Watches the layers of a model to correct their weights.
+
+    Args:
+        layers: watched until ``close``.
+        explained: correct them for what ``explain`` says, and not for the
+            rounding of their inputs.
+    """
+
+    def __init__(self, layers: Sequence[Layer], explained: bool) -> None:
+        self.layers = layers
+        self.watchers = {
+            layer: _Watcher(layer, explained)
+            for layer in layers if _is_correctable(layer)
+        }
+        self.handles = [
+            layer.register_forward_pre_hook(watcher)
+            for layer, watcher in self.watchers.items()
+        ]
+
+    def start_image(self, image: int) -> None:
+        """Say which image the model runs next: every fourth is held out."""
+        for watcher in self.watchers.values():
+            watcher.start_image(image)
+
+    def explain(self,
+                layer: Layer,
+                residual: Tensor,
+                weights: Optional[Tensor] = None) -> None:
+        """Say what the output of a layer lacks, whatever the reason.
+
+        Args:
+            layer: one of those watched, which has just run.
+            residual: wanted minus found, shape (N, C), one row for each of
+                the layer's input.
+            weights: how much each row of ``residual`` counts, (N, 1).
+        """
+        if layer in self.watchers:
+            self.watchers[layer].explain(residual, weights)
+
+    def close(self) -> None:
+        """Stop watching."""
+        for handle in self.handles:
+            handle.remove()
+
+    def apply_(self, as_codes: bool) -> None:
+        """Correct and fit the weights by what has been seen."""
+        for layer in self.layers:
+            watcher = self.watchers.get(layer)
+            if watcher is not None:
+                watcher.used.merge_()
+                watcher.held.merge_()
+            if watcher is None or not watcher.used.count:
+                layer.weight_quantizer.fit_tensor_(layer.weight)
+            else:
+                _correct_layer_(layer, watcher.used, watcher.held, as_codes)
+
+
 @contextlib.contextmanager
-def correct_(model: nn.Module) -> Iterator[Callable[[int], None]]:
+def correct_(layers: Sequence[Layer],
+             as_codes: bool = True,
+             explained: bool = False) -> Iterator[Correction]:
     """Watch what layers see, and correct and fit their weights at the end.
 
-    Run the model on calibration images meanwhile, in float and with fitted
-    activation quantizers, and call what is yielded with the number of each
-    image before it: every fourth one is held out. Processes that have images
+    Run their model on calibration images meanwhile, with fitted activation
+    quantizers and with float weights in these layers, telling what is
+    yielded the number of each image before it. Processes that have images
     of their own end with the same weights. Layers that do not run, or that
     are wider than 4096 inputs, grouped, dilated or padded with other than
     zeros, only get their weight quantizers fitted.
 
     Args:
-        model: its weights are float; they end as decoded codes.
+        layers: with float weights.
+        as_codes: end with decoded codes; or with what each code was rounded
+            from, for an optimisation to go on from.
+        explained: see ``Correction``.
     """
-    watchers: Dict[Layer, _Watcher] = {}
-    handles = []
-    layers = [
-        m for m in model.modules() if isinstance(m, (QuantLinear, QuantConv2d))
-    ]
-    for layer in layers:
-        if _is_correctable(layer):
-            watchers[layer] = _Watcher(layer)
-            handles.append(layer.register_forward_pre_hook(watchers[layer]))
-
-    def start_image(image: int) -> None:
-        for watcher in watchers.values():
-            watcher.start_image(image)
-
+    correction = Correction(layers, explained)
     try:
-        yield start_image
+        yield correction
     finally:
-        for handle in handles:
-            handle.remove()
-    for layer in layers:
-        watcher = watchers.pop(layer, None)
-        if watcher is not None:
-            watcher.used.merge_()
-            watcher.held.merge_()
-        if watcher is None or not watcher.used.count:
-            layer.weight_quantizer.fit_tensor_(layer.weight)
-        else:
-            _correct_layer_(layer, watcher.used, watcher.held)
+        correction.close()
+    correction.apply_(as_codes)
 
 
 def _is_correctable(layer: Layer) -> bool:
@@ -200,7 +269,8 @@ def _is_correctable(layer: Layer) -> bool:
 
 
 @torch.no_grad()
-def _correct_layer_(layer: Layer, used: Moments, held: Moments) -> None:
+def _correct_layer_(layer: Layer, used: Moments, held: Moments,
+                    as_codes: bool) -> None:
     """Ridge, then rounding column by column, then the mean of the output."""
     weight = layer.weight.flatten(1).double()
     bias: Optional[Tensor] = layer.bias
@@ -213,8 +283,8 @@ def _correct_layer_(layer: Layer, used: Moments, held: Moments) -> None:
     layer.weight_quantizer.fit_tensor_(layer.weight)
     covariance = total.centred()[0] if bias is not None else (total.gram /
                                                               total.count)
-    rounded = _round_columns(target, covariance, layer)
-    layer.weight.copy_(rounded.view_as(layer.weight))
+    rounded, before = _round_columns(target, covariance, layer)
+    layer.weight.copy_((rounded if as_codes else before).view_as(layer.weight))
     if bias is not None:
         moved = (weight - rounded) @ total.inputs + total.outputs
         bias.add_((moved / total.count).to(bias.dtype))
@@ -252,11 +322,16 @@ def _ridge(used: Moments, held: Moments, has_bias: bool) -> Tensor:
     return best
 
 
-def _round_columns(weight: Tensor, covariance: Tensor, layer: Layer) -> Tensor:
-    """Decoded weights (C, D) whose error matters least to the output.
+def _round_columns(weight: Tensor, covariance: Tensor,
+                   layer: Layer) -> Tuple[Tensor, Tensor]:
+    """Weights (C, D) in codes whose error matters least to the output.
 
     The rounding error of a column is passed on to the columns after it, as
     far as their inputs go together (GPTQ, arXiv 2210.17323, Algorithm 1).
+
+    Returns:
+        Decoded weights, and weights of the same codes as they were when it
+        was their turn to be rounded, inside of the range.
     """
     variance = covariance.diagonal().mean().clamp(min=1e-12)
     damped = covariance.clone()
@@ -268,16 +343,19 @@ def _round_columns(weight: Tensor, covariance: Tensor, layer: Layer) -> Tensor:
     zero_point = quantizer.zero_point.double()
     top = 2**quantizer.bits - 1
     left, rounded = weight.clone(), torch.empty_like(weight)
+    before = torch.empty_like(weight)
     for start in range(0, weight.shape[1], BLOCK):
         end = min(start + BLOCK, weight.shape[1])
         errors = torch.empty_like(left[:, start:end])
         for column in range(start, end):
             value = left[:, column]
-            codes = torch.round(value / scale).add_(zero_point).clamp_(0, top)
+            position = (value / scale + zero_point).clamp_(-.49, top + .49)
+            before[:, column] = (position - zero_point) * scale
+            codes = torch.round(position).clamp_(0, top)
             rounded[:, column] = (codes - zero_point) * scale
             error = (value - rounded[:, column]) / factor[column, column]
             left[:, column:end] -= torch.outer(error, factor[column,
                                                              column:end])
             errors[:, column - start] = error
         left[:, end:] -= errors @ factor[start:end, end:]
-    return rounded
+    return rounded, before

@@ -5,6 +5,7 @@ from typing import Any, Callable, List, Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
+from isvit_det.calibration.importance import token_weights
 from isvit_det.calibration.store import ActivationStore
 from isvit_det.core.ranks import num_ranks, rank, sum_
 from isvit_det.core.spec import SOSConfig
@@ -27,17 +28,39 @@ class ItemSampler:
         sos: says what a draw is: items of the unit or whole images, and how
             many; 0 leaves it to the unit, and takes one whole image.
         generator: source of the draws.
+        mixed_with: another input of every image, of which each element is
+            taken with probability ``sos.mixed_inputs``; None for no mixing.
+        importance: what an error of a prefix token costs, in those of patches.
+        images: numbers of the images that are drawn from; None for all.
     """
 
-    def __init__(self, unit: Unit, inputs: ActivationStore,
-                 sizes: Sequence[Tuple[int, int]], targets: ActivationStore,
-                 sos: SOSConfig, generator: torch.Generator) -> None:
+    def __init__(self,
+                 unit: Unit,
+                 inputs: ActivationStore,
+                 sizes: Sequence[Tuple[int, int]],
+                 targets: ActivationStore,
+                 sos: SOSConfig,
+                 generator: torch.Generator,
+                 mixed_with: Optional[ActivationStore] = None,
+                 importance: float = 1.,
+                 images: Optional[Sequence[int]] = None) -> None:
         self.unit = unit
         self.inputs = inputs
         self.sizes = sizes
         self.targets = targets
         self.generator = generator
-        self.counts = torch.tensor([unit.num_items(size) for size in sizes])
+        self.importance = importance
+        self.share = sos.mixed_inputs
+        self.mixed_with: Optional[ActivationStore] = None
+        if self.share and mixed_with is not inputs:
+            self.mixed_with = mixed_with
+        # Of the mixing, for each image apart: whose process draws it varies.
+        self.mixing = torch.Generator()
+        self.num_draws = 0
+        self.images = list(range(len(sizes)) if images is None else images)
+        self.counts = torch.zeros(len(sizes), dtype=torch.long)
+        for image in self.images:
+            self.counts[image] = unit.num_items(sizes[image])
         self.ends = self.counts.cumsum(0)
         self.device = next(unit.module.parameters()).device
         self.batch = sos.batch or unit.batch
@@ -50,13 +73,14 @@ class ItemSampler:
                                  self.batch)
             self.num_images = (
                 sos.batch // self.per_image
-                or self.batch // int(self.counts.double().mean()) or 1)
+                or self.batch * len(self.images) // int(self.ends[-1]) or 1)
 
-    def draw(self) -> Optional[Tuple[Any, Tensor]]:
-        """Input of a random batch of items, and their float output.
+    def draw(self) -> Optional[Tuple[Any, Tensor, Optional[Tensor]]]:
+        """Input of a random batch of items, their float output, its weights.
 
         None if no item is of an image of this process.
         """
+        self.num_draws += 1
         if self.num_images:
             return self._collect(self._draw_images())
         flat = torch.randint(
@@ -71,9 +95,9 @@ class ItemSampler:
 
     def _draw_images(self) -> List[Tuple[int, Tensor]]:
         """Random images, in order, and random items of each."""
-        images = self._permutation(len(self.sizes))[:self.num_images]
+        drawn = self._permutation(len(self.images))[:self.num_images]
         chosen = []
-        for image in images.sort().values.tolist():
+        for image in sorted(self.images[place] for place in drawn.tolist()):
             count = int(self.counts[image])
             items = torch.arange(count)
             if count > self.per_image:
@@ -85,39 +109,78 @@ class ItemSampler:
         return torch.randperm(length, generator=self.generator)
 
     def _collect(
-            self, chosen: List[Tuple[int,
-                                     Tensor]]) -> Optional[Tuple[Any, Tensor]]:
-        inputs, targets = [], []
+        self, chosen: List[Tuple[int, Tensor]]
+    ) -> Optional[Tuple[Any, Tensor, Optional[Tensor]]]:
+        inputs, targets, weights = [], [], []
         for image, items in chosen:
             place, owner = divmod(image, num_ranks())
             if owner != rank():
                 continue
             size = self.sizes[image]
             state = State(self.inputs[place], size)
-            inputs.append(self.unit.gather(state, items))
+            drawn = self.unit.gather(state, items)
+            if self.mixed_with is not None:
+                self.mixing.manual_seed(self.num_draws * len(self.sizes) +
+                                        image)
+                other = State(self.mixed_with[place], size)
+                drawn = self._mix(drawn, self.unit.gather(other, items))
+            inputs.append(drawn)
             output = State(self.targets[place], size)
             targets.append(self.unit.gather_target(output, size, items))
+            weight = token_weights(output, self.importance)
+            if weight is not None:
+                weights.append(
+                    self.unit.gather_target(
+                        State(weight[None], size), size, items))
         if not inputs:
             return None
         batch = to_device(self.unit.collate(inputs), self.device)
-        return batch, torch.cat(targets).to(self.device)
+        return (batch, torch.cat(targets).to(self.device),
+                torch.cat(weights).to(self.device) if weights else None)
+
+    def _mix(self, one: Any, other: Any) -> Any:
+        """Elements of two batches of ``Unit.gather`` at random."""
+        if isinstance(one, tuple):
+            fields = [self._mix(*pair) for pair in zip(one, other)]
+            # Named tuples take their fields one by one.
+            return type(one)(
+                *fields) if hasattr(one, '_fields') else tuple(fields)
+        if not isinstance(one, Tensor) or not one.is_floating_point():
+            return one
+        draws = torch.rand(one.shape, generator=self.mixing)
+        return torch.where(draws < self.share, other, one)
 
 
-@torch.no_grad()
-def relative_error(sampler: ItemSampler) -> float:
-    """Squared error of a unit over the squared norm of its float output.
+def _square(x: Tensor, weights: Optional[Tensor]) -> Tensor:
+    return x.square() if weights is None else x.square() * weights
 
-    Measured on the next few draws of the sampler, in the unit's mode.
+
+class Gauge:
+    """Measures a unit's error on the next few draws of a sampler.
+
+    Args:
+        sampler: of the unit.
     """
-    total = torch.zeros(2, dtype=torch.double, device=sampler.device)
-    for _ in range(ERROR_BATCHES):
-        drawn = sampler.draw()
-        if drawn is not None:
-            batch, target = drawn
-            total[0] += (sampler.unit.run(batch) - target).square().sum()
-            total[1] += target.square().sum()
-    error, norm = sum_(total).tolist()
-    return error / max(norm, 1e-30)
+
+    def __init__(self, sampler: ItemSampler) -> None:
+        self.unit = sampler.unit
+        draws = [sampler.draw() for _ in range(ERROR_BATCHES)]
+        self.draws = [drawn for drawn in draws if drawn is not None]
+        self.device = sampler.device
+
+    @torch.no_grad()
+    def error(self) -> float:
+        """Squared error over the squared norm of the float output.
+
+        In the unit's present mode, over the draws of all processes.
+        """
+        total = torch.zeros(2, dtype=torch.double, device=self.device)
+        for batch, target, weights in self.draws:
+            found = self.unit.run(batch)
+            total[0] += _square(found - target, weights).sum()
+            total[1] += _square(target, weights).sum()
+        error, norm = sum_(total).tolist()
+        return error / max(norm, 1e-30)
 
 
 def reconstruct(sampler: ItemSampler, iters: int, lr: float,
@@ -154,11 +217,12 @@ def reconstruct(sampler: ItemSampler, iters: int, lr: float,
             drawn = sampler.draw()
             num_rows = 0
             if drawn is not None:
-                batch, target = drawn
+                batch, target, weights = drawn
                 num_rows = target.shape[:-1].numel()
                 with torch.enable_grad():
                     output = unit.run(batch)
-                    loss = (output - target).square().sum(-1).mean()
+                    error = _square(output - target, weights)
+                    loss = error.sum(-1).mean()
                 loss.backward()
             if num_ranks() > 1:
                 _average_gradients_(params, num_rows)

@@ -10,26 +10,30 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import (Any, Callable, Dict, Iterable, List, Optional, Protocol,
-                    Tuple)
+                    Sequence, Tuple)
 
 import torch
 from torch import Tensor
 
-from isvit_det.calibration.reconstruct import (ItemSampler, reconstruct,
-                                               relative_error)
+from isvit_det.calibration.closed_form import correct_
+from isvit_det.calibration.importance import prefix_importance, token_weights
+from isvit_det.calibration.reconstruct import Gauge, ItemSampler, reconstruct
 from isvit_det.calibration.resume import ProgressFiles
 from isvit_det.calibration.store import ActivationPool, ActivationStore
 from isvit_det.core.errors import QuantError
 from isvit_det.core.layers import (fit_weights_, observe, precision,
-                                   set_precision_)
+                                   quantized_layers, set_precision_)
 from isvit_det.core.ranks import (gather, interleave, mine, of_first, rank,
                                   take_first_)
 from isvit_det.core.reparam import (fold_channel_scales_, use_channel_scales_,
                                     widen_narrow_channels_)
+from isvit_det.core.rotation import rotate_heads_
 from isvit_det.core.spec import QuantConfig, SOSConfig
 from isvit_det.core.units import State, Unit
 
 Sizes = List[Tuple[int, int]]
+# One image in this many is held out where a reconstruction may be undone.
+HELD_OUT = 8
 
 
 class HasUnits(Protocol):
@@ -160,6 +164,11 @@ class _Run:
         if not sizes:
             raise QuantError('calibration set: 0 images; give at least 1.')
         self.on_event(Event('images', num_units=num_units))
+        self.importance = [1.] * num_units
+        if self.sos.weigh_tokens:
+            own = ((image, State(store[place], sizes[image]))
+                   for place, image in enumerate(mine(len(sizes))))
+            self.importance = prefix_importance(self.teacher_units, own)
         # Both streams start from the images; teacher inputs, student inputs.
         streams = store, store
         records = []
@@ -229,29 +238,33 @@ class _Run:
         pairs = unit.pairs() if self.quant.channelwise else []
         first = streams[self.sos.stage_one_inputs == 'quantized']
         errors = {}
-
-        def error(inputs: ActivationStore) -> float:
-            return relative_error(
-                self._sampler(index, 0, inputs, sizes, targets))
-
+        gauge, last_gauge = (
+            Gauge(self._sampler(index, 0, inputs, sizes, targets))
+            for inputs in (first, streams[1]))
+        if self.sos.rotate_heads:
+            for heads in unit.heads():
+                rotate_heads_(heads)
         for pair in pairs:
             use_channel_scales_(pair)
         self._fit_ranges(unit, first, sizes)
         for pair in pairs:
             widen_narrow_channels_(pair.linear.input_quantizer)
         with precision(unit.module, weights=False, acts=True):
-            errors['before_stage_1'] = error(first)
+            errors['before_stage_1'] = gauge.error()
             self._optimise(index, 1, first, sizes, targets)
-            errors['after_stage_1'] = error(first)
+            errors['after_stage_1'] = gauge.error()
             for pair in pairs:
                 fold_channel_scales_(pair)
-            errors['after_stage_2'] = error(first)
+            errors['after_stage_2'] = gauge.error()
             self._step(index, 2, 1, 1)
-        fit_weights_(unit.module)
+        if self.sos.closed_form_start:
+            self._correct(index, streams[1], sizes, targets)
+        else:
+            fit_weights_(unit.module)
         set_precision_(unit.module, weights=True, acts=True)
-        errors['before_stage_3'] = error(streams[1])
-        self._optimise(index, 3, streams[1], sizes, targets)
-        errors['after_stage_3'] = error(streams[1])
+        errors['before_stage_3'] = last_gauge.error()
+        self._optimise(index, 3, streams[1], sizes, targets, streams[0])
+        errors['after_stage_3'] = last_gauge.error()
         return errors
 
     def _fit_ranges(self, unit: Unit, inputs: ActivationStore,
@@ -262,23 +275,87 @@ class _Run:
                     unit.forward(
                         State(inputs[place].to(self.device), sizes[image]))
 
-    def _sampler(self, index: int, stage: int, inputs: ActivationStore,
-                 sizes: Sizes, targets: ActivationStore) -> ItemSampler:
+    @torch.no_grad()
+    def _correct(self, index: int, inputs: ActivationStore, sizes: Sizes,
+                 targets: ActivationStore) -> None:
+        """Round the weights column by column, as a start of stage 3.
+
+        The last layer comes after the others, whose weights are rounded by
+        then, and makes up for all that the unit's output lacks, also from
+        the units before.
+        """
+        unit = self.units[index]
+        last = unit.last_layer()
+        rest = [
+            layer for layer in quantized_layers(unit.module)
+            if layer is not last
+        ]
+
+        def run(place: int, image: int) -> State:
+            return unit.forward(
+                State(inputs[place].to(self.device), sizes[image]))
+
+        with precision(unit.module, weights=False, acts=True):
+            with correct_(rest, as_codes=False) as correction:
+                for place, image in enumerate(mine(len(sizes))):
+                    correction.start_image(image)
+                    run(place, image)
+            if last is None:
+                return
+            for layer in rest:
+                layer.weight_quantizer.enabled = True
+            with correct_([last], as_codes=False,
+                          explained=True) as correction:
+                for place, image in enumerate(mine(len(sizes))):
+                    correction.start_image(image)
+                    found = run(place, image)
+                    wanted = State(targets[place].to(self.device), found.size)
+                    correction.explain(
+                        last, (wanted.x - found.x)[0],
+                        token_weights(wanted, self.importance[index]))
+
+    def _sampler(self,
+                 index: int,
+                 stage: int,
+                 inputs: ActivationStore,
+                 sizes: Sizes,
+                 targets: ActivationStore,
+                 mixed_with: Optional[ActivationStore] = None,
+                 images: Optional[Sequence[int]] = None) -> ItemSampler:
         """Draws that depend on nothing but the seed, the unit, the stage."""
         generator = torch.Generator().manual_seed(
             (self.sos.seed * 1000 + index) * 4 + stage)
         return ItemSampler(self.units[index], inputs, sizes, targets, self.sos,
-                           generator)
+                           generator, mixed_with, self.importance[index],
+                           images)
 
-    def _optimise(self, index: int, stage: int, inputs: ActivationStore,
-                  sizes: Sizes, targets: ActivationStore) -> None:
-        if self.sos.iters == 0:
+    def _optimise(self,
+                  index: int,
+                  stage: int,
+                  inputs: ActivationStore,
+                  sizes: Sizes,
+                  targets: ActivationStore,
+                  mixed_with: Optional[ActivationStore] = None) -> None:
+        iters = self.sos.iters_of(stage)
+        if iters == 0:
             self._step(index, stage, 0, 0)
             return
-        reconstruct(
-            self._sampler(index, stage, inputs, sizes,
-                          targets), self.sos.iters, self.sos.lr,
-            lambda step: self._step(index, stage, step, self.sos.iters))
+        every = range(len(sizes))
+        held = every[HELD_OUT - 1::HELD_OUT] if self.sos.roll_back else []
+        learned = [image for image in every if image not in held]
+        sampler = self._sampler(index, stage, inputs, sizes, targets,
+                                mixed_with, learned)
+        module = self.units[index].module
+        if held:
+            gauge = Gauge(
+                self._sampler(index, 0, inputs, sizes, targets, images=held))
+            before = gauge.error()
+            saved = copy.deepcopy(module.state_dict())
+        reconstruct(sampler, iters, self.sos.lr,
+                    lambda step: self._step(index, stage, step, iters))
+        if held and gauge.error() >= before:
+            for name, value in module.state_dict().items():
+                value.copy_(saved[name])
 
     def _step(self, index: int, stage: int, step: int, num_steps: int) -> None:
         self.on_event(

@@ -1,6 +1,6 @@
 """Quantized layers, and the modes and observation of all of a model's."""
 import contextlib
-from typing import Dict, Iterator, List, NamedTuple, Optional
+from typing import Dict, Iterator, List, NamedTuple, Optional, Union
 
 import torch
 from torch import Tensor, nn
@@ -114,6 +114,15 @@ class QuantMatMul(nn.Module):
         return self.left_quantizer(left) @ self.right_quantizer(right)
 
 
+def quantized_layers(
+        model: nn.Module) -> List[Union[QuantLinear, QuantConv2d]]:
+    """All layers with quantized weights, in definition order."""
+    return [
+        module for module in model.modules()
+        if isinstance(module, (QuantLinear, QuantConv2d))
+    ]
+
+
 class Site(NamedTuple):
     """One place of a model where values are quantized."""
     name: str
@@ -203,6 +212,5 @@ def _show_values(module: nn.Module, operands: tuple) -> None:
 
 def fit_weights_(model: nn.Module) -> None:
     """Fit the weight quantizers of all layers to their weights."""
-    for module in model.modules():
-        if isinstance(module, (QuantLinear, QuantConv2d)):
-            module.weight_quantizer.fit_tensor_(module.weight)
+    for layer in quantized_layers(model):
+        layer.weight_quantizer.fit_tensor_(layer.weight)

@@ -43,7 +43,12 @@ METHODS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     'isvit':
     dict(
         quant=dict(),
-        sos=dict(stage_one_inputs='quantized', correct_heads=True)),
+        sos=dict(
+            stage_one_inputs='quantized',
+            closed_form_start=True,
+            roll_back=True,
+            weigh_tokens=True,
+            correct_heads=True)),
 }
 
 T = TypeVar('T')
@@ -212,6 +217,17 @@ class SOSConfig:
             leaves it to each unit.
         stage_one_inputs: stream that ranges and stage 1 see: ``'float'``
             activations, or those of the already quantized units.
+        stage_one_share: share of the iterations of stages 1 and 3 together
+            that stage 1 gets.
+        mixed_inputs: probability of each element of a unit's input in stage
+            3 to be the float one and not the quantized one.
+        rotate_heads: fold a rotation of each head's channels into the layers
+            around the attention.
+        closed_form_start: round weights column by column before stage 3.
+        roll_back: undo what a stage has learned about a unit unless the
+            error on images held out, one in eight, went down.
+        weigh_tokens: let tokens before the patches, such as a class token,
+            count as much as errors of theirs change the model's output.
         correct_heads: let the weights of neck and heads make up for
             rounding, in closed form, where these are quantized.
         seed: of image choice and item sampling.
@@ -223,6 +239,12 @@ class SOSConfig:
     batch: int = 0
     items_per_image: int = 0
     stage_one_inputs: str = 'float'
+    stage_one_share: float = .5
+    mixed_inputs: float = 0.
+    rotate_heads: bool = False
+    closed_form_start: bool = False
+    roll_back: bool = False
+    weigh_tokens: bool = False
     correct_heads: bool = False
     seed: int = 0
 
@@ -234,7 +256,17 @@ class SOSConfig:
         _check_number('sos.lr', self.lr, 0., 1., (int, float))
         _check_choice('sos.items', self.items, ITEMS)
         _check_choice('sos.stage_one_inputs', self.stage_one_inputs, STREAMS)
-        _check_choice('sos.correct_heads', self.correct_heads, (True, False))
+        for key in ('stage_one_share', 'mixed_inputs'):
+            _check_number(f'sos.{key}', getattr(self, key), 0., 1.,
+                          (int, float))
+        for key in ('rotate_heads', 'closed_form_start', 'roll_back',
+                    'weigh_tokens', 'correct_heads'):
+            _check_choice(f'sos.{key}', getattr(self, key), (True, False))
+
+    def iters_of(self, stage: int) -> int:
+        """Iterations of stage 1 or 3."""
+        first = round(2 * self.iters * self.stage_one_share)
+        return first if stage == 1 else 2 * self.iters - first
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any],

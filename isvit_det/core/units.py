@@ -1,10 +1,12 @@
 """Units: the steps of a backbone's forward pass, each able to run alone."""
-from typing import Any, List, NamedTuple, Sequence, Tuple
+from typing import Any, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
 
+from isvit_det.core.layers import QuantLinear
 from isvit_det.core.reparam import NormLinear
+from isvit_det.core.rotation import Heads
 
 
 class State(NamedTuple):
@@ -53,6 +55,18 @@ class Unit:
     def pairs(self) -> List[NormLinear]:
         """Pairs that stage 2 reparameterizes."""
         raise NotImplementedError
+
+    def last_layer(self) -> Optional[QuantLinear]:
+        """The layer whose output is the unit's, or is added to the rest.
+
+        Its rows are all tokens of the output in order. None if no layer is
+        like that.
+        """
+        return None
+
+    def heads(self) -> List[Heads]:
+        """Attention whose heads may be rotated."""
+        return []
 
     def forward(self, state: State) -> State:
         """Advance the state of one image by this step."""

@@ -1,10 +1,12 @@
 """The command line of tools/quantize_cls.py."""
 import argparse
 from pathlib import Path
-from typing import List, Optional
+from typing import Any, Dict, List, Mapping, Optional
 
+from mmengine.config import DictAction
 from mmengine.device import get_device
 
+from isvit_det.core.errors import QuantError
 from isvit_det.core.spec import METHODS
 from isvit_det.engine.classifier_run import ClassifierRun, table
 from isvit_det.engine.console import Parser, check_device, given, run_command
@@ -50,6 +52,12 @@ def parse_args(argv: Optional[List[str]]) -> argparse.Namespace:
         type=int,
         metavar='N',
         help='items, or whole images, per iteration')
+    add('--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        metavar='KEY=VALUE',
+        help='other settings, such as quant.exponent=integer or sos.lr=1e-4')
     add('--work-dir', help='default: work_dirs/MODEL_BITS_METHOD')
     add('--device', help='default: a GPU if there is one')
     add('--store-gb',
@@ -62,7 +70,31 @@ def parse_args(argv: Optional[List[str]]) -> argparse.Namespace:
         default=0,
         metavar='N',
         help='processes that read evaluation images')
-    return parser.parse_args(argv)
+    try:
+        return parser.parse_args(argv)
+    except ValueError as error:
+        # Of DictAction.
+        raise QuantError('--cfg-options: give KEY=VALUE, such as '
+                         'quant.exponent=integer.') from error
+
+
+def settings(options: Mapping[str, Any]) -> Dict[str, Dict[str, Any]]:
+    """Values of ``--cfg-options`` by what they are settings of.
+
+    >>> settings({'sos.lr': 1e-4})
+    {'quant': {}, 'sos': {'lr': 0.0001}}
+
+    Raises:
+        QuantError: naming a key of anything else.
+    """
+    found: Dict[str, Dict[str, Any]] = dict(quant={}, sos={})
+    for key, value in options.items():
+        owner, _, name = key.partition('.')
+        if owner not in found or not name:
+            raise QuantError(f'--cfg-options: unknown key {key!r}; expected '
+                             'quant.KEY or sos.KEY.')
+        found[owner][name] = value
+    return found
 
 
 def quantize(args: argparse.Namespace) -> None:
@@ -71,18 +103,25 @@ def quantize(args: argparse.Namespace) -> None:
     check_device(device)
     asked = given(bits=args.bits, method=args.method)
     name = '_'.join([args.model, *asked.values()])
+    more = settings(args.cfg_options)
     run = ClassifierRun(
         args.model,
         args.weights,
         args.calib,
         args.val,
-        quant=asked,
-        sos=given(
-            num_images=args.calib_images,
-            iters=args.iters,
-            seed=args.seed,
-            items=args.items,
-            batch=args.batch),
+        quant={
+            **more['quant'],
+            **asked
+        },
+        sos={
+            **more['sos'],
+            **given(
+                num_images=args.calib_images,
+                iters=args.iters,
+                seed=args.seed,
+                items=args.items,
+                batch=args.batch)
+        },
         work_dir=Path(args.work_dir or f'work_dirs/{name}'),
         device=device,
         store_gb=args.store_gb,

@@ -286,12 +286,13 @@ def _packed_config(state: Mapping[str, Tensor],
                    given: Mapping[str, Any]) -> QuantConfig:
     """Settings of a packed file, which those given may only repeat."""
     found = QuantConfig.from_dict(read_header(state)['quant'])
-    for key, value in given.items():
-        if getattr(found, key) != value:
+    asked = QuantConfig.from_dict(given)
+    for key in given:
+        if getattr(found, key) != getattr(asked, key):
             raise QuantError(f'packed file: made with {key} '
-                             f'{getattr(found, key)} (asked for {value}); '
-                             'leave that out, or give float weights to '
-                             'calibrate.')
+                             f'{getattr(found, key)} (asked for '
+                             f'{getattr(asked, key)}); leave that out, or '
+                             'give float weights to calibrate.')
     return found
 
 

@@ -10,7 +10,8 @@ from torch import nn
 
 from isvit_det.calibration.closed_form import correct_
 from isvit_det.core.errors import QuantError
-from isvit_det.core.layers import fit_weights_, observe, precision, quantizers
+from isvit_det.core.layers import (fit_weights_, observe, precision,
+                                   quantized_layers, quantizers)
 from isvit_det.core.quantizers import Quantizer
 from isvit_det.core.ranks import mine
 from isvit_det.engine.images import Images
@@ -56,8 +57,8 @@ def calibrate_heads_(model: nn.Module, images: Images, correct: bool,
                 'calibration images and cannot be quantized; use '
                 "scope='backbone' or other images.")
         if correct:
-            with correct_(rest) as start_image, threshold():
-                _predict(model, images, start_image)
+            with correct_(quantized_layers(rest)) as correction, threshold():
+                _predict(model, images, correction.start_image)
         else:
             fit_weights_(rest)
 

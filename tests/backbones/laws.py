@@ -6,6 +6,7 @@ from isvit_det.core.layers import (observe, precision, quantizers,
                                    set_precision_)
 from isvit_det.core.reparam import (fold_channel_scales_, use_channel_scales_,
                                     widen_narrow_channels_)
+from isvit_det.core.rotation import rotate_heads_
 from isvit_det.core.spec import SOSConfig
 from isvit_det.core.units import State
 
@@ -159,3 +160,44 @@ def check_calibrates(source, model, images, workspace, limit, **sos):
             assert 0 < (one - other).norm() < limit * one.norm()
         with precision(model, weights=False, acts=False):
             assert not torch.equal(model(images[0])[0], other)
+
+
+@torch.no_grad()
+def check_rotation(model, x):
+    """Rotated heads change weights, and what they compute does not."""
+    model = model.double()
+    before = units_forward(model, x.double())
+    num_heads = 0
+    for unit in model.units():
+        for heads in unit.heads():
+            weight = heads.qkv.weight.clone()
+            rotate_heads_(heads)
+            assert (heads.qkv.weight - weight).norm() > .1 * weight.norm()
+            num_heads += 1
+    assert num_heads
+    for one, other in zip(before, units_forward(model, x.double())):
+        assert (one.x - other.x).norm() <= 1e-10 * one.x.norm()
+
+
+@torch.no_grad()
+def check_last_layers(model, x):
+    """What is added to a last layer's output is added to the unit's."""
+    states = units_forward(model, x)
+    found = 0
+    for unit, before, after in zip(model.units(), states, states[1:]):
+        layer = unit.last_layer()
+        if layer is None:
+            continue
+        found += 1
+        tokens = []
+        handle = layer.register_forward_pre_hook(
+            lambda module, args: tokens.append(args[0].flatten(0, -2)))
+        change = torch.randn_like(layer.weight) * .1
+        layer.weight += change
+        moved = unit.forward(before).x
+        handle.remove()
+        layer.weight -= change
+        wanted = after.x[0] + tokens[0] @ change.T
+        assert moved[0].shape == wanted.shape
+        assert (moved[0] - wanted).norm() <= 1e-4 * wanted.norm(), unit.name
+    assert found

@@ -11,6 +11,7 @@ from isvit_det.core.spec import QuantConfig
 from tests.backbones.laws import (check_calibrates, check_equal_bit_for_bit,
                                   check_every_item_covered_once,
                                   check_items_run_alone, check_keys,
+                                  check_last_layers, check_rotation,
                                   check_stage_two, pair_up, units_forward)
 
 SMALL = dict(
@@ -40,6 +41,15 @@ def swins(quant=None, **kwargs):
                           dict(patch_norm=False, out_indices=(1, 3))])
 def test_uncalibrated_equals_the_float_class_bit_for_bit(size, kwargs):
     check_equal_bit_for_bit(*swins(**kwargs), torch.randn(2, 3, *size))
+
+
+@pytest.mark.parametrize('kwargs', [{}, dict(qkv_bias=False)])
+def test_rotated_heads_compute_the_same(kwargs):
+    check_rotation(swins(**kwargs)[1], torch.randn(1, 3, 100, 130))
+
+
+def test_last_layers_add_to_what_units_give():
+    check_last_layers(swins()[1], torch.randn(1, 3, 100, 130))
 
 
 def test_absolute_position_embedding_is_kept():

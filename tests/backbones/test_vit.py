@@ -16,6 +16,7 @@ from isvit_det.detector import float_modules
 from tests.backbones.laws import (check_calibrates, check_equal_bit_for_bit,
                                   check_every_item_covered_once,
                                   check_items_run_alone, check_keys,
+                                  check_last_layers, check_rotation,
                                   check_stage_two, pair_up, units_forward)
 
 ARCH = dict(embed_dims=32, depth=3, num_heads=2)
@@ -55,6 +56,21 @@ def timm_vit(fused, distilled=False, **kwargs):
     for block in source.blocks:
         block.attn.fused_attn = fused
     return source
+
+
+@pytest.mark.parametrize('kwargs', FORMS)
+def test_rotated_heads_compute_the_same(kwargs):
+    check_rotation(vits(**kwargs)[1], torch.randn(1, 3, 61, 83))
+
+
+@pytest.mark.parametrize('kwargs', FORMS[:3])
+def test_last_layers_add_to_what_units_give(kwargs):
+    check_last_layers(vits(**kwargs)[1], torch.randn(1, 3, 61, 83))
+
+
+def test_a_scaled_branch_has_no_last_layer():
+    model = vits(layer_scale=True)[1]
+    assert all(unit.last_layer() is None for unit in model.units())
 
 
 @pytest.mark.parametrize('size', [(64, 64), (96, 64), (32, 160)])

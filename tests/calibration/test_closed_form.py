@@ -64,9 +64,9 @@ def test_a_corrected_layer_is_closer_to_float_on_unseen_maps(kind):
     corrected = copy.deepcopy(plain)
     fit_weights_(plain)
     with precision(corrected, weights=False, acts=False):
-        with correct_(corrected) as start_image, torch.no_grad():
+        with correct_([*corrected]) as correction, torch.no_grad():
             for image, x in enumerate(smooth_maps(40, seed=1).split(1)):
-                start_image(image)
+                correction.start_image(image)
                 corrected(x)
     unseen = smooth_maps(8, seed=2)
     with torch.no_grad():
@@ -78,9 +78,9 @@ def test_a_corrected_layer_is_closer_to_float_on_unseen_maps(kind):
 def test_weights_end_as_their_codes_decode(kind):
     layer = fitted(LAYERS[kind])
     with precision(layer, weights=False, acts=False):
-        with correct_(layer) as start_image, torch.no_grad():
+        with correct_([*layer]) as correction, torch.no_grad():
             for image, x in enumerate(smooth_maps(12).split(1)):
-                start_image(image)
+                correction.start_image(image)
                 layer(x)
     quantizer = layer[0].weight_quantizer
     assert quantizer.is_fitted
@@ -89,13 +89,57 @@ def test_weights_end_as_their_codes_decode(kind):
     assert torch.allclose(decoded, weight, rtol=1e-5, atol=1e-7)
 
 
+def test_what_codes_were_rounded_from_has_the_same_codes():
+    found = []
+    for as_codes in (True, False):
+        layer = fitted(LAYERS['conv'])
+        with precision(layer, weights=False, acts=False):
+            with correct_([*layer], as_codes) as correction, torch.no_grad():
+                for image, x in enumerate(smooth_maps(12).split(1)):
+                    correction.start_image(image)
+                    layer(x)
+        quantizer = layer[0].weight_quantizer
+        found.append((layer[0].weight, quantizer.encode(layer[0].weight)))
+    (decoded, codes), (before, same) = found
+    assert torch.equal(codes, same)
+    scale = quantizer.scale.view(-1, 1, 1, 1)
+    assert not torch.equal(decoded, before)
+    assert ((decoded - before).abs() <= .5001 * scale).all()
+
+
+@pytest.mark.parametrize('weighted', [False, True])
+def test_a_layer_makes_up_for_what_the_output_lacks(weighted):
+    """Whatever the reason, as far as the layer's input tells it."""
+    torch.manual_seed(0)
+    layer = nn.Sequential(LAYERS['linear']())
+    with observe(layer):
+        layer(torch.randn(200, 22))
+    wish, other = torch.randn(9, 22), torch.randn(9, 22)
+    # Some rows want something else, and count ten thousand times as much.
+    weights = torch.ones(200, 1)
+    weights[:50] = 1e4
+    with precision(layer, weights=False, acts=True), torch.no_grad():
+        with correct_([*layer], explained=True) as correction:
+            for image in range(20):
+                correction.start_image(image)
+                x = torch.randn(200, 22)
+                wanted = x @ wish.T
+                if weighted:
+                    wanted[:50] = x[:50] @ other.T
+                correction.explain(layer[0], wanted - layer(x),
+                                   weights if weighted else None)
+    target = other if weighted else wish
+    # 4 bits, of weights and of what they were learned from.
+    assert (layer[0].weight - target).norm() < .2 * target.norm()
+
+
 @pytest.mark.parametrize('kind', ['never run', 'wide', 'grouped'])
 def test_layers_that_cannot_be_corrected_are_fitted_only(kind, monkeypatch):
     if kind == 'wide':
         monkeypatch.setattr(closed_form, 'MAX_INPUTS', 53)
     layer = fitted(grouped if kind == 'grouped' else LAYERS['conv'])
     before = copy.deepcopy(layer.state_dict())
-    with correct_(layer), torch.no_grad():
+    with correct_([*layer]), torch.no_grad():
         if kind != 'never run':
             layer(smooth_maps(4))
     assert torch.equal(layer[0].weight, before['0.weight'])
@@ -144,7 +188,7 @@ def test_the_error_of_moments_is_that_of_their_rows():
 def test_an_error_while_watching_leaves_layers_alone():
     layer = fitted(LAYERS['conv'])
     with pytest.raises(ZeroDivisionError):
-        with correct_(layer):
+        with correct_([*layer]):
             raise ZeroDivisionError
     assert not layer[0]._forward_pre_hooks
     assert not layer[0].weight_quantizer.is_fitted

@@ -111,9 +111,9 @@ def corrected_layer(folder, dtype):
         with observe(layer):
             for image in own(images):
                 layer(image)
-        with correct_(layer) as start_image, torch.no_grad():
+        with correct_([*layer]) as correction, torch.no_grad():
             for index in mine(len(images)):
-                start_image(index)
+                correction.start_image(index)
                 layer(images[index])
     return layer.state_dict()
 

@@ -43,7 +43,7 @@ def draws(tmp_path, unit_batch, unit_rows, **sos):
                           torch.Generator().manual_seed(0))
     found = []
     for _ in range(20):
-        items, target = sampler.draw()
+        items, target, _ = sampler.draw()
         assert torch.equal(items.tokens, target)
         found.append(items.tokens)
     return found

@@ -1,0 +1,308 @@
+#!/usr/bin/env python
+"""How accurate methods and single options are: mean and spread over seeds.
+
+Four models: the embedded detectors with Swin and DeiT, a real DeiT-tiny as a
+classifier, and the detector of `make learn-coco60`; those that need files of
+the user's are skipped where DEIT_TINY or COCO_ROOT is not set. An ablation is
+`isvit` with one option as in `isvit_paper`, or with one that is off.
+
+A run is a cell, a line of cells.jsonl in the work directory; cells found
+there are not run again, so the command goes on after an interruption. With
+--budget no cell is started after so many minutes; those not run are named.
+"""
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
+
+from isvit_det.checkpoint import file_hash
+from isvit_det.core.spec import METHODS, QuantConfig, SOSConfig
+from isvit_det.engine.cells import Cell
+from isvit_det.engine.configs import load_config
+from isvit_det.engine.report import format_table
+
+ROOT = Path(__file__).parents[1]
+BITS = ('w3a3', 'w4a4')
+METHOD_ROWS = ('repq', 'isvit_paper', 'isvit')
+# Options that are off in every method, and their values in an ablation.
+OFF = {
+    'sos.stage_one_share': 0.,
+    'sos.mixed_inputs': .5,
+}
+# Images of the train split at its end that --tune evaluates.
+TUNE_IMAGES = 320
+TUNE = {
+    'train_dataloader.dataset.indices':
+    2680,
+    'test_dataloader.dataset.ann_file':
+    'annotations/instances_train.json',
+    'test_dataloader.dataset.data_prefix.img':
+    'train/',
+    'test_dataloader.dataset.indices':
+    -TUNE_IMAGES,
+    'test_evaluator.ann_file':
+    None,
+    'test_dataloader.dataset.pipeline.3.meta_keys':
+    "('img_id','img_path','ori_shape','img_shape','scale_factor','instances')",
+}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model whose accuracy is measured.
+
+    Attributes:
+        config: of a quantized detector, or the name of a timm classifier.
+        weights: file of its float weights.
+        scopes: of a detector; none for a classifier.
+        ablated: whether single options are tried on it.
+        options: settings of the command line.
+    """
+    config: str
+    weights: Path
+    scopes: Tuple[str, ...] = ()
+    ablated: bool = False
+    options: Tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Key:
+    """What identifies a cell: settings by name."""
+    subject: str
+    bits: str
+    scope: str
+    variant: str
+    seed: int
+
+
+def subjects(args: argparse.Namespace) -> Dict[str, Subject]:
+    """The models whose files are there, by name."""
+    found = {}
+    for name, backbone in (('swin', 'swin-mini_fpn'), ('deit',
+                                                       'deit-mini_sfpn')):
+        config = f'configs/drawn/mask-rcnn_{backbone}_isvit-w4a4_drawn.py'
+        found[name] = Subject(config,
+                              Path(load_config(config, None).load_from),
+                              ('backbone', 'detector'), name == 'swin')
+    images, weights = os.environ.get('COCO_ROOT'), os.environ.get('DEIT_TINY')
+    if images and weights:
+        options = ['--calib', f'{images}/train2017']
+        if not args.tune:
+            options += ['--val', f'{images}/val2017']
+        found['deit-tiny'] = Subject('deit_tiny_patch16_224', Path(weights),
+                                     (), True, tuple(options))
+    learned = Path('work_dirs/coco60/float.pth')
+    if images and learned.is_file() and not args.tune:
+        found['coco60'] = Subject(
+            'configs/coco_subset/'
+            'mask-rcnn_deit-t-p16_sfpn_isvit-w4a4_320px_coco60.py', learned,
+            ('backbone', 'detector'))
+    return {name: found[name] for name in args.models if name in found}
+
+
+def ablations() -> Dict[str, Dict[str, Any]]:
+    """Settings of every variant of ``isvit`` with one option changed."""
+    ours, paper = QuantConfig(), QuantConfig.from_dict(
+        dict(method='isvit_paper'))
+    pairs = {'quant': (ours, paper)}
+    pairs['sos'] = (SOSConfig.from_dict({}, ours),
+                    SOSConfig.from_dict({}, paper))  # type: ignore
+    found = {}
+    for part, (one, other) in pairs.items():
+        for field in dataclasses.fields(one):
+            value = getattr(other, field.name)
+            if field.name != 'method' and getattr(one, field.name) != value:
+                key = f'{part}.{field.name}'
+                found[f'isvit, {key} as published'] = {key: value}
+    for key, value in OFF.items():
+        found[f'isvit, {key}={value}'] = {key: value}
+    return found
+
+
+def keys(args: argparse.Namespace, known: Mapping[str,
+                                                  Subject]) -> Iterator[Key]:
+    """All cells, the ones that most depends on first."""
+    for seed in args.seeds:
+        for bits in args.bits:
+            for name, subject in known.items():
+                for scope in subject.scopes or ('-', ):
+                    for method in METHOD_ROWS:
+                        yield Key(name, bits, scope, method, seed)
+    for seed in args.seeds:
+        for bits in args.bits:
+            for name, subject in known.items():
+                if subject.ablated and not args.no_ablations:
+                    scope = 'detector' if subject.scopes else '-'
+                    for variant in ablations():
+                        yield Key(name, bits, scope, variant, seed)
+
+
+class Accuracy:
+    """The cells of a work directory.
+
+    Args:
+        args: of the command line.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.subjects = subjects(args)
+        self.path = args.work_dir / 'cells.jsonl'
+        self.done: Dict[str, Mapping[str, Any]] = {}
+        if self.path.is_file():
+            for line in self.path.read_text().splitlines():
+                cell = json.loads(line)
+                self.done[cell['id']] = cell
+
+    def id(self, key: Key) -> str:
+        """Names everything that a cell's result depends on."""
+        weights = file_hash(self.subjects[key.subject].weights)
+        settings = dataclasses.asdict(key)
+        settings.update(
+            images=self.args.images,
+            iters=self.args.iters,
+            tune=self.args.tune,
+            weights=weights[:16])
+        return json.dumps(settings, sort_keys=True)
+
+    def run(self, key: Key) -> None:
+        """Run a cell and write its line."""
+        subject = self.subjects[key.subject]
+        method = key.variant.split(',')[0]
+        iters = METHODS[method]['sos'].get('iters', self.args.iters)
+        argv = ['--bits', key.bits, '--method', method]
+        argv += ['--seed', str(key.seed), '--iters', str(iters)]
+        argv += ['--calib-images', str(self.args.images)]
+        argv += subject.options
+        changed = ablations().get(key.variant, {})
+        if subject.scopes:
+            argv = [subject.config, str(subject.weights), *argv]
+            argv += ['--scope', key.scope, '--no-float-eval']
+            changed = {
+                key.replace('quant.', 'model.quant.').replace(
+                    'sos.', 'custom_hooks.0.sos.'):
+                value
+                for key, value in changed.items()
+            }
+            if self.args.tune:
+                changed.update(TUNE)
+            tool = 'quantize_det.py'
+        else:
+            argv = [subject.config, '--weights', str(subject.weights), *argv]
+            tool = 'quantize_cls.py'
+        if changed:
+            argv.append('--cfg-options')
+            argv += [f'{key}={_text(value)}' for key, value in changed.items()]
+        folder = self.args.work_dir / '_'.join(
+            str(part).replace(' ', '') for part in dataclasses.astuple(key))
+        result = Cell(ROOT / 'tools' / tool, argv, folder,
+                      subject.weights).run()
+        cell = dict(
+            id=self.id(key), seconds=result['seconds'], **measures(result))
+        with self.path.open('a') as file:
+            file.write(json.dumps(cell) + '\n')
+        self.done[cell['id']] = cell
+
+
+def _text(value: Any) -> str:
+    return ','.join(map(str, value)) if isinstance(value,
+                                                   tuple) else str(value)
+
+
+def measures(result: Mapping[str, Any]) -> Dict[str, float]:
+    """The figures of a cell."""
+    if 'scores' in result:
+        return {key: result['scores'][key] for key in ('agreement', 'kl')}
+    found = dict(result['quantized'])
+    return dict(
+        box_ap=found['box_ap'],
+        mask_ap=found['mask_ap'],
+        backbone_error=result['backbone_error'])
+
+
+def rows(accuracy: Accuracy, wanted: List[Key]) -> List[Dict[str, str]]:
+    """One row for all seeds of a cell: mean and standard deviation."""
+    groups: Dict[Tuple[str, ...], List[Optional[Mapping[str, Any]]]] = {}
+    for key in wanted:
+        group = key.subject, key.bits, key.scope, key.variant
+        groups.setdefault(group,
+                          []).append(accuracy.done.get(accuracy.id(key)))
+    table = []
+    for group, cells in sorted(groups.items(), key=lambda item: item[0][:3]):
+        row = dict(zip(('model', 'bits', 'scope', 'variant'), group))
+        there = [cell for cell in cells if cell is not None]
+        row['seeds'] = f'{len(there)} of {len(cells)}'
+        for name, title, points in (('box_ap', 'box AP',
+                                     100), ('mask_ap', 'mask AP', 100),
+                                    ('backbone_error', 'backbone error',
+                                     1), ('agreement', 'agreement %',
+                                          100), ('kl', 'KL', 1)):
+            values = [points * cell[name] for cell in there if name in cell]
+            row[title] = spread(values, 1 if points == 100 else 4)
+        table.append(row)
+    return table
+
+
+def spread(values: List[float], digits: int) -> str:
+    """Mean and sample standard deviation, or '-' of nothing.
+
+    >>> spread([1., 2.], 1), spread([3.], 2), spread([], 1)
+    ('1.5 ± 0.7', '3.00', '-')
+    """
+    if not values:
+        return '-'
+    text = f'{statistics.mean(values):.{digits}f}'
+    if len(values) > 1:
+        text += f' ± {statistics.stdev(values):.{digits}f}'
+    return text
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add('--models', nargs='+', default=['swin', 'deit', 'deit-tiny', 'coco60'])
+    add('--bits', nargs='+', default=BITS)
+    add('--seeds', type=int, nargs='+', default=[0, 1, 2])
+    add('--images', type=int, default=64, help='to calibrate on')
+    add('--iters', type=int, default=100, help='per unit and stage')
+    add('--no-ablations', action='store_true')
+    add('--tune',
+        action='store_true',
+        help='calibrate and evaluate on parts of the train splits, apart')
+    add('--budget',
+        type=float,
+        default=float('inf'),
+        help='minutes after which no cell is started')
+    add('--work-dir', type=Path, default=Path('work_dirs/accuracy'))
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    args.work_dir.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + 60 * args.budget
+    accuracy = Accuracy(args)
+    for name in args.models:
+        if name not in accuracy.subjects:
+            print(f'{name}: skipped, its files are not there')
+    wanted = list(keys(args, accuracy.subjects))
+    left = []
+    for key in wanted:
+        if accuracy.id(key) in accuracy.done:
+            continue
+        if time.monotonic() >= end:
+            left.append(key)
+        else:
+            accuracy.run(key)
+    print(f'\n{format_table(rows(accuracy, wanted))}')
+    if left:
+        print(f'\n{len(left)} of {len(wanted)} cells not run: --budget')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,82 @@
+"""How much tokens before the patches matter, against the patches."""
+from typing import Iterable, List, Optional, Sequence, Tuple
+
+import torch
+from torch import Tensor
+
+from isvit_det.core.ranks import sum_
+from isvit_det.core.units import State, Unit
+
+# Images that gradients are taken of.
+NUM_IMAGES = 16
+
+
+@torch.enable_grad()
+def prefix_importance(units: Sequence[Unit],
+                      images: Iterable[Tuple[int, State]]) -> List[float]:
+    """What an error of a prefix token costs, against one of a patch.
+
+    The squared gradients of random sums of the model's output by the output
+    of each unit, the diagonal of what output distillation loses to second
+    order (as LS-ViT weighs outputs). All units take one backward pass.
+
+    Args:
+        units: of a float model, whose last state is its output.
+        images: numbers and states of those of this process; only the first
+            ones of all processes are used.
+
+    Returns:
+        For each unit, the mean squared gradient of its prefix tokens over
+        that of its patches, at most so much that one counts as all patches
+        of an image do together; 1 where it has no prefix tokens.
+    """
+    device = next(units[0].module.parameters()).device
+    totals = torch.zeros(len(units), 4, dtype=torch.double, device=device)
+    for number, state in images:
+        if number >= NUM_IMAGES:
+            break
+        generator = torch.Generator().manual_seed(number)
+        state = State(state.x.to(device), state.size)
+        states: List[State] = []
+        for unit in units:
+            state = unit.forward(state)
+            if not states:
+                state = State(state.x.detach().requires_grad_(), state.size)
+            states.append(state)
+        signs = torch.randint(2, state.x.shape, generator=generator) * 2 - 1
+        grads = torch.autograd.grad((state.x * signs.to(device)).sum(),
+                                    [state.x for state in states])
+        for total, state, grad in zip(totals, states, grads):
+            num = num_prefix(state)
+            energy = grad[0].double().square().mean(1)
+            total += torch.stack([
+                energy[:num].sum(), energy[num:].sum(),
+                energy.new_tensor(num),
+                energy.new_tensor(len(energy) - num)
+            ])
+    found = []
+    for first, rest, num, others in sum_(totals).tolist():
+        # The numbers are of prefix tokens and of patches in all images.
+        found.append(
+            min(first / max(rest, 1e-30), 1.) * others / num if num else 1.)
+    return found
+
+
+def num_prefix(state: State) -> int:
+    """Tokens before the patches."""
+    return state.x.shape[1] - state.size[0] * state.size[1]
+
+
+def token_weights(state: State, ratio: float) -> Optional[Tensor]:
+    """Weights of mean 1 of all tokens, (N, 1); None if they are equal.
+
+    Args:
+        state: output of a unit.
+        ratio: of ``prefix_importance``.
+    """
+    num = num_prefix(state)
+    if num <= 0 or ratio == 1:
+        return None
+    weights = state.x.new_ones(state.x.shape[1], 1)
+    weights[:num] = ratio
+    return weights / weights.mean()

@@ -1,0 +1,58 @@
+"""Weights of tokens by what their errors change of the output."""
+import pytest
+import torch
+
+from isvit_det.backbones.timm_vit import quantize_vit
+from isvit_det.calibration.importance import (NUM_IMAGES, prefix_importance,
+                                              token_weights)
+from isvit_det.core.spec import QuantConfig
+from isvit_det.core.units import State
+from tests.backbones.test_vit import timm_vit
+
+NUM_PATCHES = 64
+
+MEAN = dict(global_pool='avg', class_token=True, fc_norm=False)
+
+
+def classifier(**kwargs):
+    return quantize_vit(timm_vit(False, **kwargs), QuantConfig()).eval()
+
+
+def states(num=3):
+    generator = torch.Generator().manual_seed(0)
+    for number in range(num):
+        image = torch.randn(1, 3, 64, 64, generator=generator)
+        yield number, State(image, (64, 64))
+
+
+def test_a_class_token_that_decides_counts_as_all_patches_at_most():
+    ratios = prefix_importance(classifier().units(), states())
+    assert 1 < ratios[0] <= NUM_PATCHES
+    # Nothing reads the patches of the last block; the head has none.
+    assert ratios[-2:] == [NUM_PATCHES, 1.]
+
+
+def test_a_token_that_nothing_reads_counts_nothing():
+    ratios = prefix_importance(classifier(**MEAN).units(), states())
+    assert ratios[-2] == 0 < ratios[0] < NUM_PATCHES
+
+
+def test_only_the_first_images_are_looked_at():
+    units = classifier(**MEAN).units()
+    few = prefix_importance(units, states(NUM_IMAGES))
+    assert few == prefix_importance(units, states(NUM_IMAGES + 5))
+    assert few != prefix_importance(units, states(1))
+
+
+def test_weights_have_mean_one_and_the_ratio():
+    state = State(torch.zeros(1, 2 + 6, 4), (2, 3))
+    weights = token_weights(state, 3.)
+    assert weights.shape == (8, 1)
+    assert weights.mean().item() == pytest.approx(1)
+    assert (weights[:2] / weights[2:4]).flatten().tolist() == [3., 3.]
+
+
+@pytest.mark.parametrize('num, ratio', [(6, 3.), (8, 1.)])
+def test_without_prefix_or_difference_there_are_none(num, ratio):
+    state = State(torch.zeros(1, num, 4), (2, 3))
+    assert token_weights(state, ratio) is None
