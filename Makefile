@@ -4,7 +4,7 @@
 SHELL := bash
 .SHELLFLAGS := -e -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo methods bench-calibration bench-scaling bench-memory \
+.PHONY: help demo methods accuracy bench-calibration bench-scaling bench-memory \
 	bench-deit-tiny learn-coco60 bench-coco60 test test-openmmlab test-slow \
 	check train format clean
 
@@ -61,6 +61,10 @@ bench-memory:  ## peak memory of a ViT-B at 800x1333; needs COCO_ROOT=DIR
 		$(ON_REPEATED_COCO) \
 		test_dataloader.dataset.pipeline.1.scale='(1333,800)' \
 		model.data_preprocessor.pad_size_divisor=32
+
+accuracy:  ## methods and ablations; COCO_ROOT, DEIT_TINY, BUDGET=MINUTES
+	@$(IN_ENV) python -m benchmarks.accuracy \
+		$(if $(BUDGET),--budget $(BUDGET))
 
 bench-deit-tiny:  ## methods and bits on a real DeiT-tiny, COCO_ROOT, DEIT_TINY
 	@$(IN_ENV) run="python -m benchmarks.classifier deit_tiny_patch16_224 \

@@ -33,6 +33,7 @@ METHOD_ROWS = ('repq', 'isvit_paper', 'isvit')
 OFF = {
     'sos.stage_one_share': 0.,
     'sos.mixed_inputs': .5,
+    'sos.rotate_heads': True,
 }
 # Images of the train split at its end that --tune evaluates.
 TUNE_IMAGES = 320
@@ -229,12 +230,12 @@ def rows(accuracy: Accuracy, wanted: List[Key]) -> List[Dict[str, str]]:
     """One row for all seeds of a cell: mean and standard deviation."""
     groups: Dict[Tuple[str, ...], List[Optional[Mapping[str, Any]]]] = {}
     for key in wanted:
-        group = key.subject, key.bits, key.scope, key.variant
+        group = (key.subject, key.bits, key.scope, key.variant)
         groups.setdefault(group,
                           []).append(accuracy.done.get(accuracy.id(key)))
     table = []
-    for group, cells in sorted(groups.items(), key=lambda item: item[0][:3]):
-        row = dict(zip(('model', 'bits', 'scope', 'variant'), group))
+    for names, cells in sorted(groups.items(), key=lambda item: item[0][:3]):
+        row = dict(zip(('model', 'bits', 'scope', 'variant'), names))
         there = [cell for cell in cells if cell is not None]
         row['seeds'] = f'{len(there)} of {len(cells)}'
         for name, title, points in (('box_ap', 'box AP',

@@ -31,6 +31,9 @@ class MlpUnit(Unit):
     def pairs(self) -> List[NormLinear]:
         return [NormLinear(self.module.norm, self.module.fc1)]
 
+    def last_layer(self) -> QuantLinear:
+        return self.module.fc2
+
     def forward(self, state: State) -> State:
         x = state.x
         if x.ndim == 4:

@@ -291,14 +291,18 @@ class _Run:
             if layer is not last
         ]
 
+        learned = [(place, image)
+                   for place, image in enumerate(mine(len(sizes)))
+                   if not self._is_held_out(image)]
+
         def run(place: int, image: int) -> State:
+            correction.start_image(image)
             return unit.forward(
                 State(inputs[place].to(self.device), sizes[image]))
 
         with precision(unit.module, weights=False, acts=True):
             with correct_(rest, as_codes=False) as correction:
-                for place, image in enumerate(mine(len(sizes))):
-                    correction.start_image(image)
+                for place, image in learned:
                     run(place, image)
             if last is None:
                 return
@@ -306,13 +310,16 @@ class _Run:
                 layer.weight_quantizer.enabled = True
             with correct_([last], as_codes=False,
                           explained=True) as correction:
-                for place, image in enumerate(mine(len(sizes))):
-                    correction.start_image(image)
+                for place, image in learned:
                     found = run(place, image)
                     wanted = State(targets[place].to(self.device), found.size)
                     correction.explain(
                         last, (wanted.x - found.x)[0],
                         token_weights(wanted, self.importance[index]))
+
+    def _is_held_out(self, image: int) -> bool:
+        """Whether an image judges what is learned from the others."""
+        return self.sos.roll_back and image % HELD_OUT == HELD_OUT - 1
 
     def _sampler(self,
                  index: int,
@@ -340,9 +347,10 @@ class _Run:
         if iters == 0:
             self._step(index, stage, 0, 0)
             return
-        every = range(len(sizes))
-        held = every[HELD_OUT - 1::HELD_OUT] if self.sos.roll_back else []
-        learned = [image for image in every if image not in held]
+        learned: List[int] = []
+        held: List[int] = []
+        for image in range(len(sizes)):
+            (held if self._is_held_out(image) else learned).append(image)
         sampler = self._sampler(index, stage, inputs, sizes, targets,
                                 mixed_with, learned)
         module = self.units[index].module

@@ -225,7 +225,8 @@ class SOSConfig:
             around the attention.
         closed_form_start: round weights column by column before stage 3.
         roll_back: undo what a stage has learned about a unit unless the
-            error on images held out, one in eight, went down.
+            error on images held out, one in eight, went down; of fewer than
+            eight images none is held out.
         weigh_tokens: let tokens before the patches, such as a class token,
             count as much as errors of theirs change the model's output.
         correct_heads: let the weights of neck and heads make up for

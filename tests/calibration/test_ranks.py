@@ -16,6 +16,8 @@ from isvit_det.core.search import AttentionObserver, RangeObserver
 from isvit_det.core.spec import QuantConfig, SOSConfig
 from tests.toy import toy, toy_images
 
+SHORT = dict(iters=40, lr=1e-3, mixed_inputs=.5)
+
 
 def own(things):
     return [things[index] for index in mine(len(things))]
@@ -24,8 +26,8 @@ def own(things):
 def calibrated_toy(folder, dtype):
     model = toy('isvit').to(dtype)
     quant = QuantConfig.from_dict({})
-    sos = SOSConfig.from_dict(dict(iters=40, lr=1e-3), quant)
-    images = [image.to(dtype) for image in toy_images(7)]
+    sos = SOSConfig.from_dict(SHORT, quant)
+    images = [image.to(dtype) for image in toy_images(9)]
     records = calibrate(model, own(images), quant, sos, folder / 'toy', 'x')
     return model.state_dict(), records
 
@@ -39,8 +41,8 @@ def resumed_toy(folder, dtype):
 
     model = toy('isvit').to(dtype)
     quant = QuantConfig.from_dict({})
-    sos = SOSConfig.from_dict(dict(iters=40, lr=1e-3), quant)
-    images = own([image.to(dtype) for image in toy_images(7)])
+    sos = SOSConfig.from_dict(SHORT, quant)
+    images = own([image.to(dtype) for image in toy_images(9)])
     with pytest.raises(KeyboardInterrupt):
         calibrate(
             model, images, quant, sos, folder / 'resumed', 'x', on_event=stop)

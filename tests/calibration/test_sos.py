@@ -51,11 +51,13 @@ def same_state(one, other):
 @pytest.mark.parametrize('items', ['unit', 'image'])
 def test_every_unit_ends_closer_to_its_float_output(tmp_path, method, items):
     _, records = calibrated(tmp_path, method, items=items, iters=100)
+    _, rounded = calibrated(
+        tmp_path / 'rounded', method, iters=0, closed_form_start=False)
     assert len(records) == 3
-    for record in records:
+    for record, start in zip(records, rounded):
         errors = record.errors
         assert errors['after_stage_1'] < errors['before_stage_1']
-        assert errors['after_stage_3'] < errors['before_stage_3']
+        assert errors['after_stage_3'] < .9 * start.errors['before_stage_3']
         assert errors['after_stage_2'] == pytest.approx(
             errors['after_stage_1'], rel=1e-3)
 
@@ -86,6 +88,37 @@ def test_methods_without_optimisation_keep_float_weights(tmp_path):
                        toy('minmax').blocks[0].fc2.weight)
     assert records[0].errors['before_stage_3'] == records[0].errors[
         'after_stage_3']
+
+
+def test_weights_rounded_in_closed_form_start_closer(tmp_path):
+    plain, solved = ([
+        record.errors['before_stage_3'] for record in calibrated(
+            tmp_path / str(start),
+            images=toy_images(24),
+            iters=0,
+            closed_form_start=start)[1]
+    ] for start in (False, True))
+    assert all(one < .8 * other for one, other in zip(solved, plain))
+
+
+def test_a_stage_that_does_harm_is_undone(tmp_path):
+    images = toy_images(16)
+    found = [
+        calibrated(
+            tmp_path / str(undo),
+            images=images,
+            iters=6,
+            lr=1.,
+            roll_back=undo) for undo in (True, False)
+    ]
+    (model, records), (_, ruined) = found
+    for record, other in zip(records, ruined):
+        for stage in (1, 3):
+            before = record.errors[f'before_stage_{stage}']
+            assert record.errors[f'after_stage_{stage}'] == before
+            assert other.errors[f'after_stage_{stage}'] > before
+    # What is left is quantized all the same.
+    assert all(q.is_fitted and q.enabled for q in quantizers(model).values())
 
 
 @pytest.mark.parametrize('stage', [1, 2, 3])

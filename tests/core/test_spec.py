@@ -36,6 +36,9 @@ def test_a_wrong_setting_is_named_with_what_is_allowed(values, words):
     (dict(epochs=3), ["['epochs']", 'iters']),
     (dict(lr='fast'), ['sos.lr', 'fast', 'number']),
     (dict(stage_one_inputs='mixed'), ['sos.stage_one_inputs', 'quantized']),
+    (dict(stage_one_share=2), ['sos.stage_one_share', '2', '0 and 1']),
+    (dict(mixed_inputs='half'), ['sos.mixed_inputs', 'half', 'number']),
+    (dict(roll_back=1.5), ['sos.roll_back', '1.5', 'True']),
 ])
 def test_a_wrong_setting_of_the_run_is_named(values, words):
     with pytest.raises(QuantError) as caught:
@@ -61,6 +64,9 @@ def test_the_papers_method_has_the_papers_settings():
     sos = SOSConfig.from_dict({}, paper)
     assert (sos.num_images, sos.iters, sos.lr) == (1024, 1000, 4e-5)
     assert sos.stage_one_inputs == 'float'
+    assert not (sos.closed_form_start or sos.roll_back or sos.rotate_heads
+                or sos.weigh_tokens or sos.mixed_inputs or sos.correct_heads)
+    assert sos.iters_of(1) == sos.iters_of(3) == 1000
     six = QuantConfig.from_dict(dict(method='isvit_paper', bits='w6a6'))
     sos = SOSConfig.from_dict({}, six)
     assert (sos.iters, sos.lr) == (200, 4e-5)
@@ -75,6 +81,12 @@ def test_baselines_do_not_optimise():
     assert minmax.softmax == 'uniform'
     repq = QuantConfig.from_dict(dict(method='repq'))
     assert repq.softmax == 'log_sqrt2' and repq.channelwise
+
+
+@pytest.mark.parametrize('share, first', [(0., 0), (.25, 50), (1., 202)])
+def test_stages_share_the_iterations_of_both(share, first):
+    sos = SOSConfig(iters=101, stage_one_share=share)
+    assert (sos.iters_of(1), sos.iters_of(3)) == (first, 202 - first)
 
 
 def test_a_shortened_run_has_one_learning_rate_for_both_methods():

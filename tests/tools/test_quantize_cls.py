@@ -240,6 +240,17 @@ def test_classes_named_by_numbers_and_linked_folders(data, tmp_path):
                for path, label in zip(paths, labels))
 
 
+def test_any_setting_may_be_given(data, tmp_path):
+    options = ['quant.exponent=integer', 'sos.mixed_inputs=.5', 'sos.iters=9']
+    result = run(data, tmp_path, *short(data, '--cfg-options', *options))
+    sos = result['provenance']['sos']
+    assert sos['mixed_inputs'] == .5
+    # What has an option of its own is taken from there.
+    assert sos['iters'] == 2
+    packed = torch.load(tmp_path / 'packed.pth', weights_only=True)
+    assert packed['quant']['exponent'] == 'integer'
+
+
 def test_whole_images_may_be_drawn(data, tmp_path):
     result = run(data, tmp_path, *short(data, '--items', 'image', '--batch',
                                         3))
@@ -267,10 +278,15 @@ def test_fewer_images_than_asked_for_are_all_used(data, tmp_path, caplog):
     (dict(workers=-1), ['--workers: -1', '0 or more']),
     (dict(store_gb=-1), ['store_gb: -1', '0 or more']),
     (dict(val='train'), ['is the evaluation image']),
+    (dict(cfg_options='lr'), ['--cfg-options', 'KEY=VALUE']),
+    (dict(cfg_options='lr=1'), ["'lr'", 'quant.KEY or sos.KEY']),
+    (dict(cfg_options='sos.rate=1'), ["['rate']", 'lr']),
+    (dict(cfg_options='quant.exponent=half'), ['half', 'table']),
 ])
 def test_bad_input_is_one_line(data, tmp_path, capsys, change, words):
     args = change.get('args', ['--calib', data / 'train'])
-    for key in ('bits', 'device', 'eval_batch', 'workers', 'store_gb'):
+    for key in ('bits', 'device', 'eval_batch', 'workers', 'store_gb',
+                'cfg_options'):
         if key in change:
             args += [f'--{key.replace("_", "-")}', change[key]]
     if 'val' in change:

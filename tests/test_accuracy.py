@@ -1,0 +1,113 @@
+"""benchmarks/accuracy.py: its cells, what it resumes, what it prints."""
+import json
+import sys
+
+import pytest
+
+from benchmarks import accuracy
+from benchmarks.accuracy import Accuracy, Key, ablations, keys
+from isvit_det.core.spec import QuantConfig, SOSConfig
+
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch):
+    """Runs the benchmark with some arguments; cells are made up."""
+    monkeypatch.delenv('COCO_ROOT', raising=False)
+    monkeypatch.delenv('DEIT_TINY', raising=False)
+    made = []
+
+    class Made:
+
+        def __init__(self, tool, argv, folder, weights):
+            self.argv = argv
+
+        def run(self):
+            made.append(self.argv)
+            ap = .5 + .01 * len(made)
+            return dict(
+                seconds={},
+                quantized=dict(box_ap=ap, mask_ap=ap),
+                backbone_error=.02)
+
+    monkeypatch.setattr(accuracy, 'Cell', Made)
+
+    def run(*args):
+        made.clear()
+        argv = ['accuracy', '--work-dir', str(tmp_path), *args]
+        monkeypatch.setattr(sys, 'argv', argv)
+        accuracy.main()
+        return list(made)
+
+    return run
+
+
+FEW = ('--models', 'swin', 'deit-tiny', '--bits', 'w3a3', '--seeds', '0', '1',
+       '--no-ablations')
+
+
+def test_cells_that_are_done_are_not_run_again(bench, tmp_path, capsys):
+    made = bench(*FEW)
+    # Three methods, two scopes, two seeds.
+    assert len(made) == 12
+    lines = (tmp_path / 'cells.jsonl').read_text().splitlines()
+    assert len({json.loads(line)['id'] for line in lines}) == 12
+    first = capsys.readouterr().out
+    assert 'deit-tiny: skipped' in first and '2 of 2' in first
+    # Means and spreads of two seeds: cells 1 and 7 are one row.
+    assert '| 54.0 ± 4.2 |' in first
+    assert bench(*FEW) == []
+    assert capsys.readouterr().out == first
+    assert len(bench(*FEW, '--iters', '50')) == 12
+
+
+def test_without_time_no_cell_is_run_and_all_are_named(bench, capsys):
+    assert bench(*FEW, '--budget', '0') == []
+    out = capsys.readouterr().out
+    assert '0 of 2' in out and '12 of 12 cells not run: --budget' in out
+
+
+def test_tuning_stays_on_the_train_split(bench):
+    for argv in bench(*FEW, '--tune'):
+        options = argv[argv.index('--cfg-options'):]
+        assert any('instances_train' in option for option in options)
+        assert not any('_val' in x or '=val' in x for x in options)
+
+
+def test_an_ablation_changes_one_setting():
+    for name, changed in ablations().items():
+        assert len(changed) == 1 and name.startswith('isvit, ')
+        (key, value), = changed.items()
+        part, key = key.split('.')
+        ours = QuantConfig()
+        if part == 'sos':
+            ours = SOSConfig.from_dict({}, ours)
+        assert getattr(ours, key) != value
+
+
+def test_ablations_come_after_all_methods(monkeypatch):
+    monkeypatch.setattr(sys, 'argv', ['accuracy'])
+    args = accuracy.parse_args()
+    swin = accuracy.subjects(args)['swin']
+    order = [key.variant for key in keys(args, dict(swin=swin))]
+    num = len([name for name in order if name in accuracy.METHOD_ROWS])
+    assert all(name in accuracy.METHOD_ROWS for name in order[:num])
+    assert len(order) == num + 3 * 2 * len(ablations())
+
+
+def test_the_settings_of_an_ablation_reach_the_tool(bench, monkeypatch):
+    made = bench('--models', 'swin', '--bits', 'w3a3', '--seeds', '0')
+    found = [argv for argv in made if '--cfg-options' in argv]
+    assert len(found) == len(ablations())
+    text = ' '.join(' '.join(argv) for argv in found)
+    assert 'model.quant.exponent=integer' in text
+    assert 'custom_hooks.0.sos.roll_back=False' in text
+    assert 'model.quant.percentiles=0.999,0.9999,0.99999' in text
+
+
+def test_weights_are_part_of_a_cell(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, 'argv', ['accuracy', '--work-dir', str(tmp_path)])
+    found = Accuracy(accuracy.parse_args())
+    one, other = (
+        found.id(Key(name, 'w3a3', 'backbone', 'isvit', 0))
+        for name in ('swin', 'deit'))
+    assert json.loads(one)['weights'] != json.loads(other)['weights']
