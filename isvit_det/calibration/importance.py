@@ -21,7 +21,8 @@ def prefix_importance(units: Sequence[Unit],
     order (as LS-ViT weighs outputs). All units take one backward pass.
 
     Args:
-        units: of a float model, whose last state is its output.
+        units: of a float model, whose last state is its output. The first
+            one puts prefix tokens in place, if there are any.
         images: numbers and states of those of this process; only the first
             ones of all processes are used.
 
@@ -37,18 +38,25 @@ def prefix_importance(units: Sequence[Unit],
             break
         generator = torch.Generator().manual_seed(number)
         state = State(state.x.to(device), state.size)
-        states: List[State] = []
-        for unit in units:
+        with torch.no_grad():
+            state = units[0].forward(state)
+        if not num_prefix(state):
+            # As in every detector; spares it the backward pass.
+            break
+        state.x.requires_grad_()
+        states = [state]
+        for unit in units[1:]:
             state = unit.forward(state)
-            if not states:
-                state = State(state.x.detach().requires_grad_(), state.size)
+            state.x.retain_grad()
             states.append(state)
         signs = torch.randint(2, state.x.shape, generator=generator) * 2 - 1
-        grads = torch.autograd.grad((state.x * signs.to(device)).sum(),
-                                    [state.x for state in states])
-        for total, state, grad in zip(totals, states, grads):
+        # With activation checkpointing, grad() is not to be had.
+        (state.x * signs.to(device)).sum().backward()
+        for total, unit, state in zip(totals, units, states):
+            unit.module.zero_grad()
             num = num_prefix(state)
-            energy = grad[0].double().square().mean(1)
+            assert state.x.grad is not None
+            energy = state.x.grad[0].double().square().mean(1)
             total += torch.stack([
                 energy[:num].sum(), energy[num:].sum(),
                 energy.new_tensor(num),
