@@ -7,7 +7,8 @@ the user's are skipped where DEIT_TINY or COCO_ROOT is not set. An ablation is
 `isvit` with one option as in `isvit_paper`, or with one that is off.
 
 A run is a cell, a line of cells.jsonl in the work directory; cells found
-there are not run again, so the command goes on after an interruption. With
+there are not run again, so the command goes on after an interruption; give
+another --work-dir after a change of the code. With
 --budget no cell is started after so many minutes; those not run are named.
 """
 import argparse
@@ -157,11 +158,13 @@ class Accuracy:
         self.done: Dict[str, Mapping[str, Any]] = {}
         if self.path.is_file():
             for line in self.path.read_text().splitlines():
-                cell = json.loads(line)
-                self.done[cell['id']] = cell
+                # A line that was cut off is of a cell that is run again.
+                if line.endswith('}'):
+                    cell = json.loads(line)
+                    self.done[cell['id']] = cell
 
     def id(self, key: Key) -> str:
-        """Names everything that a cell's result depends on."""
+        """Names the settings and weights of a cell; code is not among them."""
         weights = file_hash(self.subjects[key.subject].weights)
         settings = dataclasses.asdict(key)
         settings.update(

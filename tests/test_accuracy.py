@@ -67,7 +67,9 @@ def test_without_time_no_cell_is_run_and_all_are_named(bench, capsys):
 
 
 def test_tuning_stays_on_the_train_split(bench):
-    for argv in bench(*FEW, '--tune'):
+    made = bench(*FEW, '--tune')
+    assert len(made) == 12
+    for argv in made:
         options = argv[argv.index('--cfg-options'):]
         assert any('instances_train' in option for option in options)
         assert not any('_val' in x or '=val' in x for x in options)

@@ -1,6 +1,7 @@
 """Layers corrected for their own rounding in closed form, without SGD.
 
-For layers that are too many or too shared for reconstruction: neck and heads.
+For neck and heads, whose layers are too many or too shared for reconstruction,
+and as the start of a unit's stage 3.
 The weights first make up for the rounding of the input (a ridge regression,
 as ERQ-ViT's), then each column of them for the rounding of those before it
 (GPTQ). Both need only second moments of the input.
@@ -32,7 +33,8 @@ BLOCK = 128
 class Moments:
     """Sums over rows of quantized input q (N, D) and residual y (N, C).
 
-    The residual is what rounding the input takes from the output.
+    The residual is what the output lacks: what rounding the input takes from
+    it, or all that a unit's output lacks.
     """
 
     def __init__(self, num_inputs: int, num_outputs: int,
@@ -122,6 +124,7 @@ class _Watcher:
         self.moments = self.held if image % HELD_OUT == HELD_OUT - 1 \
             else self.used
         self.generator.manual_seed(image)
+        self.pending: Optional[Tuple[Tensor, Tensor]] = None
 
     @torch.no_grad()
     def __call__(self, layer: Layer, args: Tuple[Tensor]) -> None:
@@ -136,7 +139,9 @@ class _Watcher:
             self.moments.add(q, (x - q) @ self.weight.T)
 
     def explain(self, residual: Tensor, weights: Optional[Tensor]) -> None:
-        """Give what rows of the last run's output lack."""
+        """Give what rows of the last run's output lack, if there was one."""
+        if self.pending is None:
+            return
         rows, q = self.pending
         self.moments.add(q, residual[rows],
                          None if weights is None else weights[rows])
@@ -194,7 +199,10 @@ class Correction:
         ]
 
     def start_image(self, image: int) -> None:
-        """Say which image the model runs next: every fourth is held out."""
+        """Say which image the model runs next.
+
+        Of the image numbers, every fourth is held out to choose the ridge.
+        """
         for watcher in self.watchers.values():
             watcher.start_image(image)
 
@@ -283,7 +291,8 @@ def _correct_layer_(layer: Layer, used: Moments, held: Moments,
     layer.weight_quantizer.fit_tensor_(layer.weight)
     covariance = total.centred()[0] if bias is not None else (total.gram /
                                                               total.count)
-    rounded, before = _round_columns(target, covariance, layer)
+    power = total.gram.diagonal().mean() / total.count
+    rounded, before = _round_columns(target, covariance, power, layer)
     layer.weight.copy_((rounded if as_codes else before).view_as(layer.weight))
     if bias is not None:
         moved = (weight - rounded) @ total.inputs + total.outputs
@@ -306,7 +315,8 @@ def _ridge(used: Moments, held: Moments, has_bias: bool) -> Tensor:
         return best
     least = held.error(best, offset)
     variance = covariance.diagonal().mean()
-    if variance <= 0:
+    # Of constant inputs, rounding of their sums is all that there is.
+    if variance <= 1e-12 * used.gram.diagonal().mean() / used.count:
         return best
     eye = torch.eye(
         len(covariance), dtype=torch.double, device=covariance.device)
@@ -322,18 +332,26 @@ def _ridge(used: Moments, held: Moments, has_bias: bool) -> Tensor:
     return best
 
 
-def _round_columns(weight: Tensor, covariance: Tensor,
+def _round_columns(weight: Tensor, covariance: Tensor, power: Tensor,
                    layer: Layer) -> Tuple[Tensor, Tensor]:
     """Weights (C, D) in codes whose error matters least to the output.
 
     The rounding error of a column is passed on to the columns after it, as
     far as their inputs go together (GPTQ, arXiv 2210.17323, Algorithm 1).
 
+    Args:
+        weight: shape (C, D).
+        covariance: of the inputs, (D, D).
+        power: mean square of the inputs, which bounds the covariance's own
+            rounding.
+        layer: its weight quantizer is fitted.
+
     Returns:
         Decoded weights, and weights of the same codes as they were when it
         was their turn to be rounded, inside of the range.
     """
-    variance = covariance.diagonal().mean().clamp(min=1e-12)
+    variance = covariance.diagonal().mean().clamp(
+        min=max(1e-12, 1e-10 * float(power)))
     damped = covariance.clone()
     damped.diagonal().add_(DAMPING * variance)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))

@@ -28,8 +28,8 @@ def prefix_importance(units: Sequence[Unit],
 
     Returns:
         For each unit, the mean squared gradient of its prefix tokens over
-        that of its patches, at most so much that one counts as all patches
-        of an image do together; 1 where it has no prefix tokens.
+        that of its patches, at most so much that they count together as all
+        patches of an image do; 1 where it has no prefix tokens.
     """
     device = next(units[0].module.parameters()).device
     totals = torch.zeros(len(units), 4, dtype=torch.double, device=device)
@@ -47,16 +47,13 @@ def prefix_importance(units: Sequence[Unit],
         states = [state]
         for unit in units[1:]:
             state = unit.forward(state)
-            state.x.retain_grad()
             states.append(state)
         signs = torch.randint(2, state.x.shape, generator=generator) * 2 - 1
-        # With activation checkpointing, grad() is not to be had.
-        (state.x * signs.to(device)).sum().backward()
-        for total, unit, state in zip(totals, units, states):
-            unit.module.zero_grad()
+        grads = torch.autograd.grad((state.x * signs.to(device)).sum(),
+                                    [state.x for state in states])
+        for total, state, grad in zip(totals, states, grads):
             num = num_prefix(state)
-            assert state.x.grad is not None
-            energy = state.x.grad[0].double().square().mean(1)
+            energy = grad[0].double().square().mean(1)
             total += torch.stack([
                 energy[:num].sum(), energy[num:].sum(),
                 energy.new_tensor(num),

@@ -120,14 +120,17 @@ class ItemSampler:
             state = State(self.inputs[place], size)
             drawn = self.unit.gather(state, items)
             if self.mixed_with is not None:
-                self.mixing.manual_seed(self.num_draws * len(self.sizes) +
+                self.mixing.manual_seed(self.generator.initial_seed() * 10**6 +
+                                        self.num_draws * len(self.sizes) +
                                         image)
                 other = State(self.mixed_with[place], size)
                 drawn = self._mix(drawn, self.unit.gather(other, items))
             inputs.append(drawn)
             output = State(self.targets[place], size)
             targets.append(self.unit.gather_target(output, size, items))
-            weight = token_weights(output, self.importance)
+            # Prefix tokens come with every draw, however few the patches.
+            share = len(items) / int(self.counts[image])
+            weight = token_weights(output, self.importance * share)
             if weight is not None:
                 weights.append(
                     self.unit.gather_target(

@@ -77,9 +77,10 @@ class UnitRecord:
         errors: squared error relative to the float output, on a few batches
             of items: ``before_stage_1`` and ``after_stage_1`` with float
             weights, ``after_stage_2``, and ``before_stage_3`` and
-            ``after_stage_3`` with quantized ones.
+            ``after_stage_3`` with quantized ones; of tokens as they are
+            weighed.
         seconds: wall time, advancing the streams included.
-        num_iters: iterations of each stage.
+        num_iters: iterations of stages 1 and 3, in the mean.
         resumed: whether an earlier run had finished it.
     """
     name: str
@@ -238,9 +239,11 @@ class _Run:
         pairs = unit.pairs() if self.quant.channelwise else []
         first = streams[self.sos.stage_one_inputs == 'quantized']
         errors = {}
-        gauge, last_gauge = (
-            Gauge(self._sampler(index, 0, inputs, sizes, targets))
-            for inputs in (first, streams[1]))
+        gauge = last_gauge = Gauge(
+            self._sampler(index, 0, first, sizes, targets))
+        if first is not streams[1]:
+            last_gauge = Gauge(
+                self._sampler(index, 0, streams[1], sizes, targets))
         if self.sos.rotate_heads:
             for heads in unit.heads():
                 rotate_heads_(heads)
@@ -290,7 +293,6 @@ class _Run:
             layer for layer in quantized_layers(unit.module)
             if layer is not last
         ]
-
         learned = [(place, image)
                    for place, image in enumerate(mine(len(sizes)))
                    if not self._is_held_out(image)]
@@ -302,7 +304,7 @@ class _Run:
 
         with precision(unit.module, weights=False, acts=True):
             with correct_(rest, as_codes=False) as correction:
-                for place, image in learned:
+                for place, image in learned if rest else ():
                     run(place, image)
             if last is None:
                 return
@@ -319,7 +321,8 @@ class _Run:
 
     def _is_held_out(self, image: int) -> bool:
         """Whether an image judges what is learned from the others."""
-        return self.sos.roll_back and image % HELD_OUT == HELD_OUT - 1
+        return (self.sos.roll_back and self.sos.iters > 0
+                and image % HELD_OUT == HELD_OUT - 1)
 
     def _sampler(self,
                  index: int,
@@ -361,7 +364,8 @@ class _Run:
             saved = copy.deepcopy(module.state_dict())
         reconstruct(sampler, iters, self.sos.lr,
                     lambda step: self._step(index, stage, step, iters))
-        if held and gauge.error() >= before:
+        # Also where the error is no number.
+        if held and not gauge.error() < before:
             for name, value in module.state_dict().items():
                 value.copy_(saved[name])
 

@@ -206,7 +206,8 @@ class SOSConfig:
 
     Attributes:
         num_images: calibration images drawn from the training split.
-        iters: iterations per unit and stage; 0 turns optimisation off.
+        iters: iterations per unit and stage, in the mean of stages 1 and 3;
+            0 turns optimisation off.
         lr: Adam's first learning rate, falling to 0 along a cosine.
         items: draw minibatches of a unit's independent items (``'unit'``)
             or whole images (``'image'``, as published).
@@ -223,7 +224,9 @@ class SOSConfig:
             3 to be the float one and not the quantized one.
         rotate_heads: fold a rotation of each head's channels into the layers
             around the attention.
-        closed_form_start: round weights column by column before stage 3.
+        closed_form_start: before stage 3, round weights column by column,
+            and let a unit's last layer make up for all that its output
+            lacks, by ridge regression.
         roll_back: undo what a stage has learned about a unit unless the
             error on images held out, one in eight, went down; of fewer than
             eight images none is held out.

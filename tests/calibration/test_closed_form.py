@@ -161,6 +161,29 @@ def test_noise_that_cannot_be_predicted_changes_nothing():
     assert held.error(wild, mean) > held.error(zero, mean)
 
 
+@pytest.mark.parametrize('value', [0., 7.3, 1000.])
+def test_constant_inputs_are_rounded_without_a_covariance(value):
+    layer = nn.Sequential(QuantLinear(nn.Linear(192, 9), CONFIG))
+    x = torch.full((50, 192), value)
+    with observe(layer):
+        layer(x)
+    with precision(layer, weights=False, acts=True), torch.no_grad():
+        with correct_([*layer]) as correction:
+            for image in range(8):
+                correction.start_image(image)
+                layer(x)
+    assert layer[0].weight.isfinite().all()
+    assert layer[0].weight_quantizer.is_fitted
+
+
+def test_a_layer_that_did_not_run_has_nothing_to_explain():
+    layer = fitted(LAYERS['linear'])
+    with correct_([*layer], explained=True) as correction:
+        correction.start_image(0)
+        correction.explain(layer[0], torch.zeros(3, 9))
+    assert layer[0].weight_quantizer.is_fitted
+
+
 def test_inputs_far_from_zero_keep_their_small_covariance():
     torch.manual_seed(0)
     used, held = (Moments(90, 5, torch.device('cpu')) for _ in range(2))

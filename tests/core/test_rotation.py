@@ -1,4 +1,4 @@
-"""Hadamard matrices, and that folding one changes no attention."""
+"""Hadamard matrices; laws.check_rotation folds them into backbones."""
 import pytest
 import torch
 
