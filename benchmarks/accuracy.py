@@ -154,6 +154,10 @@ class Accuracy:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.subjects = subjects(args)
+        self.hashes = {
+            name: file_hash(subject.weights)[:16]
+            for name, subject in self.subjects.items()
+        }
         self.path = args.work_dir / 'cells.jsonl'
         self.done: Dict[str, Mapping[str, Any]] = {}
         if self.path.is_file():
@@ -165,13 +169,12 @@ class Accuracy:
 
     def id(self, key: Key) -> str:
         """Names the settings and weights of a cell; code is not among them."""
-        weights = file_hash(self.subjects[key.subject].weights)
         settings = dataclasses.asdict(key)
         settings.update(
             images=self.args.images,
             iters=self.args.iters,
             tune=self.args.tune,
-            weights=weights[:16])
+            weights=self.hashes[key.subject])
         return json.dumps(settings, sort_keys=True)
 
     def run(self, key: Key) -> None:

@@ -69,43 +69,37 @@ class PatchEmbedUnit(Unit):
         return self.module.proj(batch.patches).flatten(1) + batch.positions
 
 
-def _block_pairs(block: Any) -> List[NormLinear]:
-    return [
-        NormLinear(block.norm1, block.attn.qkv,
-                   block if block.window_size else None),
-        NormLinear(block.norm2, block.mlp.fc1)
-    ]
+class BlockUnit(Unit):
+    """A block, whatever its attention."""
+
+    def pairs(self) -> List[NormLinear]:
+        block = self.module
+        return [
+            NormLinear(block.norm1, block.attn.qkv,
+                       block if block.window_size else None),
+            NormLinear(block.norm2, block.mlp.fc1)
+        ]
+
+    def last_layer(self) -> Optional[QuantLinear]:
+        # What is scaled by channel is not added as it is.
+        unscaled = isinstance(self.module.ls2, nn.Identity)
+        return self.module.mlp.fc2 if unscaled else None
+
+    def heads(self) -> List[Heads]:
+        attn = self.module.attn
+        tables = (attn.rel_pos_h, attn.rel_pos_w) if attn.has_rel_pos else ()
+        return [Heads(attn.qkv, attn.proj, attn.num_heads, tables)]
+
+    def forward(self, state: State) -> State:
+        return State(self.module(state.x, state.size), state.size)
 
 
-def _block_heads(block: Any) -> List[Heads]:
-    attn = block.attn
-    tables = (attn.rel_pos_h, attn.rel_pos_w) if attn.has_rel_pos else ()
-    return [Heads(attn.qkv, attn.proj, attn.num_heads, tables)]
-
-
-def _last_layer(block: Any) -> Optional[QuantLinear]:
-    # What is scaled by channel is not added as it is.
-    return block.mlp.fc2 if isinstance(block.ls2, nn.Identity) else None
-
-
-class WindowBlockUnit(WindowUnit):
+class WindowBlockUnit(BlockUnit, WindowUnit):
     """A block with windowed attention; item: a window."""
 
     def __init__(self, name: str, block: Any) -> None:
         super().__init__(name, block,
                          max(1, TOKENS_PER_STEP // block.window_size**2))
-
-    def pairs(self) -> List[NormLinear]:
-        return _block_pairs(self.module)
-
-    def last_layer(self) -> Optional[QuantLinear]:
-        return _last_layer(self.module)
-
-    def heads(self) -> List[Heads]:
-        return _block_heads(self.module)
-
-    def forward(self, state: State) -> State:
-        return State(self.module(state.x, state.size), state.size)
 
     def layout(self, size: Tuple[int, int]) -> WindowLayout:
         return self.module.layout(size)
@@ -126,7 +120,7 @@ class QueryItems(NamedTuple):
     size: Tuple[int, int]
 
 
-class GlobalBlockUnit(Unit):
+class GlobalBlockUnit(BlockUnit):
     """A block with global attention; item: a patch's query row.
 
     Tokens before the patches ask along with every draw. Keys and values are
@@ -137,18 +131,6 @@ class GlobalBlockUnit(Unit):
         super().__init__(
             name, block, TOKENS_PER_STEP, items_per_image=ROWS_PER_IMAGE)
         self.num_prefix_tokens = num_prefix_tokens
-
-    def pairs(self) -> List[NormLinear]:
-        return _block_pairs(self.module)
-
-    def last_layer(self) -> Optional[QuantLinear]:
-        return _last_layer(self.module)
-
-    def heads(self) -> List[Heads]:
-        return _block_heads(self.module)
-
-    def forward(self, state: State) -> State:
-        return State(self.module(state.x, state.size), state.size)
 
     def num_items(self, size: Tuple[int, int]) -> int:
         return math.prod(size)

@@ -72,16 +72,20 @@ def num_prefix(state: State) -> int:
     return state.x.shape[1] - state.size[0] * state.size[1]
 
 
-def token_weights(state: State, ratio: float) -> Optional[Tensor]:
+def token_weights(state: State,
+                  ratio: float,
+                  share: float = 1.) -> Optional[Tensor]:
     """Weights of mean 1 of all tokens, (N, 1); None if they are equal.
 
     Args:
         state: output of a unit.
         ratio: of ``prefix_importance``.
+        share: of the patches that are looked at, beside all prefix tokens,
+            which count by so much less.
     """
     num = num_prefix(state)
     if num <= 0 or ratio == 1:
         return None
     weights = state.x.new_ones(state.x.shape[1], 1)
-    weights[:num] = ratio
+    weights[:num] = ratio * share
     return weights / weights.mean()

@@ -9,7 +9,7 @@ from isvit_det.calibration.importance import token_weights
 from isvit_det.calibration.store import ActivationStore
 from isvit_det.core.ranks import num_ranks, rank, sum_
 from isvit_det.core.spec import SOSConfig
-from isvit_det.core.units import State, Unit, to_device
+from isvit_det.core.units import State, Unit, map_tensors, to_device
 
 # Items that a unit's error is measured on, in batches.
 ERROR_BATCHES = 4
@@ -124,13 +124,14 @@ class ItemSampler:
                                         self.num_draws * len(self.sizes) +
                                         image)
                 other = State(self.mixed_with[place], size)
-                drawn = self._mix(drawn, self.unit.gather(other, items))
+                drawn = map_tensors(self._mix, drawn,
+                                    self.unit.gather(other, items))
             inputs.append(drawn)
             output = State(self.targets[place], size)
             targets.append(self.unit.gather_target(output, size, items))
             # Prefix tokens come with every draw, however few the patches.
             share = len(items) / int(self.counts[image])
-            weight = token_weights(output, self.importance * share)
+            weight = token_weights(output, self.importance, share)
             if weight is not None:
                 weights.append(
                     self.unit.gather_target(
@@ -141,14 +142,9 @@ class ItemSampler:
         return (batch, torch.cat(targets).to(self.device),
                 torch.cat(weights).to(self.device) if weights else None)
 
-    def _mix(self, one: Any, other: Any) -> Any:
-        """Elements of two batches of ``Unit.gather`` at random."""
-        if isinstance(one, tuple):
-            fields = [self._mix(*pair) for pair in zip(one, other)]
-            # Named tuples take their fields one by one.
-            return type(one)(
-                *fields) if hasattr(one, '_fields') else tuple(fields)
-        if not isinstance(one, Tensor) or not one.is_floating_point():
+    def _mix(self, one: Tensor, other: Tensor) -> Tensor:
+        """Elements of either at random; of the first if they are no reals."""
+        if not one.is_floating_point():
             return one
         draws = torch.rand(one.shape, generator=self.mixing)
         return torch.where(draws < self.share, other, one)

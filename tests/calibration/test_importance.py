@@ -52,6 +52,14 @@ def test_weights_have_mean_one_and_the_ratio():
     assert (weights[:2] / weights[2:4]).flatten().tolist() == [3., 3.]
 
 
+def test_prefix_tokens_count_less_beside_some_of_the_patches():
+    state = State(torch.zeros(1, 2 + 6, 4), (2, 3))
+    weights = token_weights(state, 3., .5)
+    assert (weights[:2] / weights[2:4]).flatten().tolist() == [1.5, 1.5]
+    # Equal ones stay so, however few patches there are.
+    assert token_weights(state, 1., .5) is None
+
+
 @pytest.mark.parametrize('num, ratio', [(6, 3.), (8, 1.)])
 def test_without_prefix_or_difference_there_are_none(num, ratio):
     state = State(torch.zeros(1, num, 4), (2, 3))
