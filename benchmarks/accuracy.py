@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
 
 from isvit_det.checkpoint import file_hash
-from isvit_det.core.spec import METHODS, QuantConfig, SOSConfig
+from isvit_det.core.spec import CLASSIFIER_SOS, METHODS, QuantConfig, SOSConfig
 from isvit_det.engine.cells import Cell
 from isvit_det.engine.configs import load_config
 from isvit_det.engine.report import format_table
@@ -30,12 +30,16 @@ from isvit_det.engine.report import format_table
 ROOT = Path(__file__).parents[1]
 BITS = ('w3a3', 'w4a4')
 METHOD_ROWS = ('repq', 'isvit_paper', 'isvit')
-# Options that are off in every method, and their values in an ablation.
+# Options that are off where nothing else is said, and their values in an
+# ablation.
 OFF = {
     'sos.stage_one_share': 0.,
     'sos.mixed_inputs': .5,
     'sos.rotate_heads': True,
+    'sos.mirror_images': True,
 }
+# The option that does nothing in a scope, '-' being a classifier's.
+IDLE = {'detector': 'sos.weigh_tokens', '-': 'sos.correct_heads'}
 # Images of the train split at its end that --tune evaluates.
 TUNE_IMAGES = 320
 TUNE = {
@@ -107,22 +111,30 @@ def subjects(args: argparse.Namespace) -> Dict[str, Subject]:
     return {name: found[name] for name in args.models if name in found}
 
 
-def ablations() -> Dict[str, Dict[str, Any]]:
-    """Settings of every variant of ``isvit`` with one option changed."""
+def ablations(scope: str) -> Dict[str, Dict[str, Any]]:
+    """Settings of every variant of ``isvit`` with one option changed.
+
+    Args:
+        scope: of the quantization, '-' for a classifier.
+    """
     ours, paper = QuantConfig(), QuantConfig.from_dict(
         dict(method='isvit_paper'))
     pairs = {'quant': (ours, paper)}
-    pairs['sos'] = (SOSConfig.from_dict({}, ours),
+    preset = CLASSIFIER_SOS['isvit'] if scope == '-' else {}
+    pairs['sos'] = (SOSConfig.from_dict(preset, ours),
                     SOSConfig.from_dict({}, paper))  # type: ignore
     found = {}
     for part, (one, other) in pairs.items():
         for field in dataclasses.fields(one):
             value = getattr(other, field.name)
-            if field.name != 'method' and getattr(one, field.name) != value:
-                key = f'{part}.{field.name}'
+            key = f'{part}.{field.name}'
+            if field.name != 'method' and key != IDLE[scope] and getattr(
+                    one, field.name) != value:
                 found[f'isvit, {key} as published'] = {key: value}
     for key, value in OFF.items():
-        found[f'isvit, {key}={value}'] = {key: value}
+        part, name = key.split('.')
+        if getattr(pairs[part][0], name) != value:
+            found[f'isvit, {key}={value}'] = {key: value}
     return found
 
 
@@ -140,7 +152,7 @@ def keys(args: argparse.Namespace, known: Mapping[str,
             for name, subject in known.items():
                 if subject.ablated and not args.no_ablations:
                     scope = 'detector' if subject.scopes else '-'
-                    for variant in ablations():
+                    for variant in ablations(scope):
                         yield Key(name, bits, scope, variant, seed)
 
 
@@ -186,7 +198,9 @@ class Accuracy:
         argv += ['--seed', str(key.seed), '--iters', str(iters)]
         argv += ['--calib-images', str(self.args.images)]
         argv += subject.options
-        changed = ablations().get(key.variant, {})
+        changed: Dict[str, Any] = {}
+        if ',' in key.variant:
+            changed = ablations(key.scope)[key.variant]
         if subject.scopes:
             argv = [subject.config, str(subject.weights), *argv]
             argv += ['--scope', key.scope, '--no-float-eval']
@@ -272,7 +286,8 @@ def spread(values: List[float], digits: int) -> str:
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add('--models', nargs='+', default=['swin', 'deit', 'deit-tiny', 'coco60'])
+    models = ['swin', 'deit', 'deit-tiny', 'coco60']
+    add('--models', nargs='+', choices=models, default=models)
     add('--bits', nargs='+', default=BITS)
     add('--seeds', type=int, nargs='+', default=[0, 1, 2])
     add('--images', type=int, default=64, help='to calibrate on')

@@ -80,7 +80,7 @@ def measure(args: argparse.Namespace) -> Dict[str, float]:
     # One draw: the last images are held out from the first.
     picked = calibration_images(cfg, None, args.images + args.held_out,
                                 args.seed)
-    tensors = list(picked.tensors(model))
+    tensors = list(picked.tensors(model, False))
     held_out, images = tensors[args.images:], tensors[:args.images]
     backbone = model.backbone
     teacher = copy.deepcopy(backbone)

@@ -4,8 +4,8 @@ import hashlib
 import tempfile
 from contextlib import nullcontext
 from pathlib import Path
-from typing import (Any, ContextManager, Dict, Iterator, List, Optional,
-                    Sequence, Tuple, Union)
+from typing import (Any, ContextManager, Dict, List, Optional, Sequence, Tuple,
+                    Union)
 
 import numpy as np
 from mmcv.transforms import Compose
@@ -15,7 +15,6 @@ from mmengine.logging import MMLogger
 
 from isvit_det.checkpoint import file_hash, plain, save_packed
 from isvit_det.core.errors import QuantError
-from isvit_det.core.ranks import mine
 from isvit_det.core.spec import SOSConfig
 from isvit_det.engine.calibrate import WORKSPACE, calibrate_detector_
 from isvit_det.engine.configs import config_errors, quantize_config_
@@ -165,13 +164,12 @@ class GivenImages(Images):
                 for image in self.images
             ]
 
-    def batches(self) -> Iterator[Dict[str, Any]]:
-        for index in mine(len(self)):
-            image = self.images[index]
-            with reading_images():
-                if isinstance(image, np.ndarray):
-                    data = self._pipelines[1](dict(img=image, img_id=index))
-                else:
-                    data = self._pipelines[0](
-                        dict(img_path=str(image), img_id=index))
-            yield pseudo_collate([data])
+    def read(self, index: int) -> Dict[str, Any]:
+        image = self.images[index]
+        with reading_images():
+            if isinstance(image, np.ndarray):
+                data = self._pipelines[1](dict(img=image, img_id=index))
+            else:
+                data = self._pipelines[0](
+                    dict(img_path=str(image), img_id=index))
+        return pseudo_collate([data])

@@ -76,7 +76,7 @@ def test_tuning_stays_on_the_train_split(bench):
 
 
 def test_an_ablation_changes_one_setting():
-    for name, changed in ablations().items():
+    for name, changed in ablations('detector').items():
         assert len(changed) == 1 and name.startswith('isvit, ')
         (key, value), = changed.items()
         part, key = key.split('.')
@@ -93,13 +93,19 @@ def test_ablations_come_after_all_methods(monkeypatch):
     order = [key.variant for key in keys(args, dict(swin=swin))]
     num = len([name for name in order if name in accuracy.METHOD_ROWS])
     assert all(name in accuracy.METHOD_ROWS for name in order[:num])
-    assert len(order) == num + 3 * 2 * len(ablations())
+    assert len(order) == num + 3 * 2 * len(ablations('detector'))
+    # A detector has no token to weigh, a classifier no heads to correct.
+    assert not any('weigh_tokens' in name for name in order)
+    assert not any('correct_heads' in name for name in ablations('-'))
+    assert ablations('-')['isvit, sos.mirror_images as published'] == {
+        'sos.mirror_images': False
+    }
 
 
 def test_the_settings_of_an_ablation_reach_the_tool(bench, monkeypatch):
     made = bench('--models', 'swin', '--bits', 'w3a3', '--seeds', '0')
     found = [argv for argv in made if '--cfg-options' in argv]
-    assert len(found) == len(ablations())
+    assert len(found) == len(ablations('detector'))
     text = ' '.join(' '.join(argv) for argv in found)
     assert 'model.quant.exponent=integer' in text
     assert 'custom_hooks.0.sos.roll_back=False' in text

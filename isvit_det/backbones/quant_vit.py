@@ -66,7 +66,7 @@ class PatchEmbedUnit(Unit):
         return state.x[0, self.backbone.num_prefix_tokens + items]
 
     def run(self, batch: PatchItems) -> Tensor:
-        return self.module.proj(batch.patches).flatten(1) + batch.positions
+        return self.module.proj.run_patches(batch.patches) + batch.positions
 
 
 class BlockUnit(Unit):

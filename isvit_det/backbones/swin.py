@@ -170,7 +170,7 @@ class PatchEmbedUnit(Unit):
         return state.x[0, items]
 
     def run(self, batch: PatchEmbedItems) -> Tensor:
-        x = self.module.projection(batch.patches).flatten(1)
+        x = self.module.projection.run_patches(batch.patches)
         if self.module.norm is not None:
             x = self.module.norm(x)
         if self.backbone.use_abs_pos_embed:

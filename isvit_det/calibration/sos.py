@@ -90,16 +90,15 @@ class UnitRecord:
     resumed: bool = False
 
 
-def calibrate(
-        student: Any,
-        images: Iterable[Tensor],
-        quant: QuantConfig,
-        sos: SOSConfig,
-        workspace: Path,
-        fingerprint: str,
-        store_gb: Optional[float] = None,
-        on_event: Optional[Callable[[Event],
-                                    None]] = None) -> List[UnitRecord]:
+def calibrate(student: Any,
+              images: Iterable[Tensor],
+              quant: QuantConfig,
+              sos: SOSConfig,
+              workspace: Path,
+              fingerprint: str,
+              store_gb: Optional[float] = None,
+              on_event: Optional[Callable[[Event], None]] = None,
+              rounds: int = 1) -> List[UnitRecord]:
     """Calibrate and reconstruct a quantized backbone (I&S-ViT, Algorithm 1).
 
     Every finished unit is saved in ``workspace``, so that a run that was
@@ -117,6 +116,8 @@ def calibrate(
             another fingerprint is discarded.
         store_gb: memory for activations in GB (1e9 bytes).
         on_event: is told of progress.
+        rounds: times that all processes' images come, in other forms, one
+            round after the other; what is held out is so in each.
 
     Raises:
         RuntimeError: if ``student`` is in training mode.
@@ -126,7 +127,7 @@ def calibrate(
         raise RuntimeError('call eval() before calibrate().')
     run = _Run(student, quant, sos, workspace, fingerprint, store_gb, on_event
                or (lambda event: None))
-    return run.all_units(images)
+    return run.all_units(images, rounds)
 
 
 class _Run:
@@ -148,7 +149,8 @@ class _Run:
         self.teacher_units = teacher.units()
         self.device = next(self.units[0].module.parameters()).device
 
-    def all_units(self, images: Iterable[Tensor]) -> List[UnitRecord]:
+    def all_units(self, images: Iterable[Tensor],
+                  rounds: int) -> List[UnitRecord]:
         num_units = len(self.units)
         if self.files and self.files.discarded:
             self.on_event(
@@ -162,6 +164,7 @@ class _Run:
             store.append(image)
             own_sizes.append((image.shape[-2], image.shape[-1]))
         sizes = interleave(gather(own_sizes))
+        self.num_images = len(sizes) // rounds
         if not sizes:
             raise QuantError('calibration set: 0 images; give at least 1.')
         self.on_event(Event('images', num_units=num_units))
@@ -298,7 +301,7 @@ class _Run:
                    if not self._is_held_out(image)]
 
         def run(place: int, image: int) -> State:
-            correction.start_image(image)
+            correction.start_image(image % self.num_images)
             return unit.forward(
                 State(inputs[place].to(self.device), sizes[image]))
 
@@ -322,7 +325,7 @@ class _Run:
     def _is_held_out(self, image: int) -> bool:
         """Whether an image judges what is learned from the others."""
         return (self.sos.roll_back and self.sos.iters > 0
-                and image % HELD_OUT == HELD_OUT - 1)
+                and image % self.num_images % HELD_OUT == HELD_OUT - 1)
 
     def _sampler(self,
                  index: int,

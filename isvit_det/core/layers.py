@@ -81,6 +81,22 @@ class QuantConv2d(nn.Conv2d):
             self.input_quantizer(input), self.weight_quantizer(self.weight),
             self.bias)
 
+    def run_patches(self, patches: Tensor) -> Tensor:
+        """What ``forward`` gives for inputs that the kernel covers exactly.
+
+        One matrix product, several times as fast on a CPU; sums are in
+        another order.
+
+        Args:
+            patches: shape (n, in_channels, *kernel_size).
+
+        Returns:
+            Shape (n, out_channels).
+        """
+        return F.linear(
+            self.input_quantizer(patches).flatten(1),
+            self.weight_quantizer(self.weight).flatten(1), self.bias)
+
 
 class QuantMatMul(nn.Module):
     """``left @ right`` with both operands quantized.

@@ -51,6 +51,12 @@ METHODS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
             correct_heads=True)),
 }
 
+# What a classifier's run has besides: its output hangs on one token of each
+# image, a detector's on all.
+CLASSIFIER_SOS: Mapping[str, Mapping[str, Any]] = {
+    'isvit': dict(mirror_images=True)
+}
+
 T = TypeVar('T')
 
 
@@ -232,6 +238,7 @@ class SOSConfig:
             eight images none is held out.
         weigh_tokens: let tokens before the patches, such as a class token,
             count as much as errors of theirs change the model's output.
+        mirror_images: let the backbone see each image's mirror image too.
         correct_heads: let the weights of neck and heads make up for
             rounding, in closed form, where these are quantized.
         seed: of image choice and item sampling.
@@ -249,6 +256,7 @@ class SOSConfig:
     closed_form_start: bool = False
     roll_back: bool = False
     weigh_tokens: bool = False
+    mirror_images: bool = False
     correct_heads: bool = False
     seed: int = 0
 
@@ -264,7 +272,7 @@ class SOSConfig:
             _check_number(f'sos.{key}', getattr(self, key), 0., 1.,
                           (int, float))
         for key in ('rotate_heads', 'closed_form_start', 'roll_back',
-                    'weigh_tokens', 'correct_heads'):
+                    'weigh_tokens', 'mirror_images', 'correct_heads'):
             _check_choice(f'sos.{key}', getattr(self, key), (True, False))
 
     def iters_of(self, stage: int) -> int:

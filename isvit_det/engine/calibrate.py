@@ -50,13 +50,14 @@ def calibrate_detector_(model: Any,
     with CalibrationProgress(logger, is_main_process()) as progress:
         records = calibrate(
             model.backbone,
-            images.tensors(model),
+            images.tensors(model, sos.mirror_images),
             quant,
             sos,
             workspace,
             fingerprint,
             store_gb=store_gb,
-            on_event=progress)
+            on_event=progress,
+            rounds=1 + sos.mirror_images)
     if quant.scope == 'detector':
         logger.info('calibrating neck and heads')
         calibrate_heads_(model, images, sos.correct_heads, logger)

@@ -16,7 +16,7 @@ from isvit_det.calibration.store import ActivationPool
 from isvit_det.checkpoint import is_packed, plain, read_checkpoint, save_packed
 from isvit_det.core.errors import QuantError
 from isvit_det.core.files import check_writable, local_checkpoint
-from isvit_det.core.spec import QuantConfig, SOSConfig
+from isvit_det.core.spec import CLASSIFIER_SOS, QuantConfig, SOSConfig
 from isvit_det.detector import float_modules
 from isvit_det.engine.calibrate import WORKSPACE
 from isvit_det.engine.folder_images import (FolderSample, ImageList,
@@ -141,7 +141,8 @@ class ClassifierRun:
                                                     self.packed)
         self.source.to(device)
         self.model.to(device)
-        self.sos = SOSConfig.from_dict(sos, config)
+        preset = CLASSIFIER_SOS.get(config.method, {})
+        self.sos = SOSConfig.from_dict({**preset, **sos}, config)
         self.transform = create_transform(
             **resolve_model_data_config(self.source))
         self.logger = MMLogger.get_instance(
@@ -249,14 +250,15 @@ class ClassifierRun:
         with CalibrationProgress(self.logger) as progress:
             return calibrate(
                 self.model,
-                self.sample.tensors(),
+                self.sample.tensors(self.sos.mirror_images),
                 config,
                 self.sos,
                 self.work_dir / WORKSPACE,
                 fingerprint(origin, self.hashes, [str(self.transform)],
                             self.model),
                 store_gb=self.store_gb,
-                on_event=progress)
+                on_event=progress,
+                rounds=1 + self.sos.mirror_images)
 
     @torch.no_grad()
     def _evaluate(self) -> Tuple[Dict[str, Any], List[Dict[str, Any]]]:

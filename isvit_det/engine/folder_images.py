@@ -145,7 +145,10 @@ class FolderSample:
         """Path of every image drawn within the folder."""
         return [str(path.relative_to(self.folder)) for path in self.paths()]
 
-    def tensors(self) -> Iterator[Tensor]:
-        """Images (1, 3, H, W)."""
+    def tensors(self, mirrored: bool) -> Iterator[Tensor]:
+        """Images (1, 3, H, W), and then their mirror images if asked for."""
         for image, _ in self.images.batches(1):
             yield image
+        if mirrored:
+            for image, _ in self.images.batches(1):
+                yield image.flip(-1)

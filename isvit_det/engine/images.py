@@ -38,20 +38,38 @@ class Images:
     def __len__(self) -> int:
         raise NotImplementedError
 
-    def batches(self) -> Iterator[Dict[str, Any]]:
-        """What a data loader of batch size 1 would yield, read lazily.
+    def read(self, index: int) -> Dict[str, Any]:
+        """What a data loader of batch size 1 would yield for an image.
 
-        Of the images of this process: several share them in turn.
+        Raises:
+            QuantError: if it cannot be read, naming it.
+        """
+        raise NotImplementedError
+
+    def batches(self) -> Iterator[Dict[str, Any]]:
+        """Images of this process, read lazily: several share them in turn.
 
         Raises:
             QuantError: naming what cannot be read.
         """
-        raise NotImplementedError
+        return (self.read(index) for index in mine(len(self)))
 
-    def tensors(self, model: Any) -> Iterator[Tensor]:
-        """Images (1, 3, H, W), preprocessed and padded as at test time."""
-        for batch in self.batches():
-            yield model.data_preprocessor(batch, False)['inputs']
+    def tensors(self, model: Any, mirrored: bool) -> Iterator[Tensor]:
+        """Images (1, 3, H, W), preprocessed and padded as at test time.
+
+        Args:
+            model: whose preprocessor is used.
+            mirrored: append the mirror image of each, padded likewise.
+        """
+        for index in mine(len(self) * (1 + mirrored)):
+            batch = model.data_preprocessor(
+                self.read(index % len(self)), False)
+            image = batch['inputs']
+            if index >= len(self):
+                height, width = batch['data_samples'][0].img_shape[:2]
+                inside = image[..., :height, :width]
+                inside.copy_(inside.flip(-1))
+            yield image
 
 
 class CalibrationImages(Images):
@@ -117,11 +135,10 @@ class CalibrationImages(Images):
                 str(path.relative_to(folder)) if inside else path.name)
         return names
 
-    def batches(self) -> Iterator[Dict[str, Any]]:
-        for dataset, index in (self.picks[i] for i in mine(len(self))):
-            with reading_images():
-                batch = pseudo_collate([dataset[index]])
-            yield batch
+    def read(self, index: int) -> Dict[str, Any]:
+        dataset, place = self.picks[index]
+        with reading_images():
+            return pseudo_collate([dataset[place]])
 
 
 def calibration_images(cfg: Mapping[str, Any], dataset: Any, num_images: int,

@@ -2,6 +2,7 @@
 import pytest
 import torch
 
+from isvit_det.calibration import sos
 from isvit_det.calibration.sos import Event, calibrate
 from isvit_det.core.errors import QuantError
 from isvit_det.core.layers import list_sites, precision, quantizers
@@ -22,15 +23,17 @@ def calibrated(tmp_path,
                fingerprint='a',
                store_gb=None,
                on_event=None,
-               **sos):
+               rounds=1,
+               **settings):
     model = toy(method)
     quant = QuantConfig.from_dict(dict(method=method))
     records = calibrate(model,
                         toy_images() if images is None else images, quant,
                         SOSConfig.from_dict({
                             **SHORT,
-                            **sos
-                        }, quant), tmp_path, fingerprint, store_gb, on_event)
+                            **settings
+                        }, quant), tmp_path, fingerprint, store_gb, on_event,
+                        rounds)
     return model, records
 
 
@@ -119,6 +122,21 @@ def test_a_stage_that_does_harm_is_undone(tmp_path):
             assert other.errors[f'after_stage_{stage}'] > before
     # What is left is quantized all the same.
     assert all(q.is_fitted and q.enabled for q in quantizers(model).values())
+
+
+def test_an_image_is_held_out_in_all_of_its_forms(tmp_path, monkeypatch):
+    seen = set()
+
+    class Spy(sos.ItemSampler):
+
+        def __init__(self, *args):
+            seen.add(tuple(args[-1] or ()))
+            super().__init__(*args)
+
+    monkeypatch.setattr(sos, 'ItemSampler', Spy)
+    calibrated(tmp_path, images=toy_images(20), iters=1, rounds=2)
+    learned = [image for image in range(20) if image not in (7, 17)]
+    assert tuple(learned) in seen
 
 
 @pytest.mark.parametrize('stage', [1, 2, 3])

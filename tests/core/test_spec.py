@@ -65,7 +65,8 @@ def test_the_papers_method_has_the_papers_settings():
     assert (sos.num_images, sos.iters, sos.lr) == (1024, 1000, 4e-5)
     assert sos.stage_one_inputs == 'float'
     assert not (sos.closed_form_start or sos.roll_back or sos.rotate_heads
-                or sos.weigh_tokens or sos.mixed_inputs or sos.correct_heads)
+                or sos.weigh_tokens or sos.mixed_inputs or sos.correct_heads
+                or sos.mirror_images)
     assert sos.iters_of(1) == sos.iters_of(3) == 1000
     six = QuantConfig.from_dict(dict(method='isvit_paper', bits='w6a6'))
     sos = SOSConfig.from_dict({}, six)

@@ -47,7 +47,7 @@ def test_they_come_from_the_train_split_through_the_test_pipeline(cfg, tiny):
     assert {path.parent for path in images.paths()} == {tiny.data / 'train'}
     assert sorted(images.names())[0] == '000001.png'
     model = MODELS.build(cfg.model).eval()
-    first, again = (list(images.tensors(model)) for _ in range(2))
+    first, again = (list(images.tensors(model, False)) for _ in range(2))
     for batch, tensor, repeated in zip(images.batches(), first, again):
         assert not batch['data_samples'][0].get('flip', False)
         assert tensor.shape[0] == 1
@@ -55,6 +55,20 @@ def test_they_come_from_the_train_split_through_the_test_pipeline(cfg, tiny):
         assert torch.equal(tensor, repeated)
         wanted = model.data_preprocessor(batch, False)['inputs']
         assert torch.equal(tensor, wanted)
+
+
+def test_mirror_images_follow_and_are_padded_as_they_are(cfg):
+    images = draw(cfg)
+    model = MODELS.build(cfg.model).eval()
+    found = list(images.tensors(model, True))
+    assert len(found) == 2 * len(images) == 12
+    for batch, image, mirrored in zip(images.batches(), found, found[6:]):
+        height, width = batch['data_samples'][0].img_shape
+        assert torch.equal(mirrored[..., :height, :width].flip(-1),
+                           image[..., :height, :width])
+        for padded in (image, mirrored):
+            assert (padded[..., height:, :] == 0).all()
+            assert (padded[..., width:] == 0).all()
 
 
 def test_wrappers_are_unwrapped_and_an_image_counts_once(cfg):
