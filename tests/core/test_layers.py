@@ -154,6 +154,21 @@ def test_a_layer_without_bias_owns_an_offset_that_it_adds():
     assert 'offset' in layer.state_dict()
 
 
+def test_a_convolution_of_patches_of_its_size_is_one_product():
+    layer = QuantConv2d(nn.Conv2d(3, 8, 4, stride=4), CONFIG)
+    patches = torch.randn(6, 3, 4, 4)
+    for quantized in (False, True):
+        if quantized:
+            with observe(layer):
+                layer(patches)
+            fit_weights_(layer)
+        with precision(layer, quantized, quantized), torch.no_grad():
+            wanted = layer(patches).flatten(1)
+            found = layer.run_patches(patches)
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    assert not torch.equal(wanted, layer(patches).flatten(1))
+
+
 def test_gradients_reach_weights_through_the_rounding(net, images):
     calibrate_(net, images)
     with precision(net, weights=True, acts=True):

@@ -13,6 +13,7 @@ from timm.models.vision_transformer import _create_vision_transformer
 
 from isvit_det.backbones.classifier import HeadUnit
 from isvit_det.datasets.drawn import generate
+from isvit_det.engine import classifier_run
 from isvit_det.engine.classifier_command import main
 from isvit_det.engine.folder_images import (FolderSample, class_labels,
                                             find_images)
@@ -249,6 +250,30 @@ def test_any_setting_may_be_given(data, tmp_path):
     assert sos['iters'] == 2
     packed = torch.load(tmp_path / 'packed.pth', weights_only=True)
     assert packed['quant']['exponent'] == 'integer'
+
+
+@pytest.mark.parametrize('method, options, mirrored', [
+    ('isvit', (), True),
+    ('isvit', ('--cfg-options', 'sos.mirror_images=False'), False),
+    ('isvit_paper', (), False),
+])
+def test_isvit_calibrates_on_mirror_images_too(data, tmp_path, monkeypatch,
+                                               method, options, mirrored):
+    seen = []
+
+    def calibrate(student, images, *args, rounds, **kwargs):
+        images = list(images)
+        seen.append((images, rounds))
+        return original(student, images, *args, rounds=rounds, **kwargs)
+
+    original = classifier_run.calibrate
+    monkeypatch.setattr(classifier_run, 'calibrate', calibrate)
+    result = run(data, tmp_path, *short(data, '--method', method, *options))
+    assert result['provenance']['sos']['mirror_images'] == mirrored
+    (images, rounds), = seen
+    assert rounds == 1 + mirrored and len(images) == 6 * rounds
+    for image, other in zip(images, images[6:]):
+        assert torch.equal(image.flip(-1), other)
 
 
 def test_whole_images_may_be_drawn(data, tmp_path):
