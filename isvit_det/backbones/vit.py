@@ -54,6 +54,7 @@ class VisionTransformer(BaseModule):
         qkv_bias: whether query, key and value have a bias.
         layer_scale: whether branches are scaled by channel.
         final_norm: whether a LayerNorm follows the last block.
+        norm_eps: of every LayerNorm; 1e-5 in timm's ``samvit_*``.
         drop_rate: dropout.
         attn_drop_rate: dropout of the attention.
         drop_path_rate: stochastic depth of the last block, 0 in the first.
@@ -82,6 +83,7 @@ class VisionTransformer(BaseModule):
                  qkv_bias: bool = True,
                  layer_scale: bool = False,
                  final_norm: bool = True,
+                 norm_eps: float = 1e-6,
                  drop_rate: float = 0.,
                  attn_drop_rate: float = 0.,
                  drop_path_rate: float = 0.,
@@ -132,10 +134,11 @@ class VisionTransformer(BaseModule):
                     drop_path=drop_path_rate * index / max(1, depth - 1),
                     window_size=0 if is_global else window_size,
                     rel_pos_size=rel_pos_size
-                    and (rel_pos_size if is_global else window_size)))
+                    and (rel_pos_size if is_global else window_size),
+                    norm_eps=norm_eps))
         self.norm: nn.Module = nn.Identity()
         if final_norm:
-            self.norm = nn.LayerNorm(embed_dims, eps=1e-6)
+            self.norm = nn.LayerNorm(embed_dims, eps=norm_eps)
         self._freeze_()
 
     def init_weights(self) -> None:
@@ -227,7 +230,7 @@ class VisionTransformer(BaseModule):
         """Tokens after the last block, before the final norm."""
         x, size = self.embed(images)
         for block in self.blocks:
-            if self.with_cp and x.requires_grad:
+            if self.with_cp and torch.is_grad_enabled():
                 x = checkpoint(block, x, size, use_reentrant=False)
             else:
                 x = block(x, size)

@@ -153,21 +153,22 @@ class Block(nn.Module):
         drop_path: stochastic depth.
         window_size: side of windows, 0 for global attention.
         rel_pos_size: see ``Attention``.
+        norm_eps: of both norms.
     """
     padding_value: Tensor
 
     def __init__(self, embed_dims: int, num_heads: int, mlp_ratio: float,
                  qkv_bias: bool, layer_scale: bool, drop: float,
                  attn_drop: float, drop_path: float, window_size: int,
-                 rel_pos_size: int) -> None:
+                 rel_pos_size: int, norm_eps: float) -> None:
         super().__init__()
         self.window_size = window_size
-        self.norm1 = nn.LayerNorm(embed_dims, eps=1e-6)
+        self.norm1 = nn.LayerNorm(embed_dims, eps=norm_eps)
         self.attn = Attention(embed_dims, num_heads, qkv_bias, attn_drop, drop,
                               rel_pos_size)
         self.ls1 = LayerScale(embed_dims) if layer_scale else nn.Identity()
         self.drop_path1 = DropPath(drop_path) if drop_path else nn.Identity()
-        self.norm2 = nn.LayerNorm(embed_dims, eps=1e-6)
+        self.norm2 = nn.LayerNorm(embed_dims, eps=norm_eps)
         self.mlp = Mlp(embed_dims, round(embed_dims * mlp_ratio), drop=drop)
         self.ls2 = LayerScale(embed_dims) if layer_scale else nn.Identity()
         self.drop_path2 = DropPath(drop_path) if drop_path else nn.Identity()

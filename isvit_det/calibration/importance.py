@@ -11,18 +11,20 @@ from isvit_det.core.units import State, Unit
 NUM_IMAGES = 16
 
 
-@torch.enable_grad()
+@torch.no_grad()
 def prefix_importance(units: Sequence[Unit],
                       images: Iterable[Tuple[int, State]]) -> List[float]:
     """What an error of a prefix token costs, against one of a patch.
 
     The squared gradients of random sums of the model's output by the output
     of each unit, the diagonal of what output distillation loses to second
-    order (as LS-ViT weighs outputs). All units take one backward pass.
+    order (as LS-ViT weighs outputs). All units take one backward pass, which
+    holds the intermediate values of one unit at a time.
 
     Args:
-        units: of a float model, whose last state is its output. The first
-            one puts prefix tokens in place, if there are any.
+        units: of a float model, whose last state is its output, but for
+            tokens before the patches of a map. The first one puts these in
+            place, if there are any.
         images: numbers and states of those of this process; only the first
             ones of all processes are used.
 
@@ -38,21 +40,23 @@ def prefix_importance(units: Sequence[Unit],
             break
         generator = torch.Generator().manual_seed(number)
         state = State(state.x.to(device), state.size)
-        with torch.no_grad():
-            state = units[0].forward(state)
+        state = units[0].forward(state)
         if not num_prefix(state):
-            # As in every detector; spares it the backward pass.
+            # Spares the passes where there is nothing to weigh.
             break
-        state.x.requires_grad_()
         states = [state]
         for unit in units[1:]:
-            state = unit.forward(state)
-            states.append(state)
-        signs = torch.randint(2, state.x.shape, generator=generator) * 2 - 1
-        grads = torch.autograd.grad((state.x * signs.to(device)).sum(),
-                                    [state.x for state in states])
-        for total, state, grad in zip(totals, states, grads):
-            num = num_prefix(state)
+            states.append(unit.forward(states[-1]))
+        last = states[-1].x
+        signs = torch.randint(2, last.shape, generator=generator) * 2 - 1
+        grad = signs.to(last)
+        # A map goes on without the tokens before its patches.
+        grad[:, :max(0, num_prefix(states[-1]))] = 0
+        for index in reversed(range(len(units))):
+            state = states.pop()
+            if index + 1 < len(units):
+                grad = _pull_back(units[index + 1], state, grad)
+            total, num = totals[index], num_prefix(state)
             energy = grad[0].double().square().mean(1)
             total += torch.stack([
                 energy[:num].sum(), energy[num:].sum(),
@@ -65,6 +69,14 @@ def prefix_importance(units: Sequence[Unit],
         found.append(
             min(first / max(rest, 1e-30), 1.) * others / num if num else 1.)
     return found
+
+
+def _pull_back(unit: Unit, state: State, grad: Tensor) -> Tensor:
+    """Gradient by a unit's input of what has ``grad`` by its output."""
+    x = state.x.detach().requires_grad_()
+    with torch.enable_grad():
+        output = unit.forward(State(x, state.size)).x
+    return torch.autograd.grad(output, x, grad)[0]
 
 
 def num_prefix(state: State) -> int:

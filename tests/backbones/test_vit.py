@@ -107,14 +107,12 @@ def test_relative_positions_and_windows_are_those_of_timms_sam(size, fused):
         use_rel_pos=True,
         window_size=4,
         global_attn_indexes=(1, ),
-        norm_layer=lambda *args, **kwargs: torch.nn.LayerNorm(
-            *args, **kwargs, eps=1e-6),
         neck_chans=16).eval()
     for param in source.parameters():
         param.data += torch.randn_like(param) * .1
     for block in source.blocks:
         block.attn.fused_attn = fused
-    model = VisionTransformer(**SMALL, **RELATIVE).eval()
+    model = VisionTransformer(**SMALL, **RELATIVE, norm_eps=1e-5).eval()
     model.load_state_dict(fit_weights(source.state_dict(), model))
     taken = []
     source.neck.register_forward_pre_hook(
@@ -124,13 +122,32 @@ def test_relative_positions_and_windows_are_those_of_timms_sam(size, fused):
         source.forward_features(x)
         found = model(x)[0]
     assert found.shape == taken[0].shape
-    assert (found - taken[0]).norm() <= 1e-5 * found.norm()
+    if fused:
+        assert (found - taken[0]).norm() <= 1e-5 * found.norm()
+    else:
+        assert torch.equal(found, taken[0])
 
 
 @pytest.mark.parametrize('size', SIZES)
 @pytest.mark.parametrize('kwargs', FORMS + [dict(qkv_bias=False)])
 def test_uncalibrated_equals_the_float_class_bit_for_bit(size, kwargs):
     check_equal_bit_for_bit(*vits(**kwargs), torch.randn(2, 3, *size))
+
+
+def test_a_large_vit_of_patches_of_16_has_timms_keys_and_shapes():
+    with torch.device('meta'):
+        model = VisionTransformer('large', num_prefix_tokens=1)
+        source = timm.create_model('vit_large_patch16_224', num_classes=0)
+    shapes = [{
+        key: value.shape
+        for key, value in part.state_dict().items()
+    } for part in (model, source)]
+    assert shapes[0] == shapes[1]
+
+
+def test_global_blocks_draw_64_rows_of_each_image():
+    _, model = vits()
+    assert {unit.items_per_image for unit in model.units()[1:]} == {64}
 
 
 def test_deit_is_a_vit_with_presets():
@@ -211,6 +228,8 @@ def test_all_but_norms_and_softmax_is_quantized_and_the_image_at_8_bits():
     _, model = vits(quant=dict(bits='w3a4'), **WINDOWED)
     sites = {site.name: site for site in list_sites(model)}
     assert sites['patch_embed.proj.input_quantizer'].bits == 8
+    kinds = {site.kind for name, site in sites.items() if 'value.left' in name}
+    assert kinds == {'ShiftUniformLog2Quantizer'}
     # qkv, proj, fc1, fc2: input and weight; two products of two operands.
     assert len(sites) == ARCH['depth'] * (4 * 2 + 4) + 2
     for name, site in sites.items():
@@ -285,6 +304,25 @@ def test_training_with_checkpointing_gives_the_same_gradients(kwargs):
         grads.append([p.grad for p in model.parameters()])
     for one, other in zip(*grads):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize('frozen', [-1, 1])
+def test_checkpointing_runs_blocks_that_learn_again(frozen):
+    runs = []
+    model, _ = vits(with_cp=True, frozen_stages=frozen)
+    for block in model.blocks:
+        block.norm1.register_forward_hook(lambda *args: runs.append(args[0]))
+    model.train()
+    out = model(torch.randn(1, 3, 64, 64))[0].square().sum()
+    assert len(runs) == len(model.blocks)
+    out.backward()
+    again = runs[len(model.blocks):]
+    learning = model.blocks[max(0, frozen):]
+    assert {id(block.norm1) for block in learning} <= {*map(id, again)}
+    runs.clear()
+    with torch.no_grad():
+        model(torch.randn(1, 3, 64, 64))
+    assert len(runs) == len(model.blocks)
 
 
 def test_frozen_stages_learn_nothing_and_stay_in_eval_mode():

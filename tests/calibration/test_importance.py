@@ -2,6 +2,7 @@
 import pytest
 import torch
 
+from isvit_det.backbones.quant_vit import QuantVisionTransformer
 from isvit_det.backbones.timm_vit import quantize_vit
 from isvit_det.calibration.importance import (NUM_IMAGES, prefix_importance,
                                               token_weights)
@@ -35,6 +36,38 @@ def test_a_class_token_that_decides_counts_as_all_patches_at_most():
 def test_a_token_that_nothing_reads_counts_nothing():
     ratios = prefix_importance(classifier(**MEAN).units(), states())
     assert ratios[-2] == 0 < ratios[0] < NUM_PATCHES
+
+
+def test_a_detectors_last_block_does_not_care_for_its_class_token():
+    model = QuantVisionTransformer(
+        arch=dict(embed_dims=32, depth=3, num_heads=2),
+        patch_size=8,
+        pretrain_img_size=64,
+        num_prefix_tokens=1).eval()
+    for param in model.parameters():
+        torch.nn.init.normal_(param, std=.2)
+    ratios = prefix_importance(model.units(), states())
+    assert ratios[-1] == 0 < min(ratios[:-1])
+
+
+def test_ratios_are_those_of_one_graph_of_the_whole_model():
+    units = classifier(**MEAN).units()
+    (_, state), = states(1)
+    outputs = [units[0].forward(state)]
+    outputs[0].x.retain_grad()
+    for unit in units[1:]:
+        outputs.append(unit.forward(outputs[-1]))
+        outputs[-1].x.retain_grad()
+    last = outputs[-1].x
+    signs = torch.randint(
+        2, last.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    (last * signs).sum().backward()
+    wanted = []
+    for output in outputs[:-1]:
+        energy = output.x.grad[0].square().mean(1)
+        wanted.append((energy[0] / energy[1:].mean()).item())
+    found = prefix_importance(units, states(1))
+    assert found[:-1] == pytest.approx(wanted, rel=1e-4)
 
 
 def test_only_the_first_images_are_looked_at():
