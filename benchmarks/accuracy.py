@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
 
 from isvit_det.checkpoint import file_hash
-from isvit_det.core.spec import CLASSIFIER_SOS, METHODS, QuantConfig, SOSConfig
+from isvit_det.core.spec import METHODS, QuantConfig, SOSConfig
 from isvit_det.engine.cells import Cell
+from isvit_det.engine.classifier_run import CLASSIFIER_SOS
 from isvit_det.engine.configs import load_config
 from isvit_det.engine.report import format_table
 

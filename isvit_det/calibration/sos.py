@@ -122,6 +122,7 @@ def calibrate(student: Any,
     Raises:
         RuntimeError: if ``student`` is in training mode.
         QuantError: if there are no images.
+        ValueError: if they do not come ``rounds`` times.
     """
     if student.training:
         raise RuntimeError('call eval() before calibrate().')
@@ -164,7 +165,10 @@ class _Run:
             store.append(image)
             own_sizes.append((image.shape[-2], image.shape[-1]))
         sizes = interleave(gather(own_sizes))
-        self.num_images = len(sizes) // rounds
+        self.num_images, more = divmod(len(sizes), rounds)
+        if more:
+            raise ValueError(f'{len(sizes)} images do not come {rounds} '
+                             'times.')
         if not sizes:
             raise QuantError('calibration set: 0 images; give at least 1.')
         self.on_event(Event('images', num_units=num_units))

@@ -51,12 +51,6 @@ METHODS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
             correct_heads=True)),
 }
 
-# What a classifier's run has besides: its output hangs on one token of each
-# image, a detector's on all.
-CLASSIFIER_SOS: Mapping[str, Mapping[str, Any]] = {
-    'isvit': dict(mirror_images=True)
-}
-
 T = TypeVar('T')
 
 

@@ -44,9 +44,10 @@ def calibrate_detector_(model: Any,
             never ran on the images.
     """
     quant = model.quant_config
+    mirrored = ' and their mirror images' * sos.mirror_images
     logger.info(f'calibrating {quant.bits} by {quant.method}, scope '
-                f'{quant.scope}: {len(images)} images, {sos.iters} iterations '
-                f'per unit and stage, learning rate {sos.lr:g}')
+                f'{quant.scope}: {len(images)} images{mirrored}, {sos.iters} '
+                f'iterations per unit and stage, learning rate {sos.lr:g}')
     with CalibrationProgress(logger, is_main_process()) as progress:
         records = calibrate(
             model.backbone,

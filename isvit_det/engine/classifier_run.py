@@ -16,7 +16,7 @@ from isvit_det.calibration.store import ActivationPool
 from isvit_det.checkpoint import is_packed, plain, read_checkpoint, save_packed
 from isvit_det.core.errors import QuantError
 from isvit_det.core.files import check_writable, local_checkpoint
-from isvit_det.core.spec import CLASSIFIER_SOS, QuantConfig, SOSConfig
+from isvit_det.core.spec import QuantConfig, SOSConfig
 from isvit_det.detector import float_modules
 from isvit_det.engine.calibrate import WORKSPACE
 from isvit_det.engine.folder_images import (FolderSample, ImageList,
@@ -31,6 +31,11 @@ from isvit_det.engine.timm_models import build_classifiers
 from isvit_det.packed_state import is_calibrated, read_header
 
 FORMAT_VERSION = 1
+# What a classifier's run has besides: its output hangs on few tokens of each
+# image, where a detector's hangs on all.
+CLASSIFIER_SOS: Mapping[str, Mapping[str, Any]] = {
+    'isvit': dict(mirror_images=True)
+}
 # Images evaluated without --val, at most.
 MAX_REST = 1000
 
@@ -243,10 +248,11 @@ class ClassifierRun:
     def _calibrate(self, origin: Mapping[str, Any]) -> List[UnitRecord]:
         assert self.sample is not None
         config = self.model.quant_config
+        mirrored = ' and their mirror images' * self.sos.mirror_images
         self.logger.info(
             f'calibrating {config.bits} by {config.method}: '
-            f'{len(self.sample)} images, {self.sos.iters} iterations per unit '
-            f'and stage, learning rate {self.sos.lr:g}')
+            f'{len(self.sample)} images{mirrored}, {self.sos.iters} '
+            f'iterations per unit and stage, learning rate {self.sos.lr:g}')
         with CalibrationProgress(self.logger) as progress:
             return calibrate(
                 self.model,

@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from isvit_det.calibration import sos
+from isvit_det.calibration import closed_form, sos
 from isvit_det.calibration.sos import Event, calibrate
 from isvit_det.core.errors import QuantError
 from isvit_det.core.layers import list_sites, precision, quantizers
@@ -137,6 +137,23 @@ def test_an_image_is_held_out_in_all_of_its_forms(tmp_path, monkeypatch):
     calibrated(tmp_path, images=toy_images(20), iters=1, rounds=2)
     learned = [image for image in range(20) if image not in (7, 17)]
     assert tuple(learned) in seen
+    with pytest.raises(ValueError, match='7 images.* 2 times'):
+        calibrated(tmp_path / '7', images=toy_images(7), rounds=2)
+
+
+def test_the_ridge_is_judged_by_an_image_in_all_of_its_forms(
+        tmp_path, monkeypatch):
+    started = []
+
+    class Spy(closed_form.Correction):
+
+        def start_image(self, image):
+            started.append(image)
+            super().start_image(image)
+
+    monkeypatch.setattr(closed_form, 'Correction', Spy)
+    calibrated(tmp_path, images=toy_images(10), iters=0, rounds=2)
+    assert started[:10] == [0, 1, 2, 3, 4] * 2
 
 
 @pytest.mark.parametrize('stage', [1, 2, 3])

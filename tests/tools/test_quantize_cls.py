@@ -111,6 +111,27 @@ def test_a_flat_folder_gives_agreement_and_divergence(data, tmp_path, capsys):
     assert finer['scores']['kl'] < coarse['scores']['kl']
 
 
+def test_scores_are_those_counted_by_hand():
+    wanted = torch.tensor([[3., 2., 1., 0., 0., 0., -1.]] * 4)
+    found = torch.tensor([
+        [9., 8., 7., 6., 5., 4., 3.],
+        [8., 9., 7., 6., 5., 4., 3.],
+        [3., 4., 5., 6., 7., 8., 9.],
+        [9., 3., 4., 5., 6., 7., 8.],
+    ])
+    scores = classifier_run.Scores()
+    # First, second and last in low bits; then last but one, second in float.
+    scores.add(wanted[:3], found[:3], torch.tensor([0, 0, 0]))
+    scores.add(wanted[3:], found[3:], torch.tensor([1]))
+    means = scores.means(True)
+    p = wanted.double().softmax(1)
+    kl = (p * (p.log() - found.double().log_softmax(1))).sum(1).mean().item()
+    assert means['kl'] == pytest.approx(kl)
+    assert means['agreement'] == 2 / 4
+    assert (means['float_top1'], means['float_top5']) == (3 / 4, 1.)
+    assert (means['quantized_top1'], means['quantized_top5']) == (1 / 4, 2 / 4)
+
+
 def test_a_swin_goes_the_same_way(data, tmp_path):
     name = 'swin_drawn_patch1_window4_32'
     model = timm.create_model(name, num_classes=CLASSES)
