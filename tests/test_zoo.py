@@ -115,6 +115,27 @@ def test_a_quantized_config_runs_as_its_float_one(float_one):
         assert torch.equal(found[key], wanted[key])
 
 
+def test_the_detector_of_few_images_runs_as_its_float_one():
+    init_default_scope('mmdet')
+    torch.manual_seed(0)
+    folder, name = CONFIGS / 'coco_subset', 'mask-rcnn_deit-t-p16_sfpn'
+    model = MODELS.build(load_small(folder / f'{name}_320px_coco60.py').model)
+    split = {}
+    for test in ('', '_learned'):
+        cfg = load_small(folder / f'{name}_isvit-w4a4_320px_coco60{test}.py')
+        split[test] = cfg.test_dataloader.dataset
+        quantized = MODELS.build(cfg.model)
+        quantized.load_state_dict(model.state_dict())
+        found, wanted = (
+            one.eval().test_step(make_batch())[0].pred_instances
+            for one in (quantized, model))
+        assert torch.equal(found.scores, wanted.scores)
+    # One is tested on other images, one on those that were learned.
+    assert 'val2017' in split[''].ann_file
+    assert 'train2017' in split['_learned'].ann_file
+    assert split['_learned'].indices == 60
+
+
 @pytest.mark.parametrize('name', LARGE)
 def test_a_large_quantized_config_takes_the_weights_of_its_float_one(name):
     init_default_scope('mmdet')

@@ -59,7 +59,8 @@ class Images:
 
         Args:
             model: whose preprocessor is used.
-            mirrored: append the mirror image of each, padded likewise.
+            mirrored: append the mirror image of each, padded likewise as
+                far as ``img_shape`` leaves out padding.
         """
         for index in mine(len(self) * (1 + mirrored)):
             batch = model.data_preprocessor(

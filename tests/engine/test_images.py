@@ -9,6 +9,8 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from isvit_det.core.errors import QuantError
+from isvit_det.core.ranks import interleave
+from isvit_det.engine import images
 from isvit_det.engine.images import (calibration_images, evaluation_paths,
                                      refuse_overlap, unwrap)
 from tests.engine.tiny import make_tiny
@@ -69,6 +71,20 @@ def test_mirror_images_follow_and_are_padded_as_they_are(cfg):
         for padded in (image, mirrored):
             assert (padded[..., height:, :] == 0).all()
             assert (padded[..., width:] == 0).all()
+
+
+def test_several_processes_see_the_same_mirror_images(cfg, monkeypatch):
+    drawn = draw(cfg, 5)
+    model = MODELS.build(cfg.model).eval()
+    alone = list(drawn.tensors(model, True))
+    parts = []
+    for rank in range(2):
+        monkeypatch.setattr(
+            images, 'mine', lambda count, rank=rank: range(rank, count, 2))
+        parts.append(list(drawn.tensors(model, True)))
+    together = interleave(parts)
+    assert len(together) == len(alone) == 10
+    assert all(map(torch.equal, together, alone))
 
 
 def test_wrappers_are_unwrapped_and_an_image_counts_once(cfg):
