@@ -8,8 +8,8 @@ the user's are skipped where DEIT_TINY or COCO_ROOT is not set. An ablation is
 
 A run is a cell, a line of cells.jsonl in the work directory; cells found
 there are not run again, so the command goes on after an interruption; give
-another --work-dir after a change of the code. With
---budget no cell is started after so many minutes; those not run are named.
+another --work-dir after a change of the code. With --budget no cell is
+started after so many minutes; those not run are named.
 """
 import argparse
 import dataclasses
@@ -129,7 +129,7 @@ def ablations(scope: str) -> Dict[str, Dict[str, Any]]:
         for field in dataclasses.fields(one):
             value = getattr(other, field.name)
             key = f'{part}.{field.name}'
-            if field.name != 'method' and key != IDLE[scope] and getattr(
+            if field.name != 'method' and key != IDLE.get(scope) and getattr(
                     one, field.name) != value:
                 found[f'isvit, {key} as published'] = {key: value}
     for key, value in OFF.items():
@@ -199,9 +199,7 @@ class Accuracy:
         argv += ['--seed', str(key.seed), '--iters', str(iters)]
         argv += ['--calib-images', str(self.args.images)]
         argv += subject.options
-        changed: Dict[str, Any] = {}
-        if ',' in key.variant:
-            changed = ablations(key.scope)[key.variant]
+        changed = ablations(key.scope).get(key.variant, {})
         if subject.scopes:
             argv = [subject.config, str(subject.weights), *argv]
             argv += ['--scope', key.scope, '--no-float-eval']
