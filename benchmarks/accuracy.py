@@ -9,7 +9,8 @@ the user's are skipped where DEIT_TINY or COCO_ROOT is not set. An ablation is
 A run is a cell, a line of cells.jsonl in the work directory; cells found
 there are not run again, so the command goes on after an interruption; give
 another --work-dir after a change of the code. With --budget no cell is
-started after so many minutes; those not run are named.
+started after so many minutes; those not run are named. The scopes of a
+detector share one calibration.
 """
 import argparse
 import dataclasses
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
 
+from benchmarks.scopes import keep_backbone
 from isvit_det.checkpoint import file_hash
 from isvit_det.core.spec import METHODS, QuantConfig, SOSConfig
 from isvit_det.engine.cells import Cell
@@ -95,7 +97,7 @@ def subjects(args: argparse.Namespace) -> Dict[str, Subject]:
         config = f'configs/drawn/mask-rcnn_{backbone}_isvit-w4a4_drawn.py'
         found[name] = Subject(config,
                               Path(load_config(config, None).load_from),
-                              ('backbone', 'detector'), name == 'swin')
+                              ('detector', 'backbone'), name == 'swin')
     images, weights = os.environ.get('COCO_ROOT'), os.environ.get('DEIT_TINY')
     if images and weights:
         options = ['--calib', f'{images}/train2017']
@@ -108,7 +110,7 @@ def subjects(args: argparse.Namespace) -> Dict[str, Subject]:
         found['coco60'] = Subject(
             'configs/coco_subset/'
             'mask-rcnn_deit-t-p16_sfpn_isvit-w4a4_320px_coco60.py', learned,
-            ('backbone', 'detector'))
+            ('detector', 'backbone'))
     return {name: found[name] for name in args.models if name in found}
 
 
@@ -192,6 +194,17 @@ class Accuracy:
 
     def run(self, key: Key) -> None:
         """Run a cell and write its line."""
+        result = (
+            self._backbone(key)
+            if key.scope == 'backbone' else self._calibrated(key).run())
+        cell = dict(
+            id=self.id(key), seconds=result['seconds'], **measures(result))
+        with self.path.open('a') as file:
+            file.write(json.dumps(cell) + '\n')
+        self.done[cell['id']] = cell
+
+    def _calibrated(self, key: Key) -> Cell:
+        """A run that calibrates, of a whole detector or of a classifier."""
         subject = self.subjects[key.subject]
         method = key.variant.split(',')[0]
         iters = METHODS[method]['sos'].get('iters', self.args.iters)
@@ -209,24 +222,44 @@ class Accuracy:
                 value
                 for key, value in changed.items()
             }
-            if self.args.tune:
-                changed.update(TUNE)
+            changed.update(self._images())
             tool = 'quantize_det.py'
         else:
             argv = [subject.config, '--weights', str(subject.weights), *argv]
             tool = 'quantize_cls.py'
-        if changed:
-            argv.append('--cfg-options')
-            argv += [f'{key}={_text(value)}' for key, value in changed.items()]
-        folder = self.args.work_dir / '_'.join(
+        argv += _options(changed)
+        return Cell(ROOT / 'tools' / tool, argv, self._folder(key),
+                    subject.weights)
+
+    def _backbone(self, key: Key) -> Mapping[str, Any]:
+        """The result with neck and heads in float."""
+        subject = self.subjects[key.subject]
+        whole = self._calibrated(dataclasses.replace(key, scope='detector'))
+        result = whole.run()
+        folder = self._folder(key)
+        folder.mkdir(parents=True, exist_ok=True)
+        packed = folder / 'packed.pth'
+        keep_backbone(subject.config, subject.weights,
+                      whole.folder / 'packed.pth', packed)
+        argv = [subject.config, str(packed), '--scope', key.scope]
+        argv += ['--bits', key.bits, '--method', key.variant]
+        argv += _options(self._images())
+        found = Cell(whole.tool, argv, folder, subject.weights,
+                     'result_packed.json').run()
+        return dict(found, backbone_error=result['backbone_error'])
+
+    def _images(self) -> Dict[str, Any]:
+        return TUNE if self.args.tune else {}
+
+    def _folder(self, key: Key) -> Path:
+        return self.args.work_dir / '_'.join(
             str(part).replace(' ', '') for part in dataclasses.astuple(key))
-        result = Cell(ROOT / 'tools' / tool, argv, folder,
-                      subject.weights).run()
-        cell = dict(
-            id=self.id(key), seconds=result['seconds'], **measures(result))
-        with self.path.open('a') as file:
-            file.write(json.dumps(cell) + '\n')
-        self.done[cell['id']] = cell
+
+
+def _options(changed: Mapping[str, Any]) -> List[str]:
+    """Settings as a tool's arguments."""
+    found = [f'{key}={_text(value)}' for key, value in changed.items()]
+    return ['--cfg-options', *found] if found else []
 
 
 def _text(value: Any) -> str:

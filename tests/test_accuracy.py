@@ -11,18 +11,21 @@ from isvit_det.core.spec import QuantConfig, SOSConfig
 
 @pytest.fixture
 def bench(tmp_path, monkeypatch):
-    """Runs the benchmark with some arguments; cells are made up."""
+    """Runs the benchmark with some arguments; cells are made up.
+
+    What it returns are the arguments of each folder's last run.
+    """
     monkeypatch.delenv('COCO_ROOT', raising=False)
     monkeypatch.delenv('DEIT_TINY', raising=False)
-    made = []
+    made = {}
 
     class Made:
 
-        def __init__(self, tool, argv, folder, weights):
-            self.argv = argv
+        def __init__(self, tool, argv, folder, weights, report=None):
+            self.tool, self.argv, self.folder = tool, argv, folder
 
         def run(self):
-            made.append(self.argv)
+            made[self.folder.name] = self.argv
             ap = .5 + .01 * len(made)
             return dict(
                 seconds={},
@@ -30,13 +33,14 @@ def bench(tmp_path, monkeypatch):
                 backbone_error=.02)
 
     monkeypatch.setattr(accuracy, 'Cell', Made)
+    monkeypatch.setattr(accuracy, 'keep_backbone', lambda *paths: None)
 
     def run(*args):
         made.clear()
         argv = ['accuracy', '--work-dir', str(tmp_path), *args]
         monkeypatch.setattr(sys, 'argv', argv)
         accuracy.main()
-        return list(made)
+        return list(made.values())
 
     return run
 
@@ -73,6 +77,20 @@ def test_tuning_stays_on_the_train_split(bench):
         options = argv[argv.index('--cfg-options'):]
         assert any('instances_train' in option for option in options)
         assert not any('_val' in x or '=val' in x for x in options)
+
+
+def test_scopes_share_a_calibration(bench):
+    made = bench(*FEW)
+    whole, = [
+        argv for argv in made[:6] if 'isvit' in argv and '--seed' in argv
+    ]
+    backbone, = [
+        argv for argv in made[:6] if 'isvit' in argv and '--seed' not in argv
+    ]
+    assert '--seed' in whole and whole[whole.index('--scope') +
+                                       1] == 'detector'
+    assert '--seed' not in backbone and backbone[1].endswith('packed.pth')
+    assert backbone[backbone.index('--scope') + 1] == 'backbone'
 
 
 def test_an_ablation_changes_one_setting():
