@@ -2,9 +2,10 @@
 """How accurate methods and single options are: mean and spread over seeds.
 
 Four models: the embedded detectors with Swin and DeiT, a real DeiT-tiny as a
-classifier, and the detector of `make learn-coco60`; those that need files of
-the user's are skipped where DEIT_TINY or COCO_ROOT is not set. An ablation is
-`isvit` with one option as in `isvit_paper`, or with one that is off.
+classifier, and the detector of `make learn-coco60` on the images that it has
+learned; those that need files of the user's are skipped where DEIT_TINY or
+COCO_ROOT is not set. An ablation is `isvit` with one option as in
+`isvit_paper`, or with one that is off.
 
 A run is a cell, a line of cells.jsonl in the work directory; cells found
 there are not run again, so the command goes on after an interruption; give
@@ -109,8 +110,8 @@ def subjects(args: argparse.Namespace) -> Dict[str, Subject]:
     if images and learned.is_file() and not args.tune:
         found['coco60'] = Subject(
             'configs/coco_subset/'
-            'mask-rcnn_deit-t-p16_sfpn_isvit-w4a4_320px_coco60.py', learned,
-            ('detector', 'backbone'))
+            'mask-rcnn_deit-t-p16_sfpn_isvit-w4a4_320px_coco60_learned.py',
+            learned, ('detector', 'backbone'))
     return {name: found[name] for name in args.models if name in found}
 
 
