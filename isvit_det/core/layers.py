@@ -114,9 +114,11 @@ class QuantMatMul(nn.Module):
     @classmethod
     def of_query_key(cls, config: QuantConfig) -> 'QuantMatMul':
         """Product of query and key."""
-        return cls(
-            *(UniformQuantizer(config.act_bits, 'act', config.percentiles)
-              for _ in range(2)))
+        query, key = (
+            UniformQuantizer(
+                config.act_bits, 'act', config.percentiles, power=power)
+            for power in (config.query_power, 2.))
+        return cls(query, key)
 
     @classmethod
     def of_attention_value(cls, config: QuantConfig) -> 'QuantMatMul':

@@ -192,10 +192,13 @@ def quantiles(samples: Samples, shares: Sequence[float]) -> Tensor:
     return out.transpose(0, 1)
 
 
-def search_affine(samples: Samples, low: Tensor, high: Tensor,
+def search_affine(samples: Samples,
+                  low: Tensor,
+                  high: Tensor,
                   percentiles: Sequence[float],
-                  bits: int) -> Tuple[Tensor, Tensor]:
-    """Range of least squared error among percentiles, for each row.
+                  bits: int,
+                  power: float = 2.) -> Tuple[Tensor, Tensor]:
+    """Range of least error among percentiles, for each row.
 
     Args:
         samples: C rows of values, ascending.
@@ -204,6 +207,7 @@ def search_affine(samples: Samples, low: Tensor, high: Tensor,
         percentiles: K shares; p keeps [quantile(1 - p), quantile(p)], and 1
             the whole range.
         bits: width of the codes.
+        power: of the errors that are summed.
 
     Returns:
         ``scale`` and ``zero_point`` of shape (C,) (RepQ-ViT's search, over
@@ -223,7 +227,7 @@ def search_affine(samples: Samples, low: Tensor, high: Tensor,
                                bits)
         decoded = uniform_decode(codes, scale[:, None], zero[:, None])
         error = (
-            decoded.sub_(samples.values).square_().mul_(
+            decoded.sub_(samples.values).abs_().pow_(power).mul_(
                 samples.weights).sum(1))
         better = error < best_error
         best_error = torch.where(better, error, best_error)

@@ -27,18 +27,25 @@ PAPER_ITERS = 1000
 METHODS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     'minmax':
     dict(
-        quant=dict(softmax='uniform', percentiles=(1., ), channelwise=False),
+        quant=dict(
+            softmax='uniform',
+            percentiles=(1., ),
+            query_power=2.,
+            channelwise=False),
         sos=dict(iters=0)),
     'repq':
     dict(
-        quant=dict(softmax='log_sqrt2', percentiles=PAPER_PERCENTILES),
+        quant=dict(
+            softmax='log_sqrt2', percentiles=PAPER_PERCENTILES,
+            query_power=2.),
         sos=dict(iters=0)),
     'isvit_paper':
     dict(
         quant=dict(
             exponent='integer',
             shifts=PAPER_SHIFTS,
-            percentiles=PAPER_PERCENTILES),
+            percentiles=PAPER_PERCENTILES,
+            query_power=2.),
         sos=dict()),
     'isvit':
     dict(
@@ -116,6 +123,9 @@ class QuantConfig:
             attention times value, ``'output'``.
         percentiles: share of values inside a range, the grid that ranges are
             chosen from; 1 is min-max.
+        query_power: ranges of queries have the least sum of errors to this
+            power. Above 2 fewer values are clipped; queries cut short make
+            the attention flatter.
         channelwise: quantize post-LayerNorm activations per channel and fold
             them into one scale per tensor (the paper's stage 2).
     """
@@ -129,6 +139,7 @@ class QuantConfig:
     shifts: Tuple[float, ...] = WIDE_SHIFTS
     shift_error: str = 'attention'
     percentiles: Tuple[float, ...] = WIDE_PERCENTILES
+    query_power: float = 3.
     channelwise: bool = True
 
     def __post_init__(self) -> None:
@@ -140,6 +151,8 @@ class QuantConfig:
         _check_choice('quant.softmax', self.softmax, SOFTMAX_QUANTIZERS)
         _check_choice('quant.exponent', self.exponent, EXPONENTS)
         _check_choice('quant.shift_error', self.shift_error, SHIFT_ERRORS)
+        _check_number('quant.query_power', self.query_power, 1., 8.,
+                      (int, float))
         _check_choice('quant.channelwise', self.channelwise, (True, False))
         for key, low in (('shifts', 1e-9), ('percentiles', .5)):
             grid = getattr(self, key)
@@ -180,7 +193,7 @@ class QuantConfig:
         isvit_det.core.errors.QuantError: quant: unknown keys ['bit']; \
 expected a subset of ['method', 'weight_bits', 'act_bits', 'input_bits', \
 'scope', 'softmax', 'exponent', 'shifts', 'shift_error', 'percentiles', \
-'channelwise'].
+'query_power', 'channelwise'].
         """
         values = dict(values)
         method = values.get('method', cls.method)
