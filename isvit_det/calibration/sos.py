@@ -90,15 +90,16 @@ class UnitRecord:
     resumed: bool = False
 
 
-def calibrate(student: Any,
-              images: Iterable[Tensor],
-              quant: QuantConfig,
-              sos: SOSConfig,
-              workspace: Path,
-              fingerprint: str,
-              store_gb: Optional[float] = None,
-              on_event: Optional[Callable[[Event], None]] = None,
-              rounds: int = 1) -> List[UnitRecord]:
+def calibrate(
+        student: Any,
+        images: Iterable[Tensor],
+        quant: QuantConfig,
+        sos: SOSConfig,
+        workspace: Path,
+        fingerprint: str,
+        store_gb: Optional[float] = None,
+        on_event: Optional[Callable[[Event],
+                                    None]] = None) -> List[UnitRecord]:
     """Calibrate and reconstruct a quantized backbone (I&S-ViT, Algorithm 1).
 
     Every finished unit is saved in ``workspace``, so that a run that was
@@ -107,7 +108,9 @@ def calibrate(student: Any,
     Args:
         student: lists ``units()``; float weights, in eval mode. Ends
             quantized.
-        images: tensors (1, 3, H, W) of this process, read once.
+        images: tensors (1, 3, H, W) of this process, read once. All
+            processes' images come ``sos.rounds`` times, in other forms, one
+            round after the other; what is held out is so in each.
         quant: the settings that ``student`` was built with.
         sos: the settings of the run.
         workspace: directory of the resume state, which process 0 keeps, and
@@ -116,19 +119,17 @@ def calibrate(student: Any,
             another fingerprint is discarded.
         store_gb: memory for activations in GB (1e9 bytes).
         on_event: is told of progress.
-        rounds: times that all processes' images come, in other forms, one
-            round after the other; what is held out is so in each.
 
     Raises:
         RuntimeError: if ``student`` is in training mode.
         QuantError: if there are no images.
-        ValueError: if they do not come ``rounds`` times.
+        ValueError: if they do not come ``sos.rounds`` times.
     """
     if student.training:
         raise RuntimeError('call eval() before calibrate().')
     run = _Run(student, quant, sos, workspace, fingerprint, store_gb, on_event
                or (lambda event: None))
-    return run.all_units(images, rounds)
+    return run.all_units(images)
 
 
 class _Run:
@@ -150,8 +151,7 @@ class _Run:
         self.teacher_units = teacher.units()
         self.device = next(self.units[0].module.parameters()).device
 
-    def all_units(self, images: Iterable[Tensor],
-                  rounds: int) -> List[UnitRecord]:
+    def all_units(self, images: Iterable[Tensor]) -> List[UnitRecord]:
         num_units = len(self.units)
         if self.files and self.files.discarded:
             self.on_event(
@@ -165,6 +165,7 @@ class _Run:
             store.append(image)
             own_sizes.append((image.shape[-2], image.shape[-1]))
         sizes = interleave(gather(own_sizes))
+        rounds = self.sos.rounds
         self.num_images, more = divmod(len(sizes), rounds)
         if more:
             raise ValueError(f'{len(sizes)} images do not come {rounds} '

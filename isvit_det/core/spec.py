@@ -282,6 +282,11 @@ class SOSConfig:
                     'weigh_tokens', 'mirror_images', 'correct_heads'):
             _check_choice(f'sos.{key}', getattr(self, key), (True, False))
 
+    @property
+    def rounds(self) -> int:
+        """Times that the images come, as they are and mirrored."""
+        return 1 + self.mirror_images
+
     def iters_of(self, stage: int) -> int:
         """Iterations of stage 1 or 3."""
         first = round(2 * self.iters * self.stage_one_share)

@@ -12,7 +12,7 @@ from isvit_det.core.ranks import take_first_
 from isvit_det.core.spec import SOSConfig
 from isvit_det.engine.heads import calibrate_heads_
 from isvit_det.engine.images import Images
-from isvit_det.engine.progress import CalibrationProgress
+from isvit_det.engine.progress import CalibrationProgress, announcement
 from isvit_det.packed_state import is_calibrated
 
 # Folder in the work directory for the state of an unfinished calibration.
@@ -44,10 +44,7 @@ def calibrate_detector_(model: Any,
             never ran on the images.
     """
     quant = model.quant_config
-    mirrored = ' and their mirror images' * sos.mirror_images
-    logger.info(f'calibrating {quant.bits} by {quant.method}, scope '
-                f'{quant.scope}: {len(images)} images{mirrored}, {sos.iters} '
-                f'iterations per unit and stage, learning rate {sos.lr:g}')
+    logger.info(announcement(quant, sos, len(images)))
     with CalibrationProgress(logger, is_main_process()) as progress:
         records = calibrate(
             model.backbone,
@@ -57,8 +54,7 @@ def calibrate_detector_(model: Any,
             workspace,
             fingerprint,
             store_gb=store_gb,
-            on_event=progress,
-            rounds=1 + sos.mirror_images)
+            on_event=progress)
     if quant.scope == 'detector':
         logger.info('calibrating neck and heads')
         calibrate_heads_(model, images, sos.correct_heads, logger)

@@ -70,12 +70,7 @@ def parse_args(argv: Optional[List[str]]) -> argparse.Namespace:
         default=0,
         metavar='N',
         help='processes that read evaluation images')
-    try:
-        return parser.parse_args(argv)
-    except ValueError as error:
-        # Of DictAction.
-        raise QuantError('--cfg-options: give KEY=VALUE, such as '
-                         'quant.exponent=integer.') from error
+    return parser.parse(argv, 'quant.exponent=integer')
 
 
 def settings(options: Mapping[str, Any]) -> Dict[str, Dict[str, Any]]:

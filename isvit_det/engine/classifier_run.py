@@ -22,7 +22,7 @@ from isvit_det.engine.calibrate import WORKSPACE
 from isvit_det.engine.folder_images import (FolderSample, ImageList,
                                             class_labels, find_images)
 from isvit_det.engine.images import find_overlap, refuse_overlap
-from isvit_det.engine.progress import CalibrationProgress
+from isvit_det.engine.progress import CalibrationProgress, announcement
 from isvit_det.engine.provenance import describe_origin, fingerprint
 from isvit_det.engine.report import (count_calls, format_table, list_sites_run,
                                      peak_memory, silent_sites, weight_bytes,
@@ -248,11 +248,7 @@ class ClassifierRun:
     def _calibrate(self, origin: Mapping[str, Any]) -> List[UnitRecord]:
         assert self.sample is not None
         config = self.model.quant_config
-        mirrored = ' and their mirror images' * self.sos.mirror_images
-        self.logger.info(
-            f'calibrating {config.bits} by {config.method}: '
-            f'{len(self.sample)} images{mirrored}, {self.sos.iters} '
-            f'iterations per unit and stage, learning rate {self.sos.lr:g}')
+        self.logger.info(announcement(config, self.sos, len(self.sample)))
         with CalibrationProgress(self.logger) as progress:
             return calibrate(
                 self.model,
@@ -263,8 +259,7 @@ class ClassifierRun:
                 fingerprint(origin, self.hashes, [str(self.transform)],
                             self.model),
                 store_gb=self.store_gb,
-                on_event=progress,
-                rounds=1 + self.sos.mirror_images)
+                on_event=progress)
 
     @torch.no_grad()
     def _evaluate(self) -> Tuple[Dict[str, Any], List[Dict[str, Any]]]:

@@ -71,12 +71,7 @@ def parse_args(argv: Optional[List[str]]) -> argparse.Namespace:
         help='how this process was started as one of several, which share '
         'the images; on GPUs, or on CPUs where there are none')
     add('--local_rank', '--local-rank', type=int)
-    try:
-        return parser.parse_args(argv)
-    except ValueError as error:
-        # Of DictAction.
-        raise QuantError('--cfg-options: give KEY=VALUE, such as '
-                         'model.backbone.window_size=7.') from error
+    return parser.parse(argv, 'model.backbone.window_size=7')
 
 
 def configure(args: argparse.Namespace) -> Config:

@@ -1,7 +1,7 @@
 """What the commands share: one-line errors and exit statuses."""
 import argparse
 import sys
-from typing import Any, Callable, Dict, NoReturn
+from typing import Any, Callable, Dict, NoReturn, Optional, Sequence
 
 import torch
 
@@ -13,6 +13,24 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f'error: {message}\n')
+
+    def parse(self, argv: Optional[Sequence[str]],
+              option: str) -> argparse.Namespace:
+        """The arguments.
+
+        Args:
+            argv: what to parse; None for the command line.
+            option: an example of a --cfg-options.
+
+        Raises:
+            QuantError: if what --cfg-options has is no KEY=VALUE.
+        """
+        try:
+            return self.parse_args(argv)
+        except ValueError as error:
+            # Of DictAction.
+            raise QuantError(f'--cfg-options: give KEY=VALUE, such as '
+                             f'{option}.') from error
 
 
 def given(**values: Any) -> Dict[str, Any]:

@@ -6,12 +6,21 @@ from rich.progress import (BarColumn, MofNCompleteColumn, Progress, TaskID,
                            TextColumn, TimeRemainingColumn)
 
 from isvit_det.calibration.sos import Event
+from isvit_det.core.spec import QuantConfig, SOSConfig
 
 STAGES = {
     1: 'stage 1: float weights',
     2: 'stage 2: one scale',
     3: 'stage 3: low-bit weights'
 }
+
+
+def announcement(quant: QuantConfig, sos: SOSConfig, num_images: int) -> str:
+    """What a calibration is going to do."""
+    mirrored = ' and their mirror images' * sos.mirror_images
+    return (f'calibrating {quant.bits} by {quant.method}, scope '
+            f'{quant.scope}: {num_images} images{mirrored}, {sos.iters} '
+            f'iterations per unit and stage, learning rate {sos.lr:g}')
 
 
 class CalibrationProgress:

@@ -23,7 +23,6 @@ def calibrated(tmp_path,
                fingerprint='a',
                store_gb=None,
                on_event=None,
-               rounds=1,
                **settings):
     model = toy(method)
     quant = QuantConfig.from_dict(dict(method=method))
@@ -32,8 +31,7 @@ def calibrated(tmp_path,
                         SOSConfig.from_dict({
                             **SHORT,
                             **settings
-                        }, quant), tmp_path, fingerprint, store_gb, on_event,
-                        rounds)
+                        }, quant), tmp_path, fingerprint, store_gb, on_event)
     return model, records
 
 
@@ -134,11 +132,11 @@ def test_an_image_is_held_out_in_all_of_its_forms(tmp_path, monkeypatch):
             super().__init__(*args)
 
     monkeypatch.setattr(sos, 'ItemSampler', Spy)
-    calibrated(tmp_path, images=toy_images(20), iters=1, rounds=2)
+    calibrated(tmp_path, images=toy_images(20), iters=1, mirror_images=True)
     learned = [image for image in range(20) if image not in (7, 17)]
     assert tuple(learned) in seen
     with pytest.raises(ValueError, match='7 images.* 2 times'):
-        calibrated(tmp_path / '7', images=toy_images(7), rounds=2)
+        calibrated(tmp_path / '7', images=toy_images(7), mirror_images=True)
 
 
 def test_the_ridge_is_judged_by_an_image_in_all_of_its_forms(
@@ -152,7 +150,7 @@ def test_the_ridge_is_judged_by_an_image_in_all_of_its_forms(
             super().start_image(image)
 
     monkeypatch.setattr(closed_form, 'Correction', Spy)
-    calibrated(tmp_path, images=toy_images(10), iters=0, rounds=2)
+    calibrated(tmp_path, images=toy_images(10), iters=0, mirror_images=True)
     assert started[:10] == [0, 1, 2, 3, 4] * 2
 
 

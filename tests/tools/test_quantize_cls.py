@@ -282,10 +282,10 @@ def test_isvit_calibrates_on_mirror_images_too(data, tmp_path, monkeypatch,
                                                method, options, mirrored):
     seen = []
 
-    def calibrate(student, images, *args, rounds, **kwargs):
+    def calibrate(student, images, quant, sos, *args, **kwargs):
         images = list(images)
-        seen.append((images, rounds))
-        return original(student, images, *args, rounds=rounds, **kwargs)
+        seen.append((images, sos.rounds))
+        return original(student, images, quant, sos, *args, **kwargs)
 
     original = classifier_run.calibrate
     monkeypatch.setattr(classifier_run, 'calibrate', calibrate)
