@@ -11,7 +11,8 @@ A run is a cell, a line of cells.jsonl in the work directory; cells found
 there are not run again, so the command goes on after an interruption; give
 another --work-dir after a change of the code. With --budget no cell is
 started after so many minutes; those not run are named. The scopes of a
-detector share one calibration.
+detector share one calibration. benchmarks/measured holds the cells that the
+README's tables were made of.
 """
 import argparse
 import dataclasses
@@ -21,7 +22,8 @@ import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
+from typing import (Any, Dict, Iterable, Iterator, List, Mapping, Optional,
+                    Tuple)
 
 from benchmarks.scopes import keep_backbone
 from isvit_det.checkpoint import file_hash
@@ -34,6 +36,12 @@ from isvit_det.engine.report import format_table
 ROOT = Path(__file__).parents[1]
 BITS = ('w3a3', 'w4a4')
 METHOD_ROWS = ('repq', 'isvit_paper', 'isvit')
+# Titles of the figures, their units and digits.
+DETECTOR_FIGURES = dict(
+    box_ap=('box AP', .01, 1),
+    mask_ap=('mask AP', .01, 1),
+    backbone_error=('backbone error', 1., 4))
+CLASSIFIER_FIGURES = dict(agreement=('agreement %', .01, 1), kl=('KL', 1., 3))
 # Options that are off where nothing else is said, and their values in an
 # ablation.
 OFF = {
@@ -145,6 +153,9 @@ def ablations(scope: str) -> Dict[str, Dict[str, Any]]:
 def keys(args: argparse.Namespace, known: Mapping[str,
                                                   Subject]) -> Iterator[Key]:
     """All cells, the ones that most depends on first."""
+    for name, subject in known.items():
+        if subject.scopes:
+            yield Key(name, '32', '-', 'float', 0)
     for seed in args.seeds:
         for bits in args.bits:
             for name, subject in known.items():
@@ -195,9 +206,12 @@ class Accuracy:
 
     def run(self, key: Key) -> None:
         """Run a cell and write its line."""
-        result = (
-            self._backbone(key)
-            if key.scope == 'backbone' else self._calibrated(key).run())
+        if key.variant == 'float':
+            result = self._float(key)
+        elif key.scope == 'backbone':
+            result = self._backbone(key)
+        else:
+            result = self._calibrated(key).run()
         cell = dict(
             id=self.id(key), seconds=result['seconds'], **measures(result))
         with self.path.open('a') as file:
@@ -231,6 +245,16 @@ class Accuracy:
         argv += _options(changed)
         return Cell(ROOT / 'tools' / tool, argv, self._folder(key),
                     subject.weights)
+
+    def _float(self, key: Key) -> Mapping[str, Any]:
+        """The result of a detector as it was given, in a run of minmax."""
+        subject = self.subjects[key.subject]
+        argv = [subject.config, str(subject.weights), '--method', 'minmax']
+        argv += ['--calib-images', str(self.args.images)]
+        argv += _options(self._images())
+        found = Cell(ROOT / 'tools/quantize_det.py', argv, self._folder(key),
+                     subject.weights).run()
+        return dict(quantized=found['float'], seconds=found['seconds'])
 
     def _backbone(self, key: Key) -> Mapping[str, Any]:
         """The result with neck and heads in float."""
@@ -272,32 +296,35 @@ def measures(result: Mapping[str, Any]) -> Dict[str, float]:
     """The figures of a cell."""
     if 'scores' in result:
         return {key: result['scores'][key] for key in ('agreement', 'kl')}
-    found = dict(result['quantized'])
-    return dict(
-        box_ap=found['box_ap'],
-        mask_ap=found['mask_ap'],
-        backbone_error=result['backbone_error'])
+    found = {key: result['quantized'][key] for key in ('box_ap', 'mask_ap')}
+    if 'backbone_error' in result:
+        found['backbone_error'] = result['backbone_error']
+    return found
 
 
-def rows(accuracy: Accuracy, wanted: List[Key]) -> List[Dict[str, str]]:
-    """One row for all seeds of a cell: mean and standard deviation."""
+def rows(accuracy: Accuracy, wanted: Iterable[Key]) -> List[Dict[str, str]]:
+    """One row for all seeds of a cell: mean and standard deviation.
+
+    Args:
+        accuracy: has the cells.
+        wanted: of one model.
+    """
     groups: Dict[Tuple[str, ...], List[Optional[Mapping[str, Any]]]] = {}
     for key in wanted:
-        group = (key.subject, key.bits, key.scope, key.variant)
+        group = (key.bits, key.scope, key.variant)
         groups.setdefault(group,
                           []).append(accuracy.done.get(accuracy.id(key)))
     table = []
-    for names, cells in sorted(groups.items(), key=lambda item: item[0][:3]):
-        row = dict(zip(('model', 'bits', 'scope', 'variant'), names))
+    for names, cells in sorted(groups.items(), key=lambda item: item[0][:2]):
+        row = dict(zip(('bits', 'scope', 'variant'), names))
         there = [cell for cell in cells if cell is not None]
         row['seeds'] = f'{len(there)} of {len(cells)}'
-        for name, title, points in (('box_ap', 'box AP',
-                                     100), ('mask_ap', 'mask AP', 100),
-                                    ('backbone_error', 'backbone error',
-                                     1), ('agreement', 'agreement %',
-                                          100), ('kl', 'KL', 1)):
-            values = [points * cell[name] for cell in there if name in cell]
-            row[title] = spread(values, 1 if points == 100 else 4)
+        figures = DETECTOR_FIGURES
+        if names[1] == '-' and names[2] != 'float':
+            figures = CLASSIFIER_FIGURES
+        for name, (title, unit, digits) in figures.items():
+            values = [cell[name] / unit for cell in there if name in cell]
+            row[title] = spread(values, digits)
         table.append(row)
     return table
 
@@ -354,7 +381,9 @@ def main() -> None:
             left.append(key)
         else:
             accuracy.run(key)
-    print(f'\n{format_table(rows(accuracy, wanted))}')
+    for name in accuracy.subjects:
+        table = rows(accuracy, [key for key in wanted if key.subject == name])
+        print(f'\n{name}\n\n{format_table(table)}')
     if left:
         print(f'\n{len(left)} of {len(wanted)} cells not run: --budget')
 

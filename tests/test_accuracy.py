@@ -30,6 +30,7 @@ def bench(tmp_path, monkeypatch):
             return dict(
                 seconds={},
                 quantized=dict(box_ap=ap, mask_ap=ap),
+                float=dict(box_ap=.9, mask_ap=.8),
                 backbone_error=.02)
 
     monkeypatch.setattr(accuracy, 'Cell', Made)
@@ -51,28 +52,30 @@ FEW = ('--models', 'swin', 'deit-tiny', '--bits', 'w3a3', '--seeds', '0', '1',
 
 def test_cells_that_are_done_are_not_run_again(bench, tmp_path, capsys):
     made = bench(*FEW)
-    # Three methods, two scopes, two seeds.
-    assert len(made) == 12
+    # The float model; three methods, two scopes, two seeds.
+    assert len(made) == 13
     lines = (tmp_path / 'cells.jsonl').read_text().splitlines()
-    assert len({json.loads(line)['id'] for line in lines}) == 12
+    assert len({json.loads(line)['id'] for line in lines}) == 13
     first = capsys.readouterr().out
     assert 'deit-tiny: skipped' in first and '2 of 2' in first
-    # Means and spreads of two seeds: cells 1 and 7 are one row.
-    assert '| 54.0 ± 4.2 |' in first
+    float_row, = [line for line in first.splitlines() if 'float' in line]
+    assert ' 90.0 |' in float_row and ' 80.0 |' in float_row
+    # Means and spreads of two seeds: cells 2 and 8 are one row.
+    assert '| 55.0 ± 4.2 |' in first
     assert bench(*FEW) == []
     assert capsys.readouterr().out == first
-    assert len(bench(*FEW, '--iters', '50')) == 12
+    assert len(bench(*FEW, '--iters', '50')) == 13
 
 
 def test_without_time_no_cell_is_run_and_all_are_named(bench, capsys):
     assert bench(*FEW, '--budget', '0') == []
     out = capsys.readouterr().out
-    assert '0 of 2' in out and '12 of 12 cells not run: --budget' in out
+    assert '0 of 2' in out and '13 of 13 cells not run: --budget' in out
 
 
 def test_tuning_stays_on_the_train_split(bench):
     made = bench(*FEW, '--tune')
-    assert len(made) == 12
+    assert len(made) == 13
     for argv in made:
         options = argv[argv.index('--cfg-options'):]
         assert any('instances_train' in option for option in options)
@@ -82,10 +85,10 @@ def test_tuning_stays_on_the_train_split(bench):
 def test_scopes_share_a_calibration(bench):
     made = bench(*FEW)
     whole, = [
-        argv for argv in made[:6] if 'isvit' in argv and '--seed' in argv
+        argv for argv in made[:7] if 'isvit' in argv and '--seed' in argv
     ]
     backbone, = [
-        argv for argv in made[:6] if 'isvit' in argv and '--seed' not in argv
+        argv for argv in made[:7] if 'isvit' in argv and '--seed' not in argv
     ]
     assert '--seed' in whole and whole[whole.index('--scope') +
                                        1] == 'detector'
@@ -109,6 +112,7 @@ def test_ablations_come_after_all_methods(monkeypatch):
     args = accuracy.parse_args()
     swin = accuracy.subjects(args)['swin']
     order = [key.variant for key in keys(args, dict(swin=swin))]
+    assert order.pop(0) == 'float'
     num = len([name for name in order if name in accuracy.METHOD_ROWS])
     assert all(name in accuracy.METHOD_ROWS for name in order[:num])
     assert len(order) == num + 3 * 2 * len(ablations('detector'))

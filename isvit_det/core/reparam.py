@@ -58,7 +58,9 @@ def fold_channel_scales_(pair: NormLinear) -> None:
     ``W[:, j] r1[j]`` and ``b - W (s r2)`` (I&S-ViT, Eq. 11 to 14). The paper
     has ``z~ = mean(z)``, which is no integer, so that codes were none; any
     integer leaves them as they are, and the median keeps sums in float32
-    small when one narrow channel has a large zero point.
+    small when one narrow channel has a large zero point. Another s~, such as
+    AdaLog's clipped mean, multiplies all of W by one number, which the
+    weights' scales per output channel take up: no code would be another.
     Padding p becomes ``(p + s r2) / r1``: a position outside of the map
     keeps meaning what it meant.
 

@@ -91,6 +91,28 @@ def test_the_zero_point_stays_an_integer():
     assert pair.linear.input_quantizer.zero_point.shape == ()
 
 
+def test_the_scale_that_stage_2_leads_to_changes_nothing(monkeypatch):
+    """Weights have scales per output channel, which take a factor up."""
+    mean = torch.Tensor.mean
+    results = []
+    for factor in (1, .5, 4):
+        pair, x = make_pair(torch.double, True)
+        fit_(pair, x)
+        monkeypatch.setattr(torch.Tensor, 'mean', lambda t: factor * mean(t))
+        fold_channel_scales_(pair)
+        monkeypatch.undo()
+        weight = pair.linear.weight_quantizer
+        weight.fit_tensor_(pair.linear.weight)
+        with precision(pair.linear, weights=True, acts=True), torch.no_grad():
+            results.append(
+                (pair.linear.input_quantizer.scale.item(),
+                 weight.encode(pair.linear.weight), pair.linear(pair.norm(x))))
+    for factor, (scale, codes, out) in zip((1, .5, 4), results):
+        assert scale == factor * results[0][0]
+        assert torch.equal(codes, results[0][1])
+        assert (out - results[0][2]).abs().max() < 1e-9
+
+
 def test_a_constant_channel_ruins_neither_mean_nor_codes():
     pair, x = make_pair(torch.double, True, constant=5)
     fit_(pair, x)
