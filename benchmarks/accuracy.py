@@ -50,8 +50,11 @@ OFF = {
     'sos.rotate_heads': True,
     'sos.mirror_images': True,
 }
-# The option that does nothing in a scope, '-' being a classifier's.
-IDLE = {'detector': 'sos.weigh_tokens', '-': 'sos.correct_heads'}
+# Options that do nothing in a scope, '-' being a classifier's.
+IDLE = {
+    'detector': ('sos.weigh_tokens', ),
+    '-': ('sos.correct_heads', 'sos.weigh_locations'),
+}
 # Images of the train split at its end that --tune evaluates.
 TUNE_IMAGES = 320
 TUNE = {
@@ -140,8 +143,8 @@ def ablations(scope: str) -> Dict[str, Dict[str, Any]]:
         for field in dataclasses.fields(one):
             value = getattr(other, field.name)
             key = f'{part}.{field.name}'
-            if field.name != 'method' and key != IDLE.get(scope) and getattr(
-                    one, field.name) != value:
+            if field.name != 'method' and key not in IDLE.get(
+                    scope, ()) and getattr(one, field.name) != value:
                 found[f'isvit, {key} as published'] = {key: value}
     for key, value in OFF.items():
         part, name = key.split('.')

@@ -7,7 +7,7 @@ as ERQ-ViT's), then each column of them for the rounding of those before it
 (GPTQ). Both need only second moments of the input.
 """
 import contextlib
-from typing import Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Callable, Iterator, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from isvit_det.core.layers import QuantConv2d, QuantLinear
 from isvit_det.core.ranks import sum_
 
 Layer = Union[QuantLinear, QuantConv2d]
+Locations = Callable[[Layer, int, Tuple[int, int]], Optional[Tensor]]
 # Widest input a correction is worth its cost for: memory grows with the
 # square, time with the cube.
 MAX_INPUTS = 4096
@@ -108,12 +109,15 @@ class _Watcher:
         layer: what is watched.
         explained: the residual is not what rounding the input takes from the
             layer's output, but given after each run.
+        locations: see ``correct_``.
     """
 
-    def __init__(self, layer: Layer, explained: bool) -> None:
+    def __init__(self, layer: Layer, explained: bool,
+                 locations: Optional[Locations]) -> None:
         weight = layer.weight.detach().flatten(1)
         self.weight = weight
         self.explained = explained
+        self.locations = locations
         shape = weight.shape[1], weight.shape[0], weight.device
         self.used, self.held = Moments(*shape), Moments(*shape)
         self.generator = torch.Generator()
@@ -124,6 +128,7 @@ class _Watcher:
         self.moments = self.held if image % HELD_OUT == HELD_OUT - 1 \
             else self.used
         self.generator.manual_seed(image)
+        self.image = image
         self.pending: Optional[Tuple[Tensor, Tensor]] = None
 
     @torch.no_grad()
@@ -132,11 +137,26 @@ class _Watcher:
         if x.numel() == 0:
             return
         q = layer.input_quantizer.decode(layer.input_quantizer.encode(x))
-        rows, (x, q) = _rows(layer, (x, q), self.generator)
+        views = [_rows(layer, values) for values in (x, q)]
+        rows = self._choose(layer, *views[0].shape[:3])
+        x, q = (_take(view, rows) for view in views)
         if self.explained:
             self.pending = rows, q
         else:
             self.moments.add(q, (x - q) @ self.weight.T)
+
+    def _choose(self, layer: Layer, num: int, height: int,
+                width: int) -> Tensor:
+        """Numbers of the rows that are looked at, of ``num`` maps."""
+        if self.locations is not None and num == 1:
+            found = self.locations(layer, self.image, (height, width))
+            if found is not None:
+                return found
+        total = num * height * width
+        if total <= ROWS_PER_CALL:
+            return torch.arange(total)
+        return torch.randint(
+            total, (ROWS_PER_CALL, ), generator=self.generator)
 
     def explain(self, residual: Tensor, weights: Optional[Tensor]) -> None:
         """Give what rows of the last run's output lack, if there was one."""
@@ -147,26 +167,30 @@ class _Watcher:
                          None if weights is None else weights[rows])
 
 
-def _rows(layer: Layer, maps: Tuple[Tensor, ...],
-          generator: torch.Generator) -> Tuple[Tensor, List[Tensor]]:
-    """The same random rows of what a layer multiplies, from each tensor.
+def rows_of_input(layer: Layer, x: Tensor, rows: Tensor) -> Tensor:
+    """Rows of what a layer multiplies, shape (n, D).
 
-    Returns:
-        Their numbers, and the rows of each tensor.
+    Args:
+        layer: a linear one, or a convolution that ``is_correctable``.
+        x: its input.
+        rows: numbers of the rows, which are tokens, or the pixels of the
+            output maps, image by image.
     """
+    return _take(_rows(layer, x), rows)
+
+
+def _take(view: Tensor, rows: Tensor) -> Tensor:
+    height, width = view.shape[1:3]
+    rows = rows.to(view.device)
+    index = (rows // (height * width), rows // width % height, rows % width)
+    return view[index].flatten(1)
+
+
+def _rows(layer: Layer, x: Tensor) -> Tensor:
+    """View (N, H, W, ...) of the rows of what a layer multiplies."""
     if isinstance(layer, QuantConv2d):
-        maps = tuple(_patches(layer, x) for x in maps)
-    else:
-        maps = tuple(x.reshape(-1, 1, 1, x.shape[-1]) for x in maps)
-    num, height, width = maps[0].shape[:3]
-    total = num * height * width
-    chosen = torch.arange(total)
-    if total > ROWS_PER_CALL:
-        chosen = torch.randint(total, (ROWS_PER_CALL, ), generator=generator)
-    chosen = chosen.to(maps[0].device)
-    index = (chosen // (height * width), chosen // width % height,
-             chosen % width)
-    return chosen, [x[index].flatten(1) for x in maps]
+        return _patches(layer, x)
+    return x.reshape(-1, 1, 1, x.shape[-1])
 
 
 def _patches(layer: QuantConv2d, x: Tensor) -> Tensor:
@@ -185,13 +209,15 @@ class Correction:
         layers: watched until ``close``.
         explained: correct them for what ``explain`` says, and not for the
             rounding of their inputs.
+        locations: see ``correct_``.
     """
 
-    def __init__(self, layers: Sequence[Layer], explained: bool) -> None:
+    def __init__(self, layers: Sequence[Layer], explained: bool,
+                 locations: Optional[Locations]) -> None:
         self.layers = layers
         self.watchers = {
-            layer: _Watcher(layer, explained)
-            for layer in layers if _is_correctable(layer)
+            layer: _Watcher(layer, explained, locations)
+            for layer in layers if is_correctable(layer)
         }
         self.handles = [
             layer.register_forward_pre_hook(watcher)
@@ -242,7 +268,8 @@ class Correction:
 @contextlib.contextmanager
 def correct_(layers: Sequence[Layer],
              as_codes: bool = True,
-             explained: bool = False) -> Iterator[Correction]:
+             explained: bool = False,
+             locations: Optional[Locations] = None) -> Iterator[Correction]:
     """Watch what layers see, and correct and fit their weights at the end.
 
     Run their model on calibration images meanwhile, with fitted activation
@@ -257,8 +284,11 @@ def correct_(layers: Sequence[Layer],
         as_codes: end with decoded codes; or with what each code was rounded
             from, for an optimisation to go on from.
         explained: see ``Correction``.
+        locations: says for a layer, the number of an image and the size
+            (H, W) of the layer's output map which of its pixels to look at,
+            or None for some of all.
     """
-    correction = Correction(layers, explained)
+    correction = Correction(layers, explained, locations)
     try:
         yield correction
     finally:
@@ -266,7 +296,8 @@ def correct_(layers: Sequence[Layer],
     correction.apply_(as_codes)
 
 
-def _is_correctable(layer: Layer) -> bool:
+def is_correctable(layer: Layer) -> bool:
+    """Whether a layer is none of those that only get fitted."""
     if layer.weight[0].numel() > MAX_INPUTS:
         return False
     if isinstance(layer, QuantLinear):

@@ -55,7 +55,8 @@ METHODS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
             closed_form_start=True,
             roll_back=True,
             weigh_tokens=True,
-            correct_heads=True)),
+            correct_heads=True,
+            weigh_locations=True)),
 }
 
 T = TypeVar('T')
@@ -248,6 +249,8 @@ class SOSConfig:
         mirror_images: let the backbone see each image's mirror image too.
         correct_heads: let the weights of neck and heads make up for
             rounding, in closed form, where these are quantized.
+        weigh_locations: calibrate the convolutions of dense heads, such as an
+            RPN, mostly where these find objects.
         seed: of image choice and item sampling.
     """
     num_images: int = 1024
@@ -265,6 +268,7 @@ class SOSConfig:
     weigh_tokens: bool = False
     mirror_images: bool = False
     correct_heads: bool = False
+    weigh_locations: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -279,7 +283,8 @@ class SOSConfig:
             _check_number(f'sos.{key}', getattr(self, key), 0., 1.,
                           (int, float))
         for key in ('rotate_heads', 'closed_form_start', 'roll_back',
-                    'weigh_tokens', 'mirror_images', 'correct_heads'):
+                    'weigh_tokens', 'mirror_images', 'correct_heads',
+                    'weigh_locations'):
             _check_choice(f'sos.{key}', getattr(self, key), (True, False))
 
     @property

@@ -57,7 +57,7 @@ def calibrate_detector_(model: Any,
             on_event=progress)
     if quant.scope == 'detector':
         logger.info('calibrating neck and heads')
-        calibrate_heads_(model, images, sos.correct_heads, logger)
+        calibrate_heads_(model, images, sos, logger)
     set_precision_(model, weights=True, acts=True)
     if not is_calibrated(model):
         raise QuantError('quant: nothing in the model was quantized.')

@@ -14,10 +14,12 @@ from isvit_det.core.layers import (fit_weights_, observe, precision,
                                    quantized_layers, quantizers)
 from isvit_det.core.quantizers import Quantizer
 from isvit_det.core.ranks import mine
+from isvit_det.core.spec import SOSConfig
 from isvit_det.engine.images import Images
+from isvit_det.engine.locations import Locations
 
 
-def calibrate_heads_(model: nn.Module, images: Images, correct: bool,
+def calibrate_heads_(model: nn.Module, images: Images, sos: SOSConfig,
                      logger: MMLogger) -> None:
     """Fit every quantizer outside of the backbone, without optimisation.
 
@@ -29,7 +31,8 @@ def calibrate_heads_(model: nn.Module, images: Images, correct: bool,
     Args:
         model: a detector whose backbone is calibrated.
         images: to predict on, once or twice; once more to correct.
-        correct: whether weights make up for rounding, in closed form.
+        sos: says whether weights make up for rounding, in closed form, and
+            whether dense heads are calibrated where they find objects.
         logger: is told of layers that no detection reached.
 
     Raises:
@@ -41,8 +44,10 @@ def calibrate_heads_(model: nn.Module, images: Images, correct: bool,
     })
     threshold: Callable[[], ContextManager] = nullcontext
     with precision(rest, weights=False, acts=False):
-        with observe(rest):
-            _predict(model, images)
+        locations = Locations(rest if sos.weigh_locations else nn.Module())
+        with observe(rest), locations:
+            _predict(model, images, locations.start_image)
+        locations.fit_()
         if _unreached(rest):
             logger.warning('no detection reached some layers: calibrating '
                            'them on detections of any score')
@@ -56,8 +61,10 @@ def calibrate_heads_(model: nn.Module, images: Images, correct: bool,
                 f'quant.scope: {sorted(_unreached(rest))} never ran on the '
                 'calibration images and cannot be quantized; use '
                 "scope='backbone' or other images.")
-        if correct:
-            with correct_(quantized_layers(rest)) as correction, threshold():
+        if sos.correct_heads:
+            with correct_(
+                    quantized_layers(rest),
+                    locations=locations.of_layer) as correction, threshold():
                 _predict(model, images, correction.start_image)
         else:
             fit_weights_(rest)

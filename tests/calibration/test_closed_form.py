@@ -133,6 +133,35 @@ def test_a_layer_makes_up_for_what_the_output_lacks(weighted):
     assert (layer[0].weight - target).norm() < .2 * target.norm()
 
 
+def test_pixels_that_are_not_looked_at_change_nothing():
+    """Locations are of the output; a kernel reads the pixels around."""
+    found = []
+    for elsewhere in (0., 1.):
+        layer = fitted(LAYERS['strided'])
+
+        def two(asked, image, size):
+            assert asked is layer[0] and size == (9, 11)
+            return torch.tensor([2 * 11 + 3, 3 * 11 + 4])
+
+        with precision(layer, weights=False, acts=False), torch.no_grad():
+            with correct_([*layer], locations=two) as correction:
+                for image, x in enumerate(smooth_maps(12).split(1)):
+                    # Rows 3 to 7 and columns 6 to 9 are read.
+                    for outside in (x[..., :3, :], x[..., 8:, :], x[..., :6],
+                                    x[..., 10:]):
+                        outside += elsewhere
+                    correction.start_image(image)
+                    layer(x)
+        found.append(layer[0].weight)
+    assert torch.equal(*found)
+    everywhere = fitted(LAYERS['strided'])
+    with correct_([*everywhere]) as correction, torch.no_grad():
+        for image, x in enumerate(smooth_maps(12).split(1)):
+            correction.start_image(image)
+            everywhere(x)
+    assert not torch.equal(found[0], everywhere[0].weight)
+
+
 @pytest.mark.parametrize('kind', ['never run', 'wide', 'grouped'])
 def test_layers_that_cannot_be_corrected_are_fitted_only(kind, monkeypatch):
     if kind == 'wide':

@@ -5,6 +5,7 @@ from mmengine.logging import MMLogger
 
 from isvit_det.core.errors import QuantError
 from isvit_det.core.layers import quantizers
+from isvit_det.core.spec import SOSConfig
 from isvit_det.engine import heads
 from isvit_det.engine.configs import load_config, quantize_config_
 from isvit_det.engine.images import calibration_images
@@ -17,8 +18,8 @@ def tiny(tmp_path_factory):
     return make_tiny(tmp_path_factory.mktemp('tiny'))
 
 
-def calibrated_heads(tiny, score_thr, correct=False):
-    """A detector with calibrated heads, and its images."""
+def calibrated_heads(tiny, score_thr, correct=False, weigh=False):
+    """A detector with calibrated heads."""
     cfg = load_config(tiny.config, None)
     cfg.model.test_cfg.rcnn.score_thr = score_thr
     quantize_config_(cfg, dict(scope='detector'))
@@ -26,7 +27,8 @@ def calibrated_heads(tiny, score_thr, correct=False):
     model.load_state_dict(torch.load(tiny.checkpoint)['state_dict'])
     images = calibration_images(cfg, None, 3, 0)
     logger = MMLogger.get_current_instance()
-    heads.calibrate_heads_(model, images, correct, logger)
+    sos = SOSConfig(correct_heads=correct, weigh_locations=weigh)
+    heads.calibrate_heads_(model, images, sos, logger)
     return model
 
 
@@ -58,11 +60,11 @@ def test_what_was_reached_is_not_watched_again(tiny, monkeypatch):
     predict = heads._predict
     passes = []
 
-    def louder(model, images):
+    def louder(model, images, *start):
         passes.append(1)
         if len(passes) == 2:
             model.neck.lateral_convs[0].conv.weight.data *= 100
-        predict(model, images)
+        predict(model, images, *start)
 
     monkeypatch.setattr(heads, '_predict', louder)
     found = calibrated_heads(tiny, 1.)
@@ -71,6 +73,22 @@ def test_what_was_reached_is_not_watched_again(tiny, monkeypatch):
 
 
 def test_layers_that_never_run_are_named(tiny, monkeypatch):
-    monkeypatch.setattr(heads, '_predict', lambda model, images: None)
+    monkeypatch.setattr(heads, '_predict', lambda *args: None)
     with pytest.raises(QuantError, match='rpn_head.rpn_conv.* never ran'):
         calibrated_heads(tiny, .05)
+
+
+@pytest.mark.parametrize('correct', [False, True])
+def test_only_dense_heads_are_calibrated_where_objects_are(tiny, correct):
+    usual = calibrated_heads(tiny, .05, correct)
+    weighed = calibrated_heads(tiny, .05, correct, weigh=True)
+    assert ranges(usual, 'rpn_head') != ranges(weighed, 'rpn_head')
+    for part in ('neck', 'roi_head'):
+        assert ranges(usual, part) == ranges(weighed, part)
+    state, other = usual.state_dict(), weighed.state_dict()
+    for name in state:
+        if name.endswith('weight') and not name.startswith('rpn_head'):
+            assert torch.equal(state[name], other[name]), name
+    same = torch.equal(state['rpn_head.rpn_conv.weight'],
+                       other['rpn_head.rpn_conv.weight'])
+    assert same == (not correct)

@@ -1,0 +1,134 @@
+"""Where on their maps the dense heads of a detector find objects.
+
+Most of a map is background, and what a dense head says there changes no
+detection: its layers are calibrated where its scores are high.
+"""
+from typing import Any, Dict, List, Optional, Tuple
+
+import torch
+from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
+from torch import Tensor, nn
+
+from isvit_det.calibration.closed_form import (Layer, is_correctable,
+                                               rows_of_input)
+from isvit_det.core.layers import QuantConv2d
+from isvit_det.core.search import RangeObserver
+
+Size = Tuple[int, int]
+# Locations drawn of each map, at most.
+NUM_LOCATIONS = 256
+# Share of them that is drawn by the scores, beside those drawn from all.
+SHARE_BY_SCORE = .8
+
+
+class Locations:
+    """Draws locations of an image's maps by the scores of its dense heads.
+
+    While it watches, predictions of one image each give the locations, and
+    the values that the heads' convolutions read there give their ranges;
+    both are kept, the locations of each image for ``of_layer``.
+
+    Heads without sigmoid scores on maps are left alone.
+
+    Args:
+        model: a detector, or the part of it that is watched.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.heads = [
+            module for module in model.modules()
+            if isinstance(module, BaseDenseHead)
+            and getattr(module, 'use_sigmoid_cls', False)
+        ]
+        self.layers: List[QuantConv2d] = [
+            layer for head in self.heads for layer in head.modules()
+            if isinstance(layer, QuantConv2d) and is_correctable(layer)
+        ]
+        self.observers: Dict[QuantConv2d, RangeObserver] = {
+            layer: layer.input_quantizer.new_observer()
+            for layer in self.layers
+        }
+        self._drawn: Dict[int, Dict[Size, Tensor]] = {}
+        self._calls: List[Tuple[QuantConv2d, Tensor, Size]] = []
+        self._image = 0
+
+    def __enter__(self) -> 'Locations':
+        self._handles = [
+            layer.register_forward_hook(self._keep) for layer in self.layers
+        ]
+        self._handles += [
+            head.register_forward_hook(self._draw) for head in self.heads
+        ]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._calls.clear()
+        for handle in self._handles:
+            handle.remove()
+
+    def start_image(self, image: int) -> None:
+        """Say which image is predicted next."""
+        self._image = image
+        self._drawn[image] = {}
+        self._calls.clear()
+
+    def _keep(self, layer: nn.Module, args: Tuple[Tensor],
+              output: Tensor) -> None:
+        assert isinstance(layer, QuantConv2d)
+        self._calls.append((layer, args[0], _size(output)))
+
+    def _draw(self, head: nn.Module, args: Any, outputs: Any) -> None:
+        """Draw locations by a head's scores; show them to its layers."""
+        generator = torch.Generator().manual_seed(self._image)
+        drawn = self._drawn[self._image]
+        for scores in _score_maps(outputs):
+            best = scores[0].detach().float().sigmoid().amax(0).flatten()
+            odds = SHARE_BY_SCORE * best / best.mean().clamp(min=1e-12)
+            odds += 1 - SHARE_BY_SCORE
+            drawn[_size(scores)] = torch.multinomial(
+                odds.cpu(),
+                min(NUM_LOCATIONS, len(odds)),
+                replacement=True,
+                generator=generator)
+        for layer, x, size in self._calls:
+            if size in drawn:
+                rows = rows_of_input(layer, x, drawn[size])
+                self.observers[layer].update(rows)
+        self._calls.clear()
+
+    def of_layer(self, layer: Layer, image: int,
+                 size: Size) -> Optional[Tensor]:
+        """Locations of an image's map, None if none were drawn.
+
+        Args:
+            layer: what runs.
+            image: its number.
+            size: (H, W) of the layer's output.
+
+        Returns:
+            Flat positions y * W + x, on the CPU.
+        """
+        if layer not in self.observers:
+            return None
+        return self._drawn.get(image, {}).get(size)
+
+    def fit_(self) -> None:
+        """Fit the quantizers of the inputs that were seen at locations."""
+        for layer, observer in self.observers.items():
+            observer.merge_(layer.weight)
+            if observer.counts is not None:
+                layer.input_quantizer.fit_(observer)
+
+
+def _size(x: Tensor) -> Size:
+    return x.shape[-2], x.shape[-1]
+
+
+def _score_maps(outputs: Any) -> List[Tensor]:
+    """The maps of logits, (1, C, H, W), that come first in MMDetection."""
+    first = outputs[0] if isinstance(outputs, tuple) and outputs else ()
+    return [
+        scores
+        for scores in (first if isinstance(first, (list, tuple)) else ())
+        if isinstance(scores, Tensor) and scores.ndim == 4 and len(scores) == 1
+    ]
