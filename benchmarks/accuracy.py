@@ -46,7 +46,6 @@ CLASSIFIER_FIGURES = dict(agreement=('agreement %', .01, 1), kl=('KL', 1., 3))
 # ablation.
 OFF = {
     'sos.stage_one_share': 0.,
-    'sos.mixed_inputs': .5,
     'sos.rotate_heads': True,
     'sos.mirror_images': True,
 }

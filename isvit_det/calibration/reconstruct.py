@@ -9,7 +9,7 @@ from isvit_det.calibration.importance import token_weights
 from isvit_det.calibration.store import ActivationStore
 from isvit_det.core.ranks import num_ranks, rank, sum_
 from isvit_det.core.spec import SOSConfig
-from isvit_det.core.units import State, Unit, map_tensors, to_device
+from isvit_det.core.units import State, Unit, to_device
 
 # Items that a unit's error is measured on, in batches.
 ERROR_BATCHES = 4
@@ -28,8 +28,6 @@ class ItemSampler:
         sos: says what a draw is: items of the unit or whole images, and how
             many; 0 leaves it to the unit, and takes one whole image.
         generator: source of the draws.
-        mixed_with: another input of every image, of which each element is
-            taken with probability ``sos.mixed_inputs``; None for no mixing.
         importance: what an error of a prefix token costs, in those of patches.
         images: numbers of the images that are drawn from; None for all.
     """
@@ -41,7 +39,6 @@ class ItemSampler:
                  targets: ActivationStore,
                  sos: SOSConfig,
                  generator: torch.Generator,
-                 mixed_with: Optional[ActivationStore] = None,
                  importance: float = 1.,
                  images: Optional[Sequence[int]] = None) -> None:
         self.unit = unit
@@ -50,13 +47,6 @@ class ItemSampler:
         self.targets = targets
         self.generator = generator
         self.importance = importance
-        self.share = sos.mixed_inputs
-        self.mixed_with: Optional[ActivationStore] = None
-        if self.share and mixed_with is not inputs:
-            self.mixed_with = mixed_with
-        # Of the mixing, for each image apart: whose process draws it varies.
-        self.mixing = torch.Generator()
-        self.num_draws = 0
         self.images = list(range(len(sizes)) if images is None else images)
         self.counts = torch.zeros(len(sizes), dtype=torch.long)
         for image in self.images:
@@ -80,7 +70,6 @@ class ItemSampler:
 
         None if no item is of an image of this process.
         """
-        self.num_draws += 1
         if self.num_images:
             return self._collect(self._draw_images())
         flat = torch.randint(
@@ -118,15 +107,7 @@ class ItemSampler:
                 continue
             size = self.sizes[image]
             state = State(self.inputs[place], size)
-            drawn = self.unit.gather(state, items)
-            if self.mixed_with is not None:
-                self.mixing.manual_seed(self.generator.initial_seed() * 10**6 +
-                                        self.num_draws * len(self.sizes) +
-                                        image)
-                other = State(self.mixed_with[place], size)
-                drawn = map_tensors(self._mix, drawn,
-                                    self.unit.gather(other, items))
-            inputs.append(drawn)
+            inputs.append(self.unit.gather(state, items))
             output = State(self.targets[place], size)
             targets.append(self.unit.gather_target(output, size, items))
             # Prefix tokens come with every draw, however few the patches.
@@ -141,13 +122,6 @@ class ItemSampler:
         batch = to_device(self.unit.collate(inputs), self.device)
         return (batch, torch.cat(targets).to(self.device),
                 torch.cat(weights).to(self.device) if weights else None)
-
-    def _mix(self, one: Tensor, other: Tensor) -> Tensor:
-        """Elements of either at random; of the first if they are no reals."""
-        if not one.is_floating_point():
-            return one
-        draws = torch.rand(one.shape, generator=self.mixing)
-        return torch.where(draws < self.share, other, one)
 
 
 def _square(x: Tensor, weights: Optional[Tensor]) -> Tensor:

@@ -274,7 +274,7 @@ class _Run:
             fit_weights_(unit.module)
         set_precision_(unit.module, weights=True, acts=True)
         errors['before_stage_3'] = last_gauge.error()
-        self._optimise(index, 3, streams[1], sizes, targets, streams[0])
+        self._optimise(index, 3, streams[1], sizes, targets)
         errors['after_stage_3'] = last_gauge.error()
         return errors
 
@@ -338,22 +338,15 @@ class _Run:
                  inputs: ActivationStore,
                  sizes: Sizes,
                  targets: ActivationStore,
-                 mixed_with: Optional[ActivationStore] = None,
                  images: Optional[Sequence[int]] = None) -> ItemSampler:
         """Draws that depend on nothing but the seed, the unit, the stage."""
         generator = torch.Generator().manual_seed(
             (self.sos.seed * 1000 + index) * 4 + stage)
         return ItemSampler(self.units[index], inputs, sizes, targets, self.sos,
-                           generator, mixed_with, self.importance[index],
-                           images)
+                           generator, self.importance[index], images)
 
-    def _optimise(self,
-                  index: int,
-                  stage: int,
-                  inputs: ActivationStore,
-                  sizes: Sizes,
-                  targets: ActivationStore,
-                  mixed_with: Optional[ActivationStore] = None) -> None:
+    def _optimise(self, index: int, stage: int, inputs: ActivationStore,
+                  sizes: Sizes, targets: ActivationStore) -> None:
         iters = self.sos.iters_of(stage)
         if iters == 0:
             self._step(index, stage, 0, 0)
@@ -362,8 +355,7 @@ class _Run:
         held: List[int] = []
         for image in range(len(sizes)):
             (held if self._is_held_out(image) else learned).append(image)
-        sampler = self._sampler(index, stage, inputs, sizes, targets,
-                                mixed_with, learned)
+        sampler = self._sampler(index, stage, inputs, sizes, targets, learned)
         module = self.units[index].module
         if held:
             gauge = Gauge(

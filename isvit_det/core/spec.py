@@ -234,8 +234,6 @@ class SOSConfig:
             activations, or those of the already quantized units.
         stage_one_share: share of the iterations of stages 1 and 3 together
             that stage 1 gets.
-        mixed_inputs: probability of each element of a unit's input in stage
-            3 to be the float one and not the quantized one.
         rotate_heads: fold a rotation of each head's channels into the layers
             around the attention.
         closed_form_start: before stage 3, round weights column by column,
@@ -261,7 +259,6 @@ class SOSConfig:
     items_per_image: int = 0
     stage_one_inputs: str = 'float'
     stage_one_share: float = .5
-    mixed_inputs: float = 0.
     rotate_heads: bool = False
     closed_form_start: bool = False
     roll_back: bool = False
@@ -279,9 +276,8 @@ class SOSConfig:
         _check_number('sos.lr', self.lr, 0., 1., (int, float))
         _check_choice('sos.items', self.items, ITEMS)
         _check_choice('sos.stage_one_inputs', self.stage_one_inputs, STREAMS)
-        for key in ('stage_one_share', 'mixed_inputs'):
-            _check_number(f'sos.{key}', getattr(self, key), 0., 1.,
-                          (int, float))
+        _check_number('sos.stage_one_share', self.stage_one_share, 0., 1.,
+                      (int, float))
         for key in ('rotate_heads', 'closed_form_start', 'roll_back',
                     'weigh_tokens', 'mirror_images', 'correct_heads',
                     'weigh_locations'):

@@ -1,5 +1,5 @@
 """Units: the steps of a backbone's forward pass, each able to run alone."""
-from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -116,23 +116,12 @@ class Unit:
         raise NotImplementedError
 
 
-def map_tensors(change: Callable[..., Tensor], *batches: Any) -> Any:
-    """Batches of ``Unit.gather`` of one form, their tensors made into one.
-
-    Args:
-        change: of the tensors at the same place of each batch.
-        batches: what is no tensor in them is that of the first.
-    """
-    first = batches[0]
-    if isinstance(first, Tensor):
-        return change(*batches)
-    if not isinstance(first, tuple):
-        return first
-    made = [map_tensors(change, *fields) for fields in zip(*batches)]
-    # Named tuples take their fields one by one.
-    return type(first)(*made) if hasattr(first, '_fields') else tuple(made)
-
-
 def to_device(batch: Any, device: torch.device) -> Any:
     """A batch of ``Unit.gather`` with its tensors on a device."""
-    return map_tensors(lambda tensor: tensor.to(device), batch)
+    if isinstance(batch, Tensor):
+        return batch.to(device)
+    if not isinstance(batch, tuple):
+        return batch
+    moved = [to_device(field, device) for field in batch]
+    # Named tuples take their fields one by one.
+    return type(batch)(*moved) if hasattr(batch, '_fields') else tuple(moved)

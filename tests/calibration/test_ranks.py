@@ -16,7 +16,7 @@ from isvit_det.core.search import AttentionObserver, RangeObserver
 from isvit_det.core.spec import QuantConfig, SOSConfig
 from tests.toy import toy, toy_images
 
-SHORT = dict(iters=40, lr=1e-3, mixed_inputs=.5)
+SHORT = dict(iters=40, lr=1e-3)
 
 
 def own(things):

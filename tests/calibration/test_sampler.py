@@ -108,33 +108,3 @@ def test_whole_images(tmp_path, batch):
 def test_only_the_images_told_are_drawn_from(tmp_path, rows, sos):
     found = draws(tmp_path, 50, rows, images=[1, 3], **sos)
     assert set(per_image(torch.cat(found))) == {1, 3}
-
-
-def mixed(tmp_path, share, seed=0):
-    """Three draws, of which elements are 0, or 1 from the other input."""
-    pool = ActivationPool(tmp_path)
-    zeros, ones = ActivationStore(pool), ActivationStore(pool)
-    for height, width in SIZES:
-        zeros.append(torch.zeros(1, height * width, 1000))
-        ones.append(torch.ones(1, height * width, 1000))
-    sampler = ItemSampler(
-        TokenUnit('unit', nn.Linear(1, 1), 20, 0), zeros, SIZES, zeros,
-        SOSConfig(mixed_inputs=share),
-        torch.Generator().manual_seed(seed), ones)
-    return [sampler.draw() for _ in range(3)]
-
-
-def test_elements_of_two_inputs_are_mixed_by_their_share(tmp_path):
-    for items, target, _ in mixed(tmp_path, .25):
-        assert set(items.tokens.unique().tolist()) == {0., 1.}
-        assert items.tokens.mean().item() == pytest.approx(.25, abs=.02)
-        assert not target.any()
-    one, other = (draw[0].tokens for draw in mixed(tmp_path, .25)[:2])
-    assert not torch.equal(one, other)
-
-
-def test_mixing_is_the_same_each_time(tmp_path):
-    first, second = (mixed(tmp_path, .5) for _ in range(2))
-    for one, other in zip(first, second):
-        assert torch.equal(one[0].tokens, other[0].tokens)
-    assert not mixed(tmp_path, 0.)[0][0].tokens.any()
