@@ -134,6 +134,18 @@ def test_the_settings_of_an_ablation_reach_the_tool(bench, monkeypatch):
     assert 'model.quant.percentiles=0.999,0.9999,0.99999' in text
 
 
+@pytest.mark.parametrize('model', ['swin', 'deit'])
+def test_the_readme_shows_what_was_measured(bench, tmp_path, capsys, model):
+    record = accuracy.ROOT / 'benchmarks/measured/cells.jsonl'
+    (tmp_path / 'cells.jsonl').write_text(record.read_text())
+    made = bench('--models', model, '--no-ablations', '--budget', '0')
+    assert not made
+    table = capsys.readouterr().out.split(f'{model}\n\n')[1]
+    table = table.split('\n\n')[0].strip()
+    assert len(table.splitlines()) > 12
+    assert table in (accuracy.ROOT / 'README.md').read_text()
+
+
 def test_weights_are_part_of_a_cell(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, 'argv', ['accuracy', '--work-dir', str(tmp_path)])
     found = Accuracy(accuracy.parse_args())
