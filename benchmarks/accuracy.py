@@ -304,15 +304,22 @@ def measures(result: Mapping[str, Any]) -> Dict[str, float]:
     return found
 
 
-def rows(accuracy: Accuracy, wanted: Iterable[Key]) -> List[Dict[str, str]]:
+def rows(accuracy: Accuracy, subject: str,
+         wanted: Iterable[Key]) -> List[Dict[str, str]]:
     """One row for all seeds of a cell: mean and standard deviation.
 
     Args:
         accuracy: has the cells.
-        wanted: of one model.
+        subject: the name of the model that they are of.
+        wanted: cells of any model.
     """
+    figures = CLASSIFIER_FIGURES
+    if accuracy.subjects[subject].scopes:
+        figures = DETECTOR_FIGURES
     groups: Dict[Tuple[str, ...], List[Optional[Mapping[str, Any]]]] = {}
     for key in wanted:
+        if key.subject != subject:
+            continue
         group = (key.bits, key.scope, key.variant)
         groups.setdefault(group,
                           []).append(accuracy.done.get(accuracy.id(key)))
@@ -321,9 +328,6 @@ def rows(accuracy: Accuracy, wanted: Iterable[Key]) -> List[Dict[str, str]]:
         row = dict(zip(('bits', 'scope', 'variant'), names))
         there = [cell for cell in cells if cell is not None]
         row['seeds'] = f'{len(there)} of {len(cells)}'
-        figures = DETECTOR_FIGURES
-        if names[1] == '-' and names[2] != 'float':
-            figures = CLASSIFIER_FIGURES
         for name, (title, unit, digits) in figures.items():
             values = [cell[name] / unit for cell in there if name in cell]
             row[title] = spread(values, digits)
@@ -384,8 +388,7 @@ def main() -> None:
         else:
             accuracy.run(key)
     for name in accuracy.subjects:
-        table = rows(accuracy, [key for key in wanted if key.subject == name])
-        print(f'\n{name}\n\n{format_table(table)}')
+        print(f'\n{name}\n\n{format_table(rows(accuracy, name, wanted))}')
     if left:
         print(f'\n{len(left)} of {len(wanted)} cells not run: --budget')
 

@@ -9,15 +9,13 @@ import torch
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from torch import Tensor, nn
 
-from isvit_det.calibration.closed_form import (Layer, is_correctable,
-                                               rows_of_input)
+from isvit_det.calibration.closed_form import (ROWS_PER_CALL, Layer,
+                                               is_correctable, rows_of_input)
 from isvit_det.core.layers import QuantConv2d
 from isvit_det.core.search import RangeObserver
 
 Size = Tuple[int, int]
-# Locations drawn of each map, at most.
-NUM_LOCATIONS = 256
-# Share of them that is drawn by the scores, beside those drawn from all.
+# Share of locations drawn by the scores, beside those drawn from all.
 SHARE_BY_SCORE = .8
 
 
@@ -87,7 +85,7 @@ class Locations:
             odds += 1 - SHARE_BY_SCORE
             drawn[_size(scores)] = torch.multinomial(
                 odds.cpu(),
-                min(NUM_LOCATIONS, len(odds)),
+                min(ROWS_PER_CALL, len(odds)),
                 replacement=True,
                 generator=generator)
         for layer, x, size in self._calls:

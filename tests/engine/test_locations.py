@@ -5,31 +5,30 @@ from mmdet.registry import MODELS
 from mmengine.registry import init_default_scope
 from torch import nn
 
+from isvit_det.calibration.closed_form import ROWS_PER_CALL
 from isvit_det.core.layers import QuantConv2d
 from isvit_det.core.quantizers import UniformQuantizer
 from isvit_det.core.spec import QuantConfig
-from isvit_det.engine.locations import NUM_LOCATIONS, Locations
+from isvit_det.engine.locations import Locations
 
 
-def head(kind='RPNHead', **kwargs):
-    """A dense head on 4 channels whose layers are quantized."""
+def rpn(**kwargs):
+    """An RPN with objects where its first channel is above 1, quantized."""
     init_default_scope('mmdet')
     torch.manual_seed(0)
+    anchors = dict(
+        type='AnchorGenerator', scales=[4], ratios=[1.], strides=[4, 8])
     made = MODELS.build(
-        dict(type=kind, in_channels=4, feat_channels=4, **kwargs)).eval()
+        dict(
+            type='RPNHead',
+            in_channels=4,
+            feat_channels=4,
+            anchor_generator=anchors,
+            **kwargs)).eval()
     for module in list(made.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.Conv2d):
                 setattr(module, name, QuantConv2d(child, QuantConfig()))
-    return made
-
-
-def rpn(**kwargs):
-    """An RPN with objects where its first channel is above 1."""
-    made = head(
-        anchor_generator=dict(
-            type='AnchorGenerator', scales=[4], ratios=[1.], strides=[4, 8]),
-        **kwargs)
     with torch.no_grad():
         for conv in (made.rpn_conv, made.rpn_cls):
             conv.weight.zero_()
@@ -40,9 +39,9 @@ def rpn(**kwargs):
     return made
 
 
-def maps(places, fill=0.):
+def maps(places):
     """Two levels, 30 x 40 and 15 x 20, the first one with objects."""
-    levels = [torch.full((1, 4, 30, 40), fill), torch.zeros(1, 4, 15, 20)]
+    levels = [torch.zeros(1, 4, 30, 40), torch.zeros(1, 4, 15, 20)]
     for place in places:
         levels[0][0, 0].view(-1)[place] = 1.5
     return levels
@@ -55,7 +54,7 @@ def test_most_locations_are_those_of_objects():
         found.start_image(5)
         model(maps(places))
     drawn = found.of_layer(model.rpn_conv, 5, (30, 40))
-    assert len(drawn) == NUM_LOCATIONS and drawn.max() < 30 * 40
+    assert len(drawn) == ROWS_PER_CALL and drawn.max() < 30 * 40
     share = sum((drawn == place).float().mean() for place in places)
     assert .7 < share < .9
     assert all((drawn == place).any() for place in places)
