@@ -4,8 +4,10 @@
 Four models: the embedded detectors with Swin and DeiT, a real DeiT-tiny as a
 classifier, and the detector of `make learn-coco60` on the images that it has
 learned; those that need files of the user's are skipped where DEIT_TINY or
-COCO_ROOT is not set. An ablation is `isvit` with one option as in
-`isvit_paper`, or with one that is off.
+COCO_ROOT is not set. From 6 bits up only `isvit` is run. An ablation is
+`isvit` with one option as in `isvit_paper`, or with one that is off; its table
+shows by how much that changes the figures of the same seeds. A third table
+has other numbers of images and of iterations.
 
 A run is a cell, a line of cells.jsonl in the work directory; cells found
 there are not run again, so the command goes on after an interruption; give
@@ -23,7 +25,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import (Any, Dict, Iterable, Iterator, List, Mapping, Optional,
-                    Tuple)
+                    Sequence, Tuple)
 
 from benchmarks.scopes import keep_backbone
 from isvit_det.checkpoint import file_hash
@@ -34,8 +36,18 @@ from isvit_det.engine.configs import load_config
 from isvit_det.engine.report import format_table
 
 ROOT = Path(__file__).parents[1]
-BITS = ('w3a3', 'w4a4')
+LOW_BITS = ('w3a3', 'w4a4')
+BITS = LOW_BITS + ('w6a6', 'w8a8')
 METHOD_ROWS = ('repq', 'isvit_paper', 'isvit')
+# Variants with other numbers of images and of iterations than usual; those
+# with other iterations are run on the first seed.
+EXTENTS = (
+    ('isvit', 16, None),
+    ('isvit', 256, None),
+    ('isvit', None, 0),
+    ('isvit', None, 500),
+    ('isvit, sos.stage_one_share=0.0', None, 500),
+)
 # Titles of the figures, their units and digits.
 DETECTOR_FIGURES = dict(
     box_ap=('box AP', .01, 1),
@@ -92,12 +104,28 @@ class Subject:
 
 @dataclass(frozen=True)
 class Key:
-    """What identifies a cell: settings by name."""
+    """What identifies a cell: settings by name.
+
+    Attributes:
+        subject: name of the model.
+        bits: as of ``--bits``; '32' is float.
+        scope: of the quantization, '-' for a classifier.
+        variant: a method, or ``isvit`` with one setting changed.
+        seed: of the calibration.
+        images: number of images to calibrate on.
+        iters: iterations per unit and stage.
+    """
     subject: str
     bits: str
     scope: str
     variant: str
     seed: int
+    images: int
+    iters: int
+
+    @property
+    def extent(self) -> Tuple[int, int]:
+        return self.images, self.iters
 
 
 def subjects(args: argparse.Namespace) -> Dict[str, Subject]:
@@ -155,22 +183,40 @@ def ablations(scope: str) -> Dict[str, Dict[str, Any]]:
 def keys(args: argparse.Namespace, known: Mapping[str,
                                                   Subject]) -> Iterator[Key]:
     """All cells, the ones that most depends on first."""
+    usual = args.images, args.iters
     for name, subject in known.items():
         if subject.scopes:
-            yield Key(name, '32', '-', 'float', 0)
+            yield Key(name, '32', '-', 'float', 0, *usual)
     for seed in args.seeds:
         for bits in args.bits:
             for name, subject in known.items():
+                methods = METHOD_ROWS if bits in LOW_BITS else ('isvit', )
                 for scope in subject.scopes or ('-', ):
-                    for method in METHOD_ROWS:
-                        yield Key(name, bits, scope, method, seed)
+                    for method in methods:
+                        yield Key(name, bits, scope, method, seed, *usual)
+    if args.no_ablations:
+        return
     for seed in args.seeds:
         for bits in args.bits:
             for name, subject in known.items():
-                if subject.ablated and not args.no_ablations:
+                if bits in LOW_BITS and subject.ablated:
                     scope = 'detector' if subject.scopes else '-'
-                    for variant in ablations(scope):
-                        yield Key(name, bits, scope, variant, seed)
+                    variants = [(variant, *usual)
+                                for variant in ablations(scope)]
+                    variants += extents(args, seed)
+                    for variant, images, iters in variants:
+                        yield Key(name, bits, scope, variant, seed, images,
+                                  iters)
+
+
+def extents(args: argparse.Namespace,
+            seed: int) -> Iterator[Tuple[str, int, int]]:
+    """Variants of a seed with other images or iterations than usual."""
+    for variant, images, iters in EXTENTS:
+        found = (images or args.images, args.iters if iters is None else iters)
+        if found != (args.images, args.iters) and (iters is None
+                                                   or seed == args.seeds[0]):
+            yield (variant, *found)
 
 
 class Accuracy:
@@ -199,11 +245,7 @@ class Accuracy:
     def id(self, key: Key) -> str:
         """Names the settings and weights of a cell; code is not among them."""
         settings = dataclasses.asdict(key)
-        settings.update(
-            images=self.args.images,
-            iters=self.args.iters,
-            tune=self.args.tune,
-            weights=self.hashes[key.subject])
+        settings.update(tune=self.args.tune, weights=self.hashes[key.subject])
         return json.dumps(settings, sort_keys=True)
 
     def run(self, key: Key) -> None:
@@ -224,10 +266,10 @@ class Accuracy:
         """A run that calibrates, of a whole detector or of a classifier."""
         subject = self.subjects[key.subject]
         method = key.variant.split(',')[0]
-        iters = METHODS[method]['sos'].get('iters', self.args.iters)
+        iters = METHODS[method]['sos'].get('iters', key.iters)
         argv = ['--bits', key.bits, '--method', method]
         argv += ['--seed', str(key.seed), '--iters', str(iters)]
-        argv += ['--calib-images', str(self.args.images)]
+        argv += ['--calib-images', str(key.images)]
         argv += subject.options
         changed = ablations(key.scope).get(key.variant, {})
         if subject.scopes:
@@ -252,7 +294,7 @@ class Accuracy:
         """The result of a detector as it was given, in a run of minmax."""
         subject = self.subjects[key.subject]
         argv = [subject.config, str(subject.weights), '--method', 'minmax']
-        argv += ['--calib-images', str(self.args.images)]
+        argv += ['--calib-images', str(key.images)]
         argv += _options(self._images())
         found = Cell(ROOT / 'tools/quantize_det.py', argv, self._folder(key),
                      subject.weights).run()
@@ -304,49 +346,120 @@ def measures(result: Mapping[str, Any]) -> Dict[str, float]:
     return found
 
 
-def rows(accuracy: Accuracy, subject: str,
-         wanted: Iterable[Key]) -> List[Dict[str, str]]:
+def rows(accuracy: Accuracy, subject: str, wanted: Iterable[Key],
+         names: Sequence[str]) -> List[Dict[str, str]]:
     """One row for all seeds of a cell: mean and standard deviation.
 
     Args:
         accuracy: has the cells.
-        subject: the name of the model that they are of.
-        wanted: cells of any model.
+        subject: name of a model.
+        wanted: cells of it.
+        names: attributes of a key that a row has in common and shows.
     """
-    figures = CLASSIFIER_FIGURES
-    if accuracy.subjects[subject].scopes:
-        figures = DETECTOR_FIGURES
-    groups: Dict[Tuple[str, ...], List[Optional[Mapping[str, Any]]]] = {}
+    groups: Dict[Tuple[Any, ...], List[Optional[Mapping[str, Any]]]] = {}
     for key in wanted:
-        if key.subject != subject:
-            continue
-        group = (key.bits, key.scope, key.variant)
+        group = tuple(getattr(key, name) for name in names)
         groups.setdefault(group,
                           []).append(accuracy.done.get(accuracy.id(key)))
     table = []
-    for names, cells in sorted(groups.items(), key=lambda item: item[0][:2]):
-        row = dict(zip(('bits', 'scope', 'variant'), names))
+    for group, cells in sorted(groups.items(), key=lambda item: item[0][:2]):
         there = [cell for cell in cells if cell is not None]
-        row['seeds'] = f'{len(there)} of {len(cells)}'
-        for name, (title, unit, digits) in figures.items():
-            values = [cell[name] / unit for cell in there if name in cell]
-            row[title] = spread(values, digits)
-        table.append(row)
+        table.append(
+            dict(
+                zip(names, map(str, group)),
+                seeds=f'{len(there)} of {len(cells)}',
+                **columns(there, figures(accuracy, subject))))
     return table
 
 
-def spread(values: List[float], digits: int) -> str:
+def effects(accuracy: Accuracy, subject: str,
+            wanted: Iterable[Key]) -> List[Dict[str, str]]:
+    """One row for an ablation: its change of the figures of the same seeds.
+
+    Args:
+        accuracy: has the cells.
+        subject: name of a model.
+        wanted: ablations of it.
+    """
+    groups: Dict[Tuple[str, str], List[Optional[Mapping[str, Any]]]] = {}
+    for key in wanted:
+        new, old = (
+            accuracy.done.get(accuracy.id(one))
+            for one in (key, dataclasses.replace(key, variant='isvit')))
+        change = None
+        if new is not None and old is not None:
+            change = {
+                name: new[name] - old[name]
+                for name in figures(accuracy, subject)
+            }
+        group = key.bits, key.variant.replace('isvit, ', '')
+        groups.setdefault(group, []).append(change)
+    table = []
+    for group, changes in sorted(groups.items(), key=lambda item: item[0][0]):
+        there = [change for change in changes if change is not None]
+        table.append(
+            dict(
+                bits=group[0],
+                option=group[1],
+                seeds=f'{len(there)} of {len(changes)}',
+                **columns(there, figures(accuracy, subject), '+')))
+    return table
+
+
+def figures(accuracy: Accuracy,
+            subject: str) -> Mapping[str, Tuple[str, float, int]]:
+    """Titles, units and digits of what is measured of a model."""
+    if accuracy.subjects[subject].scopes:
+        return DETECTOR_FIGURES
+    return CLASSIFIER_FIGURES
+
+
+def columns(cells: List[Mapping[str, Any]],
+            wanted: Mapping[str, Tuple[str, float, int]],
+            sign: str = '') -> Dict[str, str]:
+    """The figures of the seeds of a row."""
+    found = {}
+    for name, (title, unit, digits) in wanted.items():
+        values = [cell[name] / unit for cell in cells if name in cell]
+        found[title] = spread(values, digits, sign)
+    return found
+
+
+def spread(values: List[float], digits: int, sign: str = '') -> str:
     """Mean and sample standard deviation, or '-' of nothing.
 
-    >>> spread([1., 2.], 1), spread([3.], 2), spread([], 1)
-    ('1.5 ± 0.7', '3.00', '-')
+    >>> spread([1., 2.], 1), spread([3.], 2, '+'), spread([], 1)
+    ('1.5 ± 0.7', '+3.00', '-')
     """
     if not values:
         return '-'
-    text = f'{statistics.mean(values):.{digits}f}'
+    text = f'{statistics.mean(values):{sign}.{digits}f}'
     if len(values) > 1:
         text += f' ± {statistics.stdev(values):.{digits}f}'
     return text
+
+
+def print_tables(accuracy: Accuracy, name: str, wanted: List[Key]) -> None:
+    """Print what is known of a model."""
+    usual = accuracy.args.images, accuracy.args.iters
+    cells = [key for key in wanted if key.extent == usual]
+    methods = [key for key in cells if ',' not in key.variant]
+    single = [key for key in cells if ',' in key.variant]
+    extent = [key for key in wanted if key.extent != usual]
+    table = rows(accuracy, name, methods, ('bits', 'scope', 'variant'))
+    print(f'\n{name}\n\n{format_table(table)}')
+    if single:
+        print(f'\n{name}, what a single option changes\n\n'
+              f'{format_table(effects(accuracy, name, single))}')
+    if extent:
+        names = {(key.bits, key.variant, key.scope) for key in extent}
+        extent += [
+            key for key in cells if (key.bits, key.variant, key.scope) in names
+        ]
+        extent.sort(key=lambda key: (key.bits, key.variant, *key.extent))
+        table = rows(accuracy, name, extent,
+                     ('bits', 'variant', 'images', 'iters'))
+        print(f'\n{name}, images and iterations\n\n{format_table(table)}')
 
 
 def parse_args() -> argparse.Namespace:
@@ -388,7 +501,8 @@ def main() -> None:
         else:
             accuracy.run(key)
     for name in accuracy.subjects:
-        print(f'\n{name}\n\n{format_table(rows(accuracy, name, wanted))}')
+        print_tables(accuracy, name,
+                     [key for key in wanted if key.subject == name])
     if left:
         print(f'\n{len(left)} of {len(wanted)} cells not run: --budget')
 
