@@ -127,6 +127,11 @@ class Key:
     def extent(self) -> Tuple[int, int]:
         return self.images, self.iters
 
+    @property
+    def option(self) -> str:
+        """The setting that is changed, '' if none is."""
+        return self.variant.partition(', ')[2]
+
 
 def subjects(args: argparse.Namespace) -> Dict[str, Subject]:
     """The models whose files are there, by name."""
@@ -248,6 +253,21 @@ class Accuracy:
         settings.update(tune=self.args.tune, weights=self.hashes[key.subject])
         return json.dumps(settings, sort_keys=True)
 
+    def find(self, key: Key) -> Optional[Mapping[str, Any]]:
+        """The cell, None if it has not been run."""
+        return self.done.get(self.id(key))
+
+    def change(self, key: Key) -> Optional[Mapping[str, float]]:
+        """By how much the figures of an ablation differ from ``isvit``'s."""
+        new = self.find(key)
+        old = self.find(dataclasses.replace(key, variant='isvit'))
+        if new is None or old is None:
+            return None
+        return {
+            name: new[name] - old[name]
+            for name in new.keys() - {'id', 'seconds'}
+        }
+
     def run(self, key: Key) -> None:
         """Run a cell and write its line."""
         if key.variant == 'float':
@@ -346,83 +366,32 @@ def measures(result: Mapping[str, Any]) -> Dict[str, float]:
     return found
 
 
-def rows(accuracy: Accuracy, subject: str, wanted: Iterable[Key],
-         names: Sequence[str]) -> List[Dict[str, str]]:
+def rows(cells: Iterable[Tuple[Key, Optional[Mapping[str, float]]]],
+         names: Sequence[str],
+         figures: Mapping[str, Tuple[str, float, int]],
+         sign: str = '') -> List[Dict[str, str]]:
     """One row for all seeds of a cell: mean and standard deviation.
 
     Args:
-        accuracy: has the cells.
-        subject: name of a model.
-        wanted: cells of it.
+        cells: keys of one model with their figures, None if not there.
         names: attributes of a key that a row has in common and shows.
+        figures: titles, units and digits of what is shown.
+        sign: '+' for changes.
     """
-    groups: Dict[Tuple[Any, ...], List[Optional[Mapping[str, Any]]]] = {}
-    for key in wanted:
+    groups: Dict[Tuple[Any, ...], List[Optional[Mapping[str, float]]]] = {}
+    for key, cell in cells:
         group = tuple(getattr(key, name) for name in names)
-        groups.setdefault(group,
-                          []).append(accuracy.done.get(accuracy.id(key)))
+        groups.setdefault(group, []).append(cell)
     table = []
-    for group, cells in sorted(groups.items(), key=lambda item: item[0][:2]):
-        there = [cell for cell in cells if cell is not None]
-        table.append(
-            dict(
-                zip(names, map(str, group)),
-                seeds=f'{len(there)} of {len(cells)}',
-                **columns(there, figures(accuracy, subject))))
+    for group, found in groups.items():
+        there = [cell for cell in found if cell is not None]
+        row = dict(zip(names, map(str, group)))
+        row['seeds'] = f'{len(there)} of {len(found)}'
+        for name, (title, unit, digits) in figures.items():
+            values = [cell[name] / unit for cell in there if name in cell]
+            row[title] = spread(values, digits, sign)
+        table.append(row)
     return table
-
-
-def effects(accuracy: Accuracy, subject: str,
-            wanted: Iterable[Key]) -> List[Dict[str, str]]:
-    """One row for an ablation: its change of the figures of the same seeds.
-
-    Args:
-        accuracy: has the cells.
-        subject: name of a model.
-        wanted: ablations of it.
-    """
-    groups: Dict[Tuple[str, str], List[Optional[Mapping[str, Any]]]] = {}
-    for key in wanted:
-        new, old = (
-            accuracy.done.get(accuracy.id(one))
-            for one in (key, dataclasses.replace(key, variant='isvit')))
-        change = None
-        if new is not None and old is not None:
-            change = {
-                name: new[name] - old[name]
-                for name in figures(accuracy, subject)
-            }
-        group = key.bits, key.variant.replace('isvit, ', '')
-        groups.setdefault(group, []).append(change)
-    table = []
-    for group, changes in sorted(groups.items(), key=lambda item: item[0][0]):
-        there = [change for change in changes if change is not None]
-        table.append(
-            dict(
-                bits=group[0],
-                option=group[1],
-                seeds=f'{len(there)} of {len(changes)}',
-                **columns(there, figures(accuracy, subject), '+')))
-    return table
-
-
-def figures(accuracy: Accuracy,
-            subject: str) -> Mapping[str, Tuple[str, float, int]]:
-    """Titles, units and digits of what is measured of a model."""
-    if accuracy.subjects[subject].scopes:
-        return DETECTOR_FIGURES
-    return CLASSIFIER_FIGURES
-
-
-def columns(cells: List[Mapping[str, Any]],
-            wanted: Mapping[str, Tuple[str, float, int]],
-            sign: str = '') -> Dict[str, str]:
-    """The figures of the seeds of a row."""
-    found = {}
-    for name, (title, unit, digits) in wanted.items():
-        values = [cell[name] / unit for cell in cells if name in cell]
-        found[title] = spread(values, digits, sign)
-    return found
 
 
 def spread(values: List[float], digits: int, sign: str = '') -> str:
@@ -441,24 +410,32 @@ def spread(values: List[float], digits: int, sign: str = '') -> str:
 
 def print_tables(accuracy: Accuracy, name: str, wanted: List[Key]) -> None:
     """Print what is known of a model."""
+    figures = CLASSIFIER_FIGURES
+    if accuracy.subjects[name].scopes:
+        figures = DETECTOR_FIGURES
     usual = accuracy.args.images, accuracy.args.iters
+    # Runs go seed by seed; a row has all seeds.
+    wanted = sorted(wanted, key=lambda key: (key.bits, key.scope))
     cells = [key for key in wanted if key.extent == usual]
-    methods = [key for key in cells if ',' not in key.variant]
-    single = [key for key in cells if ',' in key.variant]
+    methods = [key for key in cells if not key.option]
+    single = [key for key in cells if key.option]
     extent = [key for key in wanted if key.extent != usual]
-    table = rows(accuracy, name, methods, ('bits', 'scope', 'variant'))
+    table = rows(((key, accuracy.find(key)) for key in methods),
+                 ('bits', 'scope', 'variant'), figures)
     print(f'\n{name}\n\n{format_table(table)}')
     if single:
+        table = rows(((key, accuracy.change(key)) for key in single),
+                     ('bits', 'option'), figures, '+')
         print(f'\n{name}, what a single option changes\n\n'
-              f'{format_table(effects(accuracy, name, single))}')
+              f'{format_table(table)}')
     if extent:
         names = {(key.bits, key.variant, key.scope) for key in extent}
         extent += [
             key for key in cells if (key.bits, key.variant, key.scope) in names
         ]
         extent.sort(key=lambda key: (key.bits, key.variant, *key.extent))
-        table = rows(accuracy, name, extent,
-                     ('bits', 'variant', 'images', 'iters'))
+        table = rows(((key, accuracy.find(key)) for key in extent),
+                     ('bits', 'variant', 'images', 'iters'), figures)
         print(f'\n{name}, images and iterations\n\n{format_table(table)}')
 
 
@@ -494,7 +471,7 @@ def main() -> None:
     wanted = list(keys(args, accuracy.subjects))
     left = []
     for key in wanted:
-        if accuracy.id(key) in accuracy.done:
+        if accuracy.find(key) is not None:
             continue
         if time.monotonic() >= end:
             left.append(key)
