@@ -7,7 +7,7 @@ as ERQ-ViT's), then each column of them for the rounding of those before it
 (GPTQ). Both need only second moments of the input.
 """
 import contextlib
-from typing import Callable, Iterator, Optional, Sequence, Tuple, Union
+from typing import Callable, Iterator, List, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,8 @@ from isvit_det.core.ranks import sum_
 
 Layer = Union[QuantLinear, QuantConv2d]
 Locations = Callable[[Layer, int, Tuple[int, int]], Optional[Tensor]]
-# Widest input a correction is worth its cost for: memory grows with the
-# square, time with the cube.
+# Most inputs that are corrected together: memory grows with the square, time
+# with the cube. A wider layer is the sum of parts, each of its own inputs.
 MAX_INPUTS = 4096
 # Rows of input kept of an image, for each run of a layer.
 ROWS_PER_CALL = 256
@@ -116,10 +116,14 @@ class _Watcher:
                  locations: Optional[Locations]) -> None:
         weight = layer.weight.detach().flatten(1)
         self.weight = weight
-        self.explained = explained
         self.locations = locations
-        shape = weight.shape[1], weight.shape[0], weight.device
-        self.used, self.held = Moments(*shape), Moments(*shape)
+        self.parts = parts_of(weight.shape[1])
+        self.used, self.held = ([
+            Moments(part.stop - part.start, len(weight), weight.device)
+            for part in self.parts
+        ] for _ in range(2))
+        # What the whole output lacks cannot be told apart by parts.
+        self.explained = explained and len(self.parts) == 1
         self.generator = torch.Generator()
         self.start_image(0)
 
@@ -142,8 +146,10 @@ class _Watcher:
         x, q = (_take(view, rows) for view in views)
         if self.explained:
             self.pending = rows, q
-        else:
-            self.moments.add(q, (x - q) @ self.weight.T)
+            return
+        for part, moments in zip(self.parts, self.moments):
+            lost = (x[:, part] - q[:, part]) @ self.weight[:, part].T
+            moments.add(q[:, part], lost)
 
     def _choose(self, layer: Layer, num: int, height: int,
                 width: int) -> Tensor:
@@ -163,8 +169,9 @@ class _Watcher:
         if self.pending is None:
             return
         rows, q = self.pending
-        self.moments.add(q, residual[rows],
-                         None if weights is None else weights[rows])
+        moments, = self.moments
+        moments.add(q, residual[rows],
+                    None if weights is None else weights[rows])
 
 
 def rows_of_input(layer: Layer, x: Tensor, rows: Tensor) -> Tensor:
@@ -208,7 +215,7 @@ class Correction:
     Args:
         layers: watched until ``close``.
         explained: correct them for what ``explain`` says, and not for the
-            rounding of their inputs.
+            rounding of their inputs; those in parts for that all the same.
         locations: see ``correct_``.
     """
 
@@ -257,12 +264,12 @@ class Correction:
         for layer in self.layers:
             watcher = self.watchers.get(layer)
             if watcher is not None:
-                watcher.used.merge_()
-                watcher.held.merge_()
-            if watcher is None or not watcher.used.count:
+                for moments in watcher.used + watcher.held:
+                    moments.merge_()
+            if watcher is None or not watcher.used[0].count:
                 layer.weight_quantizer.fit_tensor_(layer.weight)
             else:
-                _correct_layer_(layer, watcher.used, watcher.held, as_codes)
+                _correct_layer_(layer, watcher, as_codes)
 
 
 @contextlib.contextmanager
@@ -275,8 +282,9 @@ def correct_(layers: Sequence[Layer],
     Run their model on calibration images meanwhile, with fitted activation
     quantizers and with float weights in these layers, telling what is
     yielded the number of each image before it. Processes that have images
-    of their own end with the same weights. Layers that do not run, or that
-    are wider than 4096 inputs, grouped, dilated or padded with other than
+    of their own end with the same weights. A layer with more than 4096 inputs
+    is corrected in parts of its inputs, each for its own rounding. Layers
+    that do not run, or that are grouped, dilated or padded with other than
     zeros, only get their weight quantizers fitted.
 
     Args:
@@ -296,10 +304,21 @@ def correct_(layers: Sequence[Layer],
     correction.apply_(as_codes)
 
 
+def parts_of(num_inputs: int) -> List[slice]:
+    """Parts of a layer's inputs that are corrected together, of one size.
+
+    >>> [(part.start, part.stop) for part in parts_of(5001)]
+    [(0, 2501), (2501, 5001)]
+    """
+    size = -(-num_inputs // -(-num_inputs // MAX_INPUTS))
+    return [
+        slice(start, min(start + size, num_inputs))
+        for start in range(0, num_inputs, size)
+    ]
+
+
 def is_correctable(layer: Layer) -> bool:
     """Whether a layer is none of those that only get fitted."""
-    if layer.weight[0].numel() > MAX_INPUTS:
-        return False
     if isinstance(layer, QuantLinear):
         return True
     return (layer.groups == 1 and layer.dilation == (1, 1)
@@ -308,26 +327,31 @@ def is_correctable(layer: Layer) -> bool:
 
 
 @torch.no_grad()
-def _correct_layer_(layer: Layer, used: Moments, held: Moments,
-                    as_codes: bool) -> None:
+def _correct_layer_(layer: Layer, watcher: _Watcher, as_codes: bool) -> None:
     """Ridge, then rounding column by column, then the mean of the output."""
     weight = layer.weight.flatten(1).double()
     bias: Optional[Tensor] = layer.bias
     if bias is None and isinstance(layer, QuantLinear):
         bias = layer.offset
-    delta = _ridge(used, held, bias is not None)
-    total = used + held
-    target = weight + delta.T
+    target = weight + torch.cat([
+        _ridge(used, held, bias is not None)
+        for used, held in zip(watcher.used, watcher.held)
+    ]).T
     layer.weight.copy_(target.view_as(layer.weight))
     layer.weight_quantizer.fit_tensor_(layer.weight)
-    covariance = total.centred()[0] if bias is not None else (total.gram /
-                                                              total.count)
-    power = total.gram.diagonal().mean() / total.count
-    rounded, before = _round_columns(target, covariance, power, layer)
-    layer.weight.copy_((rounded if as_codes else before).view_as(layer.weight))
-    if bias is not None:
-        moved = (weight - rounded) @ total.inputs + total.outputs
-        bias.add_((moved / total.count).to(bias.dtype))
+    kept = torch.empty_like(layer.weight).flatten(1)
+    for part, used, held in zip(watcher.parts, watcher.used, watcher.held):
+        total = used + held
+        covariance = total.centred()[0] if bias is not None else (total.gram /
+                                                                  total.count)
+        power = total.gram.diagonal().mean() / total.count
+        rounded, before = _round_columns(target[:, part], covariance, power,
+                                         layer)
+        kept[:, part] = rounded if as_codes else before
+        if bias is not None:
+            moved = (weight[:, part] - rounded) @ total.inputs + total.outputs
+            bias.add_((moved / total.count).to(bias.dtype))
+    layer.weight.copy_(kept.view_as(layer.weight))
 
 
 def _ridge(used: Moments, held: Moments, has_bias: bool) -> Tensor:

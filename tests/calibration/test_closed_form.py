@@ -58,8 +58,12 @@ def error(layer, source, x):
     return ((found - wanted).square().sum() / wanted.square().sum()).item()
 
 
+@pytest.mark.parametrize('most', [4096, 20])
 @pytest.mark.parametrize('kind', LAYERS)
-def test_a_corrected_layer_is_closer_to_float_on_unseen_maps(kind):
+def test_a_corrected_layer_is_closer_to_float_on_unseen_maps(
+        kind, most, monkeypatch):
+    """A wide one too, which is corrected in parts."""
+    monkeypatch.setattr(closed_form, 'MAX_INPUTS', most)
     plain, source = fitted(LAYERS[kind]), fitted(LAYERS[kind])
     corrected = copy.deepcopy(plain)
     fit_weights_(plain)
@@ -72,6 +76,22 @@ def test_a_corrected_layer_is_closer_to_float_on_unseen_maps(kind):
     with torch.no_grad():
         assert (error(corrected, source, unseen)
                 < .8 * error(plain, source, unseen))
+
+
+@pytest.mark.parametrize('most', [4096, 8])
+def test_the_mean_of_the_output_is_kept(most, monkeypatch):
+    monkeypatch.setattr(closed_form, 'MAX_INPUTS', most)
+    layer, source = fitted(LAYERS['linear']), fitted(LAYERS['linear'])
+    # Every row of a map is looked at.
+    maps = smooth_maps(12, seed=1)
+    with precision(layer, weights=False, acts=False):
+        with correct_([*layer]) as correction, torch.no_grad():
+            for image, x in enumerate(maps.split(1)):
+                correction.start_image(image)
+                layer(x)
+    with precision(layer, weights=True, acts=True), torch.no_grad():
+        lost = source(maps) - layer(maps)
+    assert lost.flatten(0, -2).mean(0).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize('kind', LAYERS)
@@ -162,10 +182,8 @@ def test_pixels_that_are_not_looked_at_change_nothing():
     assert not torch.equal(found[0], everywhere[0].weight)
 
 
-@pytest.mark.parametrize('kind', ['never run', 'wide', 'grouped'])
-def test_layers_that_cannot_be_corrected_are_fitted_only(kind, monkeypatch):
-    if kind == 'wide':
-        monkeypatch.setattr(closed_form, 'MAX_INPUTS', 53)
+@pytest.mark.parametrize('kind', ['never run', 'grouped'])
+def test_layers_that_cannot_be_corrected_are_fitted_only(kind):
     layer = fitted(grouped if kind == 'grouped' else LAYERS['conv'])
     before = copy.deepcopy(layer.state_dict())
     with correct_([*layer]), torch.no_grad():
@@ -174,6 +192,22 @@ def test_layers_that_cannot_be_corrected_are_fitted_only(kind, monkeypatch):
     assert torch.equal(layer[0].weight, before['0.weight'])
     assert torch.equal(layer[0].bias, before['0.bias'])
     assert layer[0].weight_quantizer.is_fitted
+
+
+def test_parts_make_up_for_their_rounding_alone(monkeypatch):
+    """What the whole output lacks, they cannot share out."""
+    monkeypatch.setattr(closed_form, 'MAX_INPUTS', 8)
+    found = []
+    for explained in (False, True):
+        layer = fitted(LAYERS['linear'])
+        with precision(layer, weights=False, acts=False), torch.no_grad():
+            with correct_([*layer], explained=explained) as correction:
+                for image, x in enumerate(smooth_maps(12).split(1)):
+                    correction.start_image(image)
+                    output = layer(x).flatten(0, -2)
+                    correction.explain(layer[0], torch.ones_like(output))
+        found.append(layer[0].weight)
+    assert torch.equal(*found)
 
 
 def test_noise_that_cannot_be_predicted_changes_nothing():
