@@ -36,7 +36,7 @@ IN_ENV = env=$$(tools/setup_env.sh); \
 	export PATH="$$env/bin:$$PATH" PYTHONPATH='$(CURDIR)';
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-18s %s\n", $$1, $$2}' \
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-18s %s\n", $$1, $$2}' \
 		$(MAKEFILE_LIST)
 	@echo 'WHEELHOUSE=DIR adds a folder of wheels to the set-up.'
 
@@ -57,7 +57,7 @@ bench-scaling:  ## how calibration grows; COCO_ROOT=DIR for COCO images
 
 bench-memory:  ## peak memory of a ViT-B at 800x1333; needs COCO_ROOT=DIR
 	@$(IN_ENV) python -m benchmarks.calibration $(VIT_B) random \
-		--scheme items --images 4 --held-out 1 --store-gb 1 \
+		--scheme items --method isvit --images 4 --held-out 1 --store-gb 1 \
 		$(ON_REPEATED_COCO) \
 		test_dataloader.dataset.pipeline.1.scale='(1333,800)' \
 		model.data_preprocessor.pad_size_divisor=32

@@ -1,22 +1,24 @@
 #!/usr/bin/env python
 """How accurate methods and single options are: mean and spread over seeds.
 
-Four models: the embedded detectors with Swin and DeiT, a real DeiT-tiny as a
-classifier, and the detector of `make learn-coco60` on the images that it has
-learned; those that need files of the user's are skipped where DEIT_TINY or
-COCO_ROOT is not set. From 6 bits up only `isvit` is run. An ablation is
-`isvit` with one option as in `isvit_paper`, or with one that is off; its table
-shows by how much that changes the figures of the same seeds. A third table
-has other numbers of images and of iterations.
+Four models: the embedded detectors with Swin and DeiT; a real DeiT-tiny as a
+classifier, where COCO_ROOT names a folder and DEIT_TINY a file; and, where
+COCO_ROOT does, the detector of `make learn-coco60` on the images that it has
+learned. From 6 bits up only `isvit` is run. An ablation, on the first
+detector and the classifier, is `isvit` with one option as in `isvit_paper` or
+set otherwise; its table shows by how much that changes the figures of the
+same seeds. A third table has other numbers of images and, on the first seed,
+of iterations.
 
 A run is a cell, a line of cells.jsonl in the work directory; cells found
 there are not run again, so the command goes on after an interruption; give
 another --work-dir after a change of the code. With --budget no cell is
-started after so many minutes; those not run are named. The scopes of a
-detector share one calibration. benchmarks/measured holds the cells that the
-README's tables were made of.
+started after so many minutes; the tables count those that are there. The
+scopes of a detector share one calibration. benchmarks/measured holds the
+cells that the README's tables were made of.
 """
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -54,9 +56,8 @@ DETECTOR_FIGURES = dict(
     mask_ap=('mask AP', .01, 1),
     backbone_error=('backbone error', 1., 4))
 CLASSIFIER_FIGURES = dict(agreement=('agreement %', .01, 1), kl=('KL', 1., 3))
-# Options that are off where nothing else is said, and their values in an
-# ablation.
-OFF = {
+# Ablations that set an option otherwise than isvit_paper has it.
+OTHERWISE = {
     'sos.stage_one_share': 0.,
     'sos.rotate_heads': True,
     'sos.mirror_images': True,
@@ -142,13 +143,14 @@ def subjects(args: argparse.Namespace) -> Dict[str, Subject]:
         found[name] = Subject(config,
                               Path(load_config(config, None).load_from),
                               ('detector', 'backbone'), name == 'swin')
-    images, weights = os.environ.get('COCO_ROOT'), os.environ.get('DEIT_TINY')
-    if images and weights:
+    images = os.environ.get('COCO_ROOT')
+    weights = Path(os.environ.get('DEIT_TINY', ''))
+    if images and weights.is_file():
         options = ['--calib', f'{images}/train2017']
         if not args.tune:
             options += ['--val', f'{images}/val2017']
-        found['deit-tiny'] = Subject('deit_tiny_patch16_224', Path(weights),
-                                     (), True, tuple(options))
+        found['deit-tiny'] = Subject('deit_tiny_patch16_224', weights, (),
+                                     True, tuple(options))
     learned = Path('work_dirs/coco60/float.pth')
     if images and learned.is_file() and not args.tune:
         found['coco60'] = Subject(
@@ -178,7 +180,7 @@ def ablations(scope: str) -> Dict[str, Dict[str, Any]]:
             if field.name != 'method' and key not in IDLE.get(
                     scope, ()) and getattr(one, field.name) != value:
                 found[f'isvit, {key} as published'] = {key: value}
-    for key, value in OFF.items():
+    for key, value in OTHERWISE.items():
         part, name = key.split('.')
         if getattr(pairs[part][0], name) != value:
             found[f'isvit, {key}={value}'] = {key: value}
@@ -241,9 +243,12 @@ class Accuracy:
         self.path = args.work_dir / 'cells.jsonl'
         self.done: Dict[str, Mapping[str, Any]] = {}
         if self.path.is_file():
-            for line in self.path.read_text().splitlines():
+            text = self.path.read_text()
+            if text and not text.endswith('\n'):
+                self.path.write_text(text + '\n')
+            for line in text.splitlines():
                 # A line that was cut off is of a cell that is run again.
-                if line.endswith('}'):
+                with contextlib.suppress(json.JSONDecodeError):
                     cell = json.loads(line)
                     self.done[cell['id']] = cell
 
@@ -448,7 +453,9 @@ def parse_args() -> argparse.Namespace:
     add('--seeds', type=int, nargs='+', default=[0, 1, 2])
     add('--images', type=int, default=64, help='to calibrate on')
     add('--iters', type=int, default=100, help='per unit and stage')
-    add('--no-ablations', action='store_true')
+    add('--no-ablations',
+        action='store_true',
+        help='nor other numbers of images and iterations')
     add('--tune',
         action='store_true',
         help='calibrate and evaluate on parts of the train splits, apart')
@@ -467,7 +474,8 @@ def main() -> None:
     accuracy = Accuracy(args)
     for name in args.models:
         if name not in accuracy.subjects:
-            print(f'{name}: skipped, its files are not there')
+            print(f'{name}: skipped, for want of its files'
+                  f'{" or of images to tune on" if args.tune else ""}')
     wanted = list(keys(args, accuracy.subjects))
     left = []
     for key in wanted:

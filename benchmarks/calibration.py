@@ -2,10 +2,11 @@
 """Calibration side by side: streaming, and restarting from the image.
 
 ``items`` streams and draws minibatches of items, our default; ``images``
-streams and draws whole images; ``restart`` is the published scheme. All
-calibrate the same float backbone on the same images with the same settings,
-each in a process of its own, and are scored on the same held-out images:
-by the output of the last unit, and by the backbone's maps.
+streams and draws whole images; ``restart`` draws whole images and runs from
+the images again for each unit, as published. All calibrate the same float
+backbone on the same images with the settings of ``isvit_paper``, each in a
+process of its own, and are scored on the same held-out images: by the output
+of the last unit, and by the backbone's maps.
 """
 import argparse
 import copy
@@ -51,6 +52,9 @@ def parse_args() -> argparse.Namespace:
     add('--cfg-options', nargs='+', action=DictAction)
     add('--store-gb', type=float, help='memory for activations, streaming')
     add('--scheme', choices=SCHEMES, help='run one, and print JSON')
+    add('--method',
+        default='isvit_paper',
+        help='of a streaming scheme that is run alone')
     return parser.parse_args()
 
 
@@ -74,7 +78,7 @@ def measure(args: argparse.Namespace) -> Dict[str, float]:
     """Calibrate by one scheme; seconds, bytes and errors."""
     register_all_modules(init_default_scope=True)
     cfg = load_config(args.config, args.cfg_options)
-    quantize_config_(cfg, dict(bits=args.bits))
+    quantize_config_(cfg, dict(bits=args.bits, method=args.method))
     cfg.model.backbone.init_cfg = None
     model = build(cfg, args.checkpoint or cfg.load_from, args.seed)
     # One draw: the last images are held out from the first.

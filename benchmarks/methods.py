@@ -7,7 +7,7 @@ that is done is not run again; one that was interrupted goes on.
 import argparse
 import itertools
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Dict, List, Mapping, Optional
 
 from isvit_det.core.spec import METHODS
 from isvit_det.engine.cells import Cell, Result
@@ -16,9 +16,11 @@ from isvit_det.engine.report import format_table, in_points
 
 TOOL = Path(__file__).parents[1] / 'tools/quantize_det.py'
 CONFIG = 'configs/drawn/mask-rcnn_swin-mini_fpn_isvit-w3a3_drawn.py'
-COLUMNS = ('method', 'seed', 'bits', 'scope', 'box AP', 'mask AP',
-           'backbone error', 'calibration s')
-ALSO_COLUMNS = ('learned box AP', 'learned mask AP')
+COLUMNS = [
+    'method', 'seed', 'bits', 'scope', 'box AP', 'mask AP', 'backbone error',
+    'calibration s'
+]
+ALSO_COLUMNS = ['learned box AP', 'learned mask AP']
 
 
 def parse_args() -> argparse.Namespace:
@@ -50,7 +52,7 @@ class Grid:
         source = args.checkpoint or load_config(args.config, None).load_from
         self.checkpoint = Path(source)
         self.folder = args.work_dir / Path(args.config).stem
-        self.first: Optional[Tuple[Any, ...]] = None
+        self.float: Optional[Mapping[str, Any]] = None
 
     def cell(self, *values: Any) -> Result:
         """The result for bits, scope, method and seed, made or found."""
@@ -58,12 +60,15 @@ class Grid:
         folder = self.folder / f'{bits}_{scope}_{method}_seed{seed}'
         quant = ['--bits', bits, '--scope', scope, '--method', method]
         argv = [self.args.config, str(self.checkpoint), *quant, '--seed', seed]
-        # The float model is the same in all cells: the first one tells.
-        if self.first is None:
-            self.first = values
-        if values != self.first:
-            argv.append('--no-float-eval')
-        result = dict(Cell(TOOL, argv, folder, self.checkpoint).run())
+        # The float model is the same in all cells: one of them tells.
+        cells = [
+            Cell(TOOL, [*argv, *more], folder, self.checkpoint)
+            for more in ([], ['--no-float-eval'])
+        ]
+        done = [cell for cell in cells if cell.find() is not None]
+        cell = done[0] if done else cells[self.float is not None]
+        result = dict(cell.run())
+        self.float = self.float or result['float']
         if self.args.learned:
             packed = [self.args.learned, str(folder / 'packed.pth'), *quant]
             learned = Cell(TOOL, packed, folder, self.checkpoint,
@@ -71,12 +76,17 @@ class Grid:
             result['learned'] = learned.run()['quantized']
         return result
 
-    def float_on_learned(self) -> Optional[Mapping[str, Any]]:
-        """AP of the float model on what it learned, by a run of its own."""
-        if not self.args.learned:
-            return None
-        argv = [self.args.learned, str(self.checkpoint), '--method', 'minmax']
-        return Cell(TOOL, argv, self.folder / 'float_learned',
+    def float_row(self) -> Dict[str, str]:
+        """The row of the float model, by runs of its own where none tells."""
+        found = self.float or self._float_of(self.args.config, 'float')
+        learned = None
+        if self.args.learned:
+            learned = self._float_of(self.args.learned, 'float_learned')
+        return row(found, learned, method='float', bits='32')
+
+    def _float_of(self, config: str, folder: str) -> Mapping[str, Any]:
+        argv = [config, str(self.checkpoint), '--method', 'minmax']
+        return Cell(TOOL, argv, self.folder / folder,
                     self.checkpoint).run()['float']
 
 
@@ -84,9 +94,9 @@ def row(found: Mapping[str, Any], learned: Optional[Mapping[str, Any]],
         **cells: str) -> Dict[str, str]:
     cells['box AP'] = in_points(found.get('box_ap'))
     cells['mask AP'] = in_points(found.get('mask_ap'))
-    columns: Tuple[str, ...] = COLUMNS
+    columns = COLUMNS
     if learned is not None:
-        columns += ALSO_COLUMNS
+        columns = COLUMNS + ALSO_COLUMNS
         cells['learned box AP'] = in_points(learned.get('box_ap'))
         cells['learned mask AP'] = in_points(learned.get('mask_ap'))
     return {key: cells.get(key, '-') for key in columns}
@@ -99,12 +109,6 @@ def main() -> None:
     for values in itertools.product(args.bits, args.scopes, args.methods,
                                     args.seeds):
         result = grid.cell(*values)
-        if not rows:
-            rows.append(
-                row(result['float'] or {},
-                    grid.float_on_learned(),
-                    method='float',
-                    bits='32'))
         rows.append(
             row(
                 result['quantized'], result.get('learned'), **{
@@ -115,7 +119,7 @@ def main() -> None:
                     'backbone error': f'{result["backbone_error"]:.4g}',
                     'calibration s': f'{result["seconds"]["calibration"]:.0f}'
                 }))
-    print(f'\n{format_table(rows)}')
+    print(f'\n{format_table([grid.float_row(), *rows])}')
 
 
 if __name__ == '__main__':

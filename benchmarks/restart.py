@@ -1,8 +1,9 @@
-"""The published way to calibrate, as a reference for benchmarks only.
+"""Calibration that restarts from the images, a reference for benchmarks only.
 
-For every unit and stage the float and the quantized network run from the
-images again, the unit's inputs and outputs of all images are held in memory,
-and every iteration runs and differentiates one whole map.
+As in the published code, for every unit and stage the float and the quantized
+network run from the images again, the unit's inputs and outputs of all images
+are held in memory, and every iteration runs and differentiates one whole map.
+As in ours, a unit goes through all stages before the next one starts.
 """
 import copy
 import math

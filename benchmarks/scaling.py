@@ -27,7 +27,7 @@ def main() -> None:
     for depths in args.depths:
         for images in args.images:
             found = run_alone('items', [
-                args.config, 'random', '--images',
+                args.config, 'random', '--method', 'isvit', '--images',
                 str(images), '--held-out', '1', '--iters',
                 str(args.iters), '--cfg-options',
                 f'model.backbone.depths=[{depths}]', *args.cfg_options

@@ -104,6 +104,26 @@ def read_header(state: Mapping[str, Tensor], prefix: str = '') -> dict:
     return header
 
 
+def packed_config(state: Mapping[str, Tensor],
+                  given: Mapping[str, Any]) -> QuantConfig:
+    """Settings of a packed state, which those that are given may only repeat.
+
+    Raises:
+        QuantError: naming the settings that the state has not.
+    """
+    found = QuantConfig.from_dict(read_header(state)['quant'])
+    asked = QuantConfig.from_dict(given)
+    differing = [
+        f'{key} {getattr(found, key)} (asked for {getattr(asked, key)})'
+        for key in given if getattr(found, key) != getattr(asked, key)
+    ]
+    if differing:
+        raise QuantError(f'packed file: made with {", ".join(differing)}; '
+                         'leave that out, or give a float checkpoint to '
+                         'calibrate.')
+    return found
+
+
 def _checksum_of(header: Mapping[str, Any], state: Mapping[str, Any]) -> str:
     """SHA-256 over a header without its checksum, and a state."""
     text = json.dumps(header, sort_keys=True) + checksum(state)

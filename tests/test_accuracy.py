@@ -73,6 +73,25 @@ def test_without_time_no_cell_is_run_and_all_are_named(bench, capsys):
     assert '0 of 2' in out and '13 of 13 cells not run: --budget' in out
 
 
+@pytest.mark.parametrize('rest', ['{"id": "{', '{"id": "{\\"bits\\": 3}'])
+def test_a_line_that_was_cut_off_is_of_a_cell_that_is_run_again(
+        rest, bench, tmp_path):
+    bench(*FEW)
+    path = tmp_path / 'cells.jsonl'
+    _, *kept = path.read_text().splitlines()
+    path.write_text('\n'.join([*kept, rest]))
+    assert len(bench(*FEW)) == 1
+    assert bench(*FEW) == []
+
+
+def test_a_model_without_its_file_is_skipped(bench, tmp_path, monkeypatch,
+                                             capsys):
+    monkeypatch.setenv('COCO_ROOT', str(tmp_path))
+    monkeypatch.setenv('DEIT_TINY', str(tmp_path / 'none.pth'))
+    assert bench(*FEW, '--budget', '0') == []
+    assert 'deit-tiny: skipped' in capsys.readouterr().out
+
+
 def test_tuning_stays_on_the_train_split(bench):
     made = bench(*FEW, '--tune')
     assert len(made) == 13
@@ -207,6 +226,7 @@ def test_the_readme_shows_what_was_measured(bench, tmp_path, monkeypatch,
     monkeypatch.setattr(accuracy, 'file_hash',
                         lambda path: weights.get(path.name) or hash_of(path))
     monkeypatch.setenv('COCO_ROOT', str(tmp_path))
+    (tmp_path / 'deit_tiny.pth').touch()
     monkeypatch.setenv('DEIT_TINY', str(tmp_path / 'deit_tiny.pth'))
     models = 'swin', 'deit', 'deit-tiny'
     assert not bench('--models', *models, '--budget', '0')

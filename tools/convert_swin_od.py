@@ -34,7 +34,7 @@ from isvit_det.checkpoint import read_checkpoint
 from isvit_det.core.errors import QuantError
 from isvit_det.engine.conversion import (check_foreign, check_weights,
                                          drop_extras_, read_target,
-                                         run_converter, save_converted,
+                                         run_converter, save_float,
                                          source_name, weights_of)
 
 # What both models derive from their settings; attn_mask is of classifiers.
@@ -127,7 +127,7 @@ def convert_file(source: Path, out: Path, config: str) -> None:
     check_classes(content.get('meta'), metainfo)
     if extras:
         print(f'left out, since the model derives it: {", ".join(extras)}')
-    save_converted(out, state, metainfo)
+    save_float(out, state, metainfo)
 
 
 def main(argv: Optional[List[str]] = None) -> int:

@@ -37,7 +37,7 @@ from isvit_det.checkpoint import read_checkpoint
 from isvit_det.core.errors import QuantError
 from isvit_det.engine.conversion import (check_foreign, check_weights,
                                          drop_extras_, read_target,
-                                         run_converter, save_converted,
+                                         run_converter, save_float,
                                          source_name, weights_of)
 
 # Buffers of Detectron2 that the config has as settings.
@@ -196,7 +196,7 @@ def convert_file(source: Path, out: Path, config: str) -> None:
     state = convert(weights, target)
     if extras:
         print(f'left out, since the config says it: {", ".join(extras)}')
-    save_converted(out, state, metainfo)
+    save_float(out, state, metainfo)
 
 
 def main(argv: Optional[List[str]] = None) -> int:

@@ -201,6 +201,10 @@ expected a subset of ['method', 'weight_bits', 'act_bits', 'input_bits', \
         _check_choice('quant.method', method, tuple(METHODS))
         merged = dict(METHODS[method]['quant'])
         if 'bits' in values:
+            both = sorted({'weight_bits', 'act_bits'} & set(values))
+            if both:
+                raise QuantError(f'quant: bits {values["bits"]!r} and {both} '
+                                 'are both given; leave one out.')
             bits = parse_bits(values.pop('bits'))
             merged['weight_bits'], merged['act_bits'] = bits
         merged.update(values)

@@ -58,7 +58,9 @@ def parse_args(argv: Optional[List[str]]) -> argparse.Namespace:
         default={},
         metavar='KEY=VALUE',
         help='other settings, such as quant.exponent=integer or sos.lr=1e-4')
-    add('--work-dir', help='default: work_dirs/MODEL_BITS_METHOD')
+    add('--work-dir',
+        help='default: work_dirs/MODEL, with the bits and the method given '
+        'here added to the name')
     add('--device', help='default: a GPU if there is one')
     add('--store-gb',
         type=float,

@@ -28,7 +28,7 @@ from isvit_det.engine.report import (count_calls, format_table, list_sites_run,
                                      peak_memory, silent_sites, weight_bytes,
                                      write_result)
 from isvit_det.engine.timm_models import build_classifiers
-from isvit_det.packed_state import is_calibrated, read_header
+from isvit_det.packed_state import is_calibrated, packed_config
 
 FORMAT_VERSION = 1
 # What a classifier's run has besides: its output hangs on few tokens of each
@@ -137,7 +137,7 @@ class ClassifierRun:
         state = read_weights(weights)
         self.packed = is_packed(dict(state_dict=state))
         if self.packed:
-            config = _packed_config(state, quant)
+            config = packed_config(state, quant)
         else:
             config = QuantConfig.from_dict(quant)
         self.report = work_dir / ('result_packed.json'
@@ -283,20 +283,6 @@ class ClassifierRun:
         sites = list_sites_run(self.model, before)
         assert not silent_sites(sites)
         return scores.means(not self.packed), sites
-
-
-def _packed_config(state: Mapping[str, Tensor],
-                   given: Mapping[str, Any]) -> QuantConfig:
-    """Settings of a packed file, which those given may only repeat."""
-    found = QuantConfig.from_dict(read_header(state)['quant'])
-    asked = QuantConfig.from_dict(given)
-    for key in given:
-        if getattr(found, key) != getattr(asked, key):
-            raise QuantError(f'packed file: made with {key} '
-                             f'{getattr(found, key)} (asked for '
-                             f'{getattr(asked, key)}); leave that out, or '
-                             'give float weights to calibrate.')
-    return found
 
 
 def table(result: Mapping[str, Any]) -> str:

@@ -14,13 +14,13 @@ from isvit_det.checkpoint import is_packed, read_checkpoint
 from isvit_det.core.errors import QuantError
 from isvit_det.core.files import local_checkpoint
 from isvit_det.core.spec import METHODS, SCOPES
-from isvit_det.engine.configs import (config_errors, configure_hook_,
+from isvit_det.engine.configs import (DETECTOR, config_errors, configure_hook_,
                                       load_config, quantize_config_)
 from isvit_det.engine.console import Parser, check_device, given, run_command
 from isvit_det.engine.launch import joined
 from isvit_det.engine.report import format_table, silent_sites, table_rows
 from isvit_det.engine.run import QuantizationRun
-from isvit_det.engine.source import packed_settings
+from isvit_det.packed_state import packed_config
 
 DESCRIPTION = """\
 Evaluate a float detector, calibrate it in low bits, write a packed
@@ -50,8 +50,8 @@ def parse_args(argv: Optional[List[str]]) -> argparse.Namespace:
     add('--iters', type=int, metavar='N', help='per unit and stage')
     add('--seed', type=int, metavar='N')
     add('--work-dir',
-        help='default: work_dirs/NAME_OF_CONFIG, with the bits, scope and '
-        'method given here added to the name')
+        help="default: the config's, or work_dirs/NAME_OF_CONFIG, with the "
+        'bits, scope and method given here added to the name')
     add('--no-float-eval',
         action='store_true',
         help='do not evaluate the float model first')
@@ -89,7 +89,11 @@ def configure(args: argparse.Namespace) -> Config:
     path = local_checkpoint(source)
     content = read_checkpoint(path)
     if is_packed(content):
-        quant = packed_settings(cfg, content, quant)
+        found = packed_config(content['state_dict'], quant)
+        # A float config says nothing of quantization and takes the file's;
+        # loading compares one of ours with the file's.
+        if cfg.get('model', {}).get('type') != DETECTOR:
+            quant = found.to_dict()
     quantize_config_(cfg, quant)
     sos = given(num_images=args.calib_images, iters=args.iters, seed=args.seed)
     configure_hook_(cfg, sos, args.store_gb)
@@ -100,8 +104,9 @@ def configure(args: argparse.Namespace) -> Config:
         cfg.setdefault('model_wrapper_cfg',
                        dict(type='MMDistributedDataParallel', device_ids=None))
     # Runs of other settings do not write over each other.
-    name = '_'.join([Path(args.config).stem, *_given_settings(args).values()])
-    cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{name}'
+    folder = cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
+    cfg.work_dir = args.work_dir or '_'.join(
+        [folder, *_given_settings(args).values()])
     return cfg
 
 

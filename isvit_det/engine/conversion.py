@@ -1,7 +1,6 @@
 """Converting a detector's checkpoint of others: all of it, or nothing."""
 import argparse
 import re
-import sys
 from pathlib import Path
 from typing import (Any, Callable, Dict, List, Mapping, Optional, Sequence,
                     Tuple)
@@ -15,6 +14,7 @@ from isvit_det.checkpoint import plain_metainfo
 from isvit_det.core.errors import QuantError
 from isvit_det.core.files import write_atomically
 from isvit_det.engine.configs import config_errors, load_config
+from isvit_det.engine.console import Parser, run_command
 
 # Patterns of our names, and what makes the source's of their groups.
 Names = Sequence[Tuple[str, Callable[..., str]]]
@@ -124,8 +124,8 @@ def check_weights(source: Mapping[str, Tensor],
                          f'; {advice}.')
 
 
-def save_converted(path: Path, state: Mapping[str, Tensor],
-                   metainfo: Mapping[str, Any]) -> None:
+def save_float(path: Path, state: Mapping[str, Tensor],
+               metainfo: Mapping[str, Any]) -> None:
     """Write a checkpoint of MMDetection 3, whole or not at all, and say so."""
     kept = dict(
         state_dict=dict(state),
@@ -147,7 +147,7 @@ def run_converter(convert_file: ConvertFile, description: str,
     Returns:
         The status: 2 after a line that says what was wrong.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('source', type=Path, help=source_help)
@@ -155,9 +155,5 @@ def run_converter(convert_file: ConvertFile, description: str,
     parser.add_argument(
         '--config', required=True, help='the float config to fit')
     args = parser.parse_args(argv)
-    try:
-        convert_file(args.source, args.out, args.config)
-    except QuantError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-    return 0
+    return run_command(
+        lambda: convert_file(args.source, args.out, args.config))

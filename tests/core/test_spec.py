@@ -15,6 +15,7 @@ from isvit_det.core.spec import METHODS, QuantConfig, SOSConfig
     (dict(act_bits=4.), ['quant.act_bits', '4.0', 'integer']),
     (dict(act_bits=True), ['quant.act_bits', 'True']),
     (dict(bit='w4a4'), ["['bit']", 'weight_bits']),
+    (dict(bits='w4a4', act_bits=8), ['w4a4', 'act_bits', 'leave one out']),
     (dict(method='lsq'), ['quant.method', 'lsq', 'isvit_paper']),
     (dict(scope='head'), ['quant.scope', 'head', 'detector']),
     (dict(softmax='log3'), ['quant.softmax', 'log_sqrt2']),

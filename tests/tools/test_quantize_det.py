@@ -356,6 +356,19 @@ def test_settings_given_are_part_of_the_default_work_directory(tiny):
     assert cfg.work_dir == 'work_dirs/tiny_w3a5'
 
 
+def test_a_run_of_a_dumped_config_in_other_bits_has_its_own_folder(
+        tiny, tmp_path):
+    """Where that config names the folder of the first run."""
+    words = [str(tiny.config), str(tiny.checkpoint)]
+    cfg = configure(parse_args([*words, '--bits', 'w3a5']))
+    cfg.dump(tmp_path / 'dumped.py')
+    words[0] = str(tmp_path / 'dumped.py')
+    again = configure(parse_args(words))
+    assert again.work_dir == cfg.work_dir
+    other = configure(parse_args([*words, '--bits', 'w4a4']))
+    assert other.work_dir == f'{cfg.work_dir}_w4a4'
+
+
 def test_without_operators_for_the_gpu_the_cpu_is_used(monkeypatch):
     monkeypatch.setattr(command, 'get_device', lambda: 'cuda')
     for version, device in (('not available', 'cpu'), ('13.0', None)):
