@@ -48,8 +48,8 @@ def quantize_detector(model: Any,
         method: ``'isvit'``, ``'isvit_paper'``, ``'repq'`` or ``'minmax'``.
         iters: per unit and stage; None takes the method's.
         seed: of the minibatches.
-        work_dir: keeps the state of an unfinished calibration, so that the
-            same call goes on from there; None keeps none.
+        work_dir: keeps the state of the calibration, so that the same call
+            goes on from there, or has nothing left to do; None keeps none.
 
     Returns:
         The detector on the same device. ``inference_detector`` takes it.

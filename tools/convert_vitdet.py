@@ -1,8 +1,9 @@
 #!/usr/bin/env python
 """Convert a ViTDet checkpoint of Detectron2 for a ViT config of configs/vit.
 
-Every weight of the file is used and every weight of the config's model is
-filled, or nothing is written. Weights keep their values, because the configs
+Every weight of the file is used, but for what the config states (pixel means
+and anchors), and every weight of the config's model is filled, or nothing is
+written. Weights keep their values, because the configs
 agree with Detectron2 (projects/ViTDet) in all that gives them a meaning: RGB
 images with ImageNet's mean and deviation, padded with zeros to 1024x1024; a
 position embedding that is resized bicubically without antialiasing; windows
