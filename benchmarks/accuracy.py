@@ -31,7 +31,7 @@ from typing import (Any, Dict, Iterable, Iterator, List, Mapping, Optional,
 
 from benchmarks.scopes import keep_backbone
 from isvit_det.checkpoint import file_hash
-from isvit_det.core.spec import METHODS, QuantConfig, SOSConfig
+from isvit_det.core.spec import QuantConfig, SOSConfig, optimises
 from isvit_det.engine.cells import Cell
 from isvit_det.engine.classifier_run import CLASSIFIER_SOS
 from isvit_det.engine.configs import load_config
@@ -291,7 +291,7 @@ class Accuracy:
         """A run that calibrates, of a whole detector or of a classifier."""
         subject = self.subjects[key.subject]
         method = key.variant.split(',')[0]
-        iters = METHODS[method]['sos'].get('iters', key.iters)
+        iters = key.iters if optimises(method) else 0
         argv = ['--bits', key.bits, '--method', method]
         argv += ['--seed', str(key.seed), '--iters', str(iters)]
         argv += ['--calib-images', str(key.images)]

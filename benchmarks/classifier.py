@@ -9,7 +9,7 @@ import itertools
 from pathlib import Path
 from typing import Dict, List
 
-from isvit_det.core.spec import METHODS
+from isvit_det.core.spec import METHODS, optimises
 from isvit_det.engine.cells import Cell, Result
 from isvit_det.engine.report import format_table
 
@@ -42,7 +42,7 @@ def cell(args: argparse.Namespace, bits: str, method: str,
         str(seed), '--calib-images',
         str(args.images)
     ]
-    iters = METHODS[method]['sos'].get('iters', args.iters)
+    iters = args.iters if optimises(method) else 0
     argv += ['--iters', str(iters)]
     name = f'{args.model}_{bits}_{method}_{args.images}_{iters}_seed{seed}'
     return Cell(TOOL, argv, args.work_dir / name, args.weights).run()

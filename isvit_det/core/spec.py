@@ -62,6 +62,15 @@ METHODS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
 T = TypeVar('T')
 
 
+def optimises(method: str) -> bool:
+    """Whether a method has iterations at all.
+
+    >>> optimises('isvit_paper'), optimises('repq')
+    (True, False)
+    """
+    return METHODS[method]['sos'].get('iters') != 0
+
+
 def parse_bits(text: str) -> Tuple[int, int]:
     """Split ``'w4a8'`` into the bits of weights and of activations.
 

@@ -10,7 +10,7 @@ from mmengine.hub import get_config
 
 from isvit_det.backbones import QUANTIZED
 from isvit_det.core.errors import QuantError
-from isvit_det.core.spec import METHODS, QuantConfig
+from isvit_det.core.spec import QuantConfig, optimises
 
 DETECTOR = 'isvit_det.quantized_detector'
 HOOK = 'isvit_det.SOSCalibrationHook'
@@ -124,7 +124,7 @@ def configure_hook_(cfg: Config,
     hook = ours[0]
     settings = dict(hook.get('sos') or {})
     method = cfg['model']['quant'].get('method', QuantConfig.method)
-    if METHODS[method]['sos'].get('iters') == 0:
+    if not optimises(method):
         settings.pop('iters', None)
         settings.pop('lr', None)
     settings.update(sos)
