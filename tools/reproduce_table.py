@@ -202,6 +202,9 @@ class Column:
         self.models = args.models or detectors
         for name in self.models:
             check_detector('--models', name, detectors)
+            if args.models and name not in self.sources:
+                raise QuantError(f'--models: no checkpoint of {name!r} is '
+                                 f'given; add {name}=FILE to --checkpoints.')
         self.folder = args.work_dir / f'{args.bits}_{args.scope}_{args.method}'
         self.table = self.folder.with_name(f'{self.folder.name}.md')
         self.results: Dict[str, Result] = {}

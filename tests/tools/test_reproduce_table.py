@@ -201,6 +201,7 @@ def test_a_report_of_other_weights_is_no_result(bench, tmp_path):
 @pytest.mark.parametrize('argv, message', [
     (['--bits', 'w5a5'], "--bits: 'w5a5' is not in .*expected"),
     (['--models', 'x'], "--models: 'x' is no detector"),
+    (['--models', 'a'], "--models: no checkpoint of 'a' is given; add a=FILE"),
     (['--checkpoints', 'x=y'], "--checkpoints: 'x' is no detector"),
     (['--checkpoints', 'a=gone'], '--checkpoints: there is no file gone'),
     (['--checkpoints', 'gone'], "--checkpoints: 'gone' is no folder"),
