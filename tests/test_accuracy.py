@@ -221,7 +221,10 @@ def test_the_readme_shows_what_was_measured(bench, tmp_path, monkeypatch,
     record = accuracy.ROOT / 'benchmarks/measured/cells.jsonl'
     (tmp_path / 'cells.jsonl').write_text(record.read_text())
     # Stand-ins for the user's files: nothing is run.
-    weights = {'deit_tiny.pth': '02b279d8dea80288', 'float.pth': 'f714ecb4d3df7a83'}
+    weights = {
+        'deit_tiny.pth': '02b279d8dea80288',
+        'float.pth': 'f714ecb4d3df7a83'
+    }
     hash_of = accuracy.file_hash
     monkeypatch.setattr(accuracy, 'file_hash',
                         lambda path: weights.get(path.name) or hash_of(path))
