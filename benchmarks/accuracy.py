@@ -245,7 +245,8 @@ class Accuracy:
         if self.path.is_file():
             text = self.path.read_text()
             if text and not text.endswith('\n'):
-                self.path.write_text(text + '\n')
+                with self.path.open('a') as file:
+                    file.write('\n')
             for line in text.splitlines():
                 # A line that was cut off is of a cell that is run again.
                 with contextlib.suppress(json.JSONDecodeError):

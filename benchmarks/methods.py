@@ -65,9 +65,8 @@ class Grid:
             Cell(TOOL, [*argv, *more], folder, self.checkpoint)
             for more in ([], ['--no-float-eval'])
         ]
-        done = [cell for cell in cells if cell.find() is not None]
-        cell = done[0] if done else cells[self.float is not None]
-        result = dict(cell.run())
+        found = cells[0].find() or cells[1].find()
+        result = dict(found or cells[self.float is not None].run())
         self.float = self.float or result['float']
         if self.args.learned:
             packed = [self.args.learned, str(folder / 'packed.pth'), *quant]

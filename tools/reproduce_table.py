@@ -200,9 +200,9 @@ class Column:
         detectors = list(self.entries)
         self.sources = find_sources(args.checkpoints, detectors)
         self.models = args.models or detectors
-        for name in self.models:
+        for name in args.models or ():
             check_detector('--models', name, detectors)
-            if args.models and name not in self.sources:
+            if name not in self.sources:
                 raise QuantError(f'--models: no checkpoint of {name!r} is '
                                  f'given; add {name}=FILE to --checkpoints.')
         self.folder = args.work_dir / f'{args.bits}_{args.scope}_{args.method}'
