@@ -190,7 +190,7 @@ def test_an_ablation_is_compared_on_its_own_seeds(bench, tmp_path, capsys):
         key = json.loads(cell['id'])
         if key['variant'] == 'isvit':
             cell['box_ap'] = .1 * key['seed']
-        if 'roll_back' in key['variant']:
+        if 'closed_form_start' in key['variant']:
             if key['seed'] == 0:
                 continue
             cell['box_ap'] = .1 * key['seed'] - .001
@@ -200,7 +200,7 @@ def test_an_ablation_is_compared_on_its_own_seeds(bench, tmp_path, capsys):
     bench('--models', 'swin', '--bits', 'w4a4', '--budget', '0')
     row, = [
         line for line in capsys.readouterr().out.splitlines()
-        if 'roll_back' in line
+        if 'closed_form_start' in line
     ]
     assert '2 of 3 | -0.1 ± 0.0' in ' '.join(row.split())
 
@@ -212,7 +212,7 @@ def test_the_settings_of_an_ablation_reach_the_tool(bench, monkeypatch):
     assert len(found) == len(ablations('detector')) + 1
     text = ' '.join(' '.join(argv) for argv in found)
     assert 'model.quant.exponent=integer' in text
-    assert 'custom_hooks.0.sos.roll_back=False' in text
+    assert 'custom_hooks.0.sos.closed_form_start=False' in text
     assert 'model.quant.percentiles=0.999,0.9999,0.99999' in text
 
 

@@ -29,7 +29,6 @@ class ItemSampler:
             many; 0 leaves it to the unit, and takes one whole image.
         generator: source of the draws.
         importance: what an error of a prefix token costs, in those of patches.
-        images: numbers of the images that are drawn from; None for all.
     """
 
     def __init__(self,
@@ -39,18 +38,14 @@ class ItemSampler:
                  targets: ActivationStore,
                  sos: SOSConfig,
                  generator: torch.Generator,
-                 importance: float = 1.,
-                 images: Optional[Sequence[int]] = None) -> None:
+                 importance: float = 1.) -> None:
         self.unit = unit
         self.inputs = inputs
         self.sizes = sizes
         self.targets = targets
         self.generator = generator
         self.importance = importance
-        self.images = list(range(len(sizes)) if images is None else images)
-        self.counts = torch.zeros(len(sizes), dtype=torch.long)
-        for image in self.images:
-            self.counts[image] = unit.num_items(sizes[image])
+        self.counts = torch.tensor([unit.num_items(size) for size in sizes])
         self.ends = self.counts.cumsum(0)
         self.device = next(unit.module.parameters()).device
         self.batch = sos.batch or unit.batch
@@ -63,7 +58,7 @@ class ItemSampler:
                                  self.batch)
             self.num_images = (
                 sos.batch // self.per_image
-                or self.batch * len(self.images) // int(self.ends[-1]) or 1)
+                or self.batch * len(sizes) // int(self.ends[-1]) or 1)
 
     def draw(self) -> Optional[Tuple[Any, Tensor, Optional[Tensor]]]:
         """Input of a random batch of items, their float output, its weights.
@@ -84,9 +79,9 @@ class ItemSampler:
 
     def _draw_images(self) -> List[Tuple[int, Tensor]]:
         """Random images, in order, and random items of each."""
-        drawn = self._permutation(len(self.images))[:self.num_images]
+        drawn = self._permutation(len(self.sizes))[:self.num_images]
         chosen = []
-        for image in sorted(self.images[place] for place in drawn.tolist()):
+        for image in drawn.sort().values.tolist():
             count = int(self.counts[image])
             items = torch.arange(count)
             if count > self.per_image:

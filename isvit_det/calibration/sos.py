@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import (Any, Callable, Dict, Iterable, List, Optional, Protocol,
-                    Sequence, Tuple)
+                    Tuple)
 
 import torch
 from torch import Tensor
@@ -32,8 +32,6 @@ from isvit_det.core.spec import QuantConfig, SOSConfig
 from isvit_det.core.units import State, Unit
 
 Sizes = List[Tuple[int, int]]
-# One image in this many is held out where a reconstruction may be undone.
-HELD_OUT = 8
 
 
 class HasUnits(Protocol):
@@ -110,7 +108,7 @@ def calibrate(
             quantized.
         images: tensors (1, 3, H, W) of this process, read once. All
             processes' images come ``sos.rounds`` times, in other forms, one
-            round after the other; what is held out is so in each.
+            round after the other.
         quant: the settings that ``student`` was built with.
         sos: the settings of the run.
         workspace: directory of the resume state, which process 0 keeps, and
@@ -301,9 +299,7 @@ class _Run:
             layer for layer in quantized_layers(unit.module)
             if layer is not last
         ]
-        learned = [(place, image)
-                   for place, image in enumerate(mine(len(sizes)))
-                   if not self._is_held_out(image)]
+        own = list(enumerate(mine(len(sizes))))
 
         def run(place: int, image: int) -> State:
             correction.start_image(image % self.num_images)
@@ -312,7 +308,7 @@ class _Run:
 
         with precision(unit.module, weights=False, acts=True):
             with correct_(rest, as_codes=False) as correction:
-                for place, image in learned if rest else ():
+                for place, image in own if rest else ():
                     run(place, image)
             if last is None:
                 return
@@ -320,30 +316,20 @@ class _Run:
                 layer.weight_quantizer.enabled = True
             with correct_([last], as_codes=False,
                           explained=True) as correction:
-                for place, image in learned:
+                for place, image in own:
                     found = run(place, image)
                     wanted = State(targets[place].to(self.device), found.size)
                     correction.explain(
                         last, (wanted.x - found.x)[0],
                         token_weights(wanted, self.importance[index]))
 
-    def _is_held_out(self, image: int) -> bool:
-        """Whether an image judges what is learned from the others."""
-        return (self.sos.roll_back and self.sos.iters > 0
-                and image % self.num_images % HELD_OUT == HELD_OUT - 1)
-
-    def _sampler(self,
-                 index: int,
-                 stage: int,
-                 inputs: ActivationStore,
-                 sizes: Sizes,
-                 targets: ActivationStore,
-                 images: Optional[Sequence[int]] = None) -> ItemSampler:
+    def _sampler(self, index: int, stage: int, inputs: ActivationStore,
+                 sizes: Sizes, targets: ActivationStore) -> ItemSampler:
         """Draws that depend on nothing but the seed, the unit, the stage."""
         generator = torch.Generator().manual_seed(
             (self.sos.seed * 1000 + index) * 4 + stage)
         return ItemSampler(self.units[index], inputs, sizes, targets, self.sos,
-                           generator, self.importance[index], images)
+                           generator, self.importance[index])
 
     def _optimise(self, index: int, stage: int, inputs: ActivationStore,
                   sizes: Sizes, targets: ActivationStore) -> None:
@@ -351,23 +337,9 @@ class _Run:
         if iters == 0:
             self._step(index, stage, 0, 0)
             return
-        learned: List[int] = []
-        held: List[int] = []
-        for image in range(len(sizes)):
-            (held if self._is_held_out(image) else learned).append(image)
-        sampler = self._sampler(index, stage, inputs, sizes, targets, learned)
-        module = self.units[index].module
-        if held:
-            gauge = Gauge(
-                self._sampler(index, 0, inputs, sizes, targets, images=held))
-            before = gauge.error()
-            saved = copy.deepcopy(module.state_dict())
-        reconstruct(sampler, iters, self.sos.lr,
-                    lambda step: self._step(index, stage, step, iters))
-        # Also where the error is no number.
-        if held and not gauge.error() < before:
-            for name, value in module.state_dict().items():
-                value.copy_(saved[name])
+        reconstruct(
+            self._sampler(index, stage, inputs, sizes, targets), iters,
+            self.sos.lr, lambda step: self._step(index, stage, step, iters))
 
     def _step(self, index: int, stage: int, step: int, num_steps: int) -> None:
         self.on_event(

@@ -222,7 +222,7 @@ class AttentionQuantizer(Quantizer):
         self.register_buffer('step', torch.ones(()))
 
     def new_observer(self) -> AttentionObserver:
-        return AttentionObserver(self.config.shift_error == 'output')
+        return AttentionObserver()
 
     @property
     def offset(self) -> Tensor:
@@ -258,6 +258,9 @@ class ShiftUniformLog2Quantizer(AttentionQuantizer):
     def __init__(self, bits: int, config: QuantConfig) -> None:
         super().__init__(bits, config)
         self.register_buffer('shift', torch.ones(()))
+
+    def new_observer(self) -> AttentionObserver:
+        return AttentionObserver(self.config.shift_error == 'output')
 
     def search_(self, observer: AttentionObserver) -> None:
         shift, low, step = search_sulq(observer, self.config.shifts,

@@ -22,6 +22,8 @@ CHUNK = 2**22
 MAX_EXPONENT = 32
 # Values of attention kept to weigh shifts by the error of attention @ value.
 NUM_SAMPLES = 2**20
+# Those of a batch, unless one row of one matrix is more; as many of values.
+BATCH_SAMPLES = 2**14
 
 
 class Samples(NamedTuple):
@@ -284,19 +286,21 @@ class AttentionObserver:
     def keep_(self, x: Tensor, values: Tensor) -> None:
         """Sample attention (..., N, M) with the values (..., M, D).
 
-        At most an eighth of the room goes to one batch: some of its
-        attention matrices, and of large ones some of the rows. The first
-        batch that does not fit is the last one looked at.
+        Of a batch some of the attention matrices are kept, others of each
+        batch, so that all heads come up, and of large ones some of the rows.
+        The first batch that does not fit is the last one looked at.
         """
         if not self.keep_values or self._is_full or x.numel() == 0:
             return
         x = x.detach().reshape(-1, *x.shape[-2:])
         values = values.detach().reshape(-1, *values.shape[-2:])
-        room = NUM_SAMPLES // 8
-        num_rows = min(x.shape[1], max(1, room // x.shape[2]))
-        take = min(len(x), max(1, room // (num_rows * x.shape[2])))
-        items = _spread(len(x), take, x.device)
-        rows = _spread(x.shape[1], num_rows, x.device)
+        take = min(len(x), max(1, BATCH_SAMPLES // values[0].numel()))
+        num_rows = min(x.shape[1], max(1,
+                                       BATCH_SAMPLES // (take * x.shape[2])))
+        # Number of this batch among those of all processes.
+        number = len(self.pairs) * num_ranks() + rank()
+        items = (_spread(len(x), take, x.device) + number) % len(x)
+        rows = (_spread(x.shape[1], num_rows, x.device) + number) % x.shape[1]
         self.pairs.append((x[items[:, None], rows], values[items]))
         self._drop_what_does_not_fit_([_sizes(self.pairs)], 0)
 
@@ -333,6 +337,16 @@ class AttentionObserver:
         if not self.counts.any():
             self.counts = None
 
+    def output_error(self, shift: Tensor, low: Tensor, step: Tensor,
+                     table: Tensor, bits: int) -> Tensor:
+        """Squared error of attention @ value on the pairs kept, scalar."""
+        total = low.new_zeros(())
+        for attention, values in self.pairs:
+            codes = log_encode(attention, shift, low, step, bits)
+            error = (table_decode(codes, table) - attention) @ values
+            total = total + error.square().sum()
+        return total
+
     def samples(self) -> Samples:
         """Bin centres, ascending, with their counts; shapes (1, N)."""
         assert self.counts is not None
@@ -355,24 +369,16 @@ def _sizes(pairs: Sequence[Tuple[Tensor, Tensor]]) -> List[int]:
 
 
 def _spread(length: int, count: int, device: torch.device) -> Tensor:
-    """``count`` indices spread over ``length``."""
-    return torch.linspace(0, length - 1, count, device=device).long()
+    """``count`` different indices spread over ``length``."""
+    return torch.arange(count, device=device) * length // count
 
 
-def _weighted_error(observer: AttentionObserver, samples: Samples,
-                    by_output: bool, shift: Tensor, low: Tensor, step: Tensor,
-                    bits: int, table: Tensor) -> Tensor:
-    """Squared error of a log quantizer on what an observer has seen."""
-    if not by_output:
-        codes = log_encode(samples.values, shift, low, step, bits)
-        error = table_decode(codes, table) - samples.values
-        return (error.square() * samples.weights).sum()
-    total = low.new_zeros(())
-    for attention, values in observer.pairs:
-        codes = log_encode(attention, shift, low, step, bits)
-        error = (table_decode(codes, table) - attention) @ values
-        total = total + error.square().sum()
-    return total
+def _attention_error(samples: Samples, shift: Tensor, low: Tensor,
+                     step: Tensor, bits: int, table: Tensor) -> Tensor:
+    """Squared error of a log quantizer on a sample of attention."""
+    codes = log_encode(samples.values, shift, low, step, bits)
+    error = table_decode(codes, table) - samples.values
+    return (error.square() * samples.weights).sum()
 
 
 def search_sulq(observer: AttentionObserver, shifts: Sequence[float],
@@ -381,8 +387,9 @@ def search_sulq(observer: AttentionObserver, shifts: Sequence[float],
     """Shift and exponent range of least error (I&S-ViT, section 3.2).
 
     For every shift eta the codes spread over ``-log2(x + eta)`` from the
-    largest attention kept (one of the percentiles, or the maximum) to the
-    smallest one. The paper's form rounds to an integer zero point.
+    largest attention kept (one of the percentiles, or the maximum, whichever
+    has the least error of attention) to the smallest one. The paper's form
+    rounds to an integer zero point.
 
     Args:
         observer: has seen the attention.
@@ -390,7 +397,7 @@ def search_sulq(observer: AttentionObserver, shifts: Sequence[float],
         percentiles: grid of the share of attention that is not clipped.
         bits: width of the codes.
         exponent: ``'table'`` or ``'integer'``.
-        by_output: weigh by the error of attention @ value.
+        by_output: choose eta by the error of attention @ value.
 
     Returns:
         ``shift``, ``low`` and ``step``, scalars.
@@ -403,6 +410,7 @@ def search_sulq(observer: AttentionObserver, shifts: Sequence[float],
     for value in shifts:
         shift = observer.high.new_tensor(value)
         last = -torch.log2(observer.low + shift)
+        ranges, range_errors = [], []
         for high in highest:
             first = -torch.log2(high + shift)
             step = ((last - first) / (2**bits - 1)).clamp(min=1e-6)
@@ -410,15 +418,19 @@ def search_sulq(observer: AttentionObserver, shifts: Sequence[float],
             if exponent == 'integer':
                 low = -step * torch.round(-first / step)
             table = sulq_table(shift, low, step, bits, exponent)
-            found.append((shift, low, step))
-            errors.append(
-                _weighted_error(observer, samples, by_output, shift, low, step,
-                                bits, table))
-    error = torch.stack(errors)
+            ranges.append((shift, low, step, table))
+            range_errors.append(
+                _attention_error(samples, shift, low, step, bits, table))
+        error = torch.stack(range_errors)
+        best = ranges[int(error.argmin())]
+        found.append(best[:3])
+        errors.append(
+            observer.output_error(*best, bits) if by_output else error.min())
+    total = torch.stack(errors)
     if by_output:
         # Each process has kept attention of its own images.
-        sum_(error)
-    return found[int(error.argmin())]
+        sum_(total)
+    return found[int(total.argmin())]
 
 
 def search_log(observer: AttentionObserver, percentiles: Sequence[float],
@@ -436,7 +448,7 @@ def search_log(observer: AttentionObserver, percentiles: Sequence[float],
     for high in highest:
         low = -torch.log2(high)
         errors.append(
-            _weighted_error(observer, samples, False, zero, low, step, bits,
-                            log_table(low, step, bits)))
+            _attention_error(samples, zero, low, step, bits,
+                             log_table(low, step, bits)))
     best = int(torch.stack(errors).argmin())
     return -torch.log2(highest[best]), step

@@ -44,6 +44,7 @@ METHODS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         quant=dict(
             exponent='integer',
             shifts=PAPER_SHIFTS,
+            shift_error='attention',
             percentiles=PAPER_PERCENTILES,
             query_power=2.),
         sos=dict()),
@@ -53,7 +54,6 @@ METHODS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         sos=dict(
             stage_one_inputs='quantized',
             closed_form_start=True,
-            roll_back=True,
             weigh_tokens=True,
             correct_heads=True,
             weigh_locations=True)),
@@ -130,7 +130,8 @@ class QuantConfig:
         exponent: how SULQ decodes: ``'table'`` or the paper's ``'integer'``.
         shifts: grid that SULQ's shift eta is chosen from.
         shift_error: choose eta by the error of the ``'attention'`` or of
-            attention times value, ``'output'``.
+            attention times value, ``'output'``. Of a long row most of the sum
+            is of small values, which the first lets go.
         percentiles: share of values inside a range, the grid that ranges are
             chosen from; 1 is min-max.
         query_power: ranges of queries have the least sum of errors to this
@@ -147,7 +148,7 @@ class QuantConfig:
     softmax: str = 'sulq'
     exponent: str = 'table'
     shifts: Tuple[float, ...] = WIDE_SHIFTS
-    shift_error: str = 'attention'
+    shift_error: str = 'output'
     percentiles: Tuple[float, ...] = WIDE_PERCENTILES
     query_power: float = 3.
     channelwise: bool = True
@@ -252,9 +253,6 @@ class SOSConfig:
         closed_form_start: before stage 3, round weights column by column,
             and let a unit's last layer make up for all that its output
             lacks, by ridge regression.
-        roll_back: undo what a stage has learned about a unit unless the
-            error on images held out, one in eight, went down; of fewer than
-            eight images none is held out.
         weigh_tokens: let tokens before the patches, such as a class token,
             count as much as errors of theirs change the model's output.
         mirror_images: let the backbone see each image's mirror image too.
@@ -274,7 +272,6 @@ class SOSConfig:
     stage_one_share: float = .5
     rotate_heads: bool = False
     closed_form_start: bool = False
-    roll_back: bool = False
     weigh_tokens: bool = False
     mirror_images: bool = False
     correct_heads: bool = False
@@ -291,9 +288,8 @@ class SOSConfig:
         _check_choice('sos.stage_one_inputs', self.stage_one_inputs, STREAMS)
         _check_number('sos.stage_one_share', self.stage_one_share, 0., 1.,
                       (int, float))
-        for key in ('rotate_heads', 'closed_form_start', 'roll_back',
-                    'weigh_tokens', 'mirror_images', 'correct_heads',
-                    'weigh_locations'):
+        for key in ('rotate_heads', 'closed_form_start', 'weigh_tokens',
+                    'mirror_images', 'correct_heads', 'weigh_locations'):
             _check_choice(f'sos.{key}', getattr(self, key), (True, False))
 
     @property

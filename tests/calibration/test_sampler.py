@@ -30,7 +30,7 @@ class TokenUnit(Unit):
         return state.x[0, items]
 
 
-def draws(tmp_path, unit_batch, unit_rows, images=None, **sos):
+def draws(tmp_path, unit_batch, unit_rows, **sos):
     """Twenty draws: (image, position) of each item."""
     pool = ActivationPool(tmp_path)
     store = ActivationStore(pool)
@@ -39,14 +39,8 @@ def draws(tmp_path, unit_batch, unit_rows, images=None, **sos):
         store.append(
             torch.stack([torch.full_like(position, image), position], 1)[None])
     unit = TokenUnit('unit', nn.Linear(1, 1), unit_batch, unit_rows)
-    sampler = ItemSampler(
-        unit,
-        store,
-        SIZES,
-        store,
-        SOSConfig(**sos),
-        torch.Generator().manual_seed(0),
-        images=images)
+    sampler = ItemSampler(unit, store, SIZES, store, SOSConfig(**sos),
+                          torch.Generator().manual_seed(0))
     found = []
     for _ in range(20):
         items, target, _ = sampler.draw()
@@ -101,10 +95,3 @@ def test_whole_images(tmp_path, batch):
         assert len(counts) == min(batch or 1, len(SIZES))
         for image, count in counts.items():
             assert count == SIZES[image][0] * SIZES[image][1]
-
-
-@pytest.mark.parametrize('sos', [{}, dict(items='image', batch=2)])
-@pytest.mark.parametrize('rows', [0, 8])
-def test_only_the_images_told_are_drawn_from(tmp_path, rows, sos):
-    found = draws(tmp_path, 50, rows, images=[1, 3], **sos)
-    assert set(per_image(torch.cat(found))) == {1, 3}

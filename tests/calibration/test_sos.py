@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from isvit_det.calibration import closed_form, sos
+from isvit_det.calibration import closed_form
 from isvit_det.calibration.sos import Event, calibrate
 from isvit_det.core.errors import QuantError
 from isvit_det.core.layers import list_sites, precision, quantizers
@@ -102,41 +102,9 @@ def test_weights_rounded_in_closed_form_start_closer(tmp_path):
     assert all(one < .8 * other for one, other in zip(solved, plain))
 
 
-def test_a_stage_that_does_harm_is_undone(tmp_path):
-    images = toy_images(16)
-    found = [
-        calibrated(
-            tmp_path / str(undo),
-            images=images,
-            iters=6,
-            lr=1.,
-            roll_back=undo) for undo in (True, False)
-    ]
-    (model, records), (_, ruined) = found
-    for record, other in zip(records, ruined):
-        for stage in (1, 3):
-            before = record.errors[f'before_stage_{stage}']
-            assert record.errors[f'after_stage_{stage}'] == before
-            assert other.errors[f'after_stage_{stage}'] > before
-    # What is left is quantized all the same.
-    assert all(q.is_fitted and q.enabled for q in quantizers(model).values())
-
-
-def test_an_image_is_held_out_in_all_of_its_forms(tmp_path, monkeypatch):
-    seen = set()
-
-    class Spy(sos.ItemSampler):
-
-        def __init__(self, *args):
-            seen.add(tuple(args[-1] or ()))
-            super().__init__(*args)
-
-    monkeypatch.setattr(sos, 'ItemSampler', Spy)
-    calibrated(tmp_path, images=toy_images(20), iters=1, mirror_images=True)
-    learned = [image for image in range(20) if image not in (7, 17)]
-    assert tuple(learned) in seen
+def test_images_that_do_not_come_in_every_round_are_refused(tmp_path):
     with pytest.raises(ValueError, match='7 images.* 2 times'):
-        calibrated(tmp_path / '7', images=toy_images(7), mirror_images=True)
+        calibrated(tmp_path, images=toy_images(7), mirror_images=True)
 
 
 def test_the_ridge_is_judged_by_an_image_in_all_of_its_forms(

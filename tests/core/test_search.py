@@ -9,8 +9,9 @@ from isvit_det.core.functional import (range_to_affine, uniform_decode,
                                        uniform_encode)
 from isvit_det.core.quantizers import (ShiftUniformLog2Quantizer,
                                        UniformQuantizer)
-from isvit_det.core.search import (NUM_SAMPLES, AttentionObserver,
-                                   RangeObserver, Samples, quantiles)
+from isvit_det.core.search import (BATCH_SAMPLES, NUM_SAMPLES,
+                                   AttentionObserver, RangeObserver, Samples,
+                                   quantiles)
 from isvit_det.core.spec import QuantConfig
 
 
@@ -219,12 +220,40 @@ def test_values_that_are_no_numbers_are_refused(kind, value):
 def test_of_large_attention_some_rows_are_kept_with_their_values():
     observer = AttentionObserver(keep_values=True)
     # One matrix holds more than all that is kept.
-    x = torch.rand(2, 1200, 1200).softmax(-1)
-    values = torch.randn(2, 1200, 4)
-    for _ in range(20):
+    x = torch.rand(3, 1200, 1200).softmax(-1)
+    values = torch.randn(3, 1200, 9)
+    for _ in range(120):
         observer.keep_(x, values)
     assert 0 < sum(rows.numel() for rows, _ in observer.pairs) <= NUM_SAMPLES
-    rows, kept = observer.pairs[0]
-    assert torch.equal(rows[0, 0], x[0, 0])
-    assert torch.equal(rows[0, -1], x[0, -1])
-    assert torch.equal(kept[0], values[0])
+    heads, positions = set(), set()
+    for number, (rows, kept) in enumerate(observer.pairs):
+        assert rows.numel() <= BATCH_SAMPLES and rows.shape[1] == 13
+        head = number % 3
+        assert torch.equal(kept[0], values[head])
+        for row in rows[0]:
+            position, = (x[head] == row).all(1).nonzero().flatten().tolist()
+            heads.add(head)
+            positions.add(position)
+    # Every batch adds another head and other rows.
+    assert heads == {0, 1, 2} and len(positions) > 500
+
+
+def test_small_attention_of_long_rows_counts_by_what_it_adds_up_to():
+    """A few large values and a thousand small ones that sum to as much."""
+    generator = torch.Generator().manual_seed(3)
+    x = (3 * torch.randn(2, 3, 1000, 1000, generator=generator)).softmax(-1)
+    values = 1 + torch.randn(2, 3, 1000, 8, generator=generator)
+    errors = {}
+    for by in ('attention', 'output'):
+        quantizer = ShiftUniformLog2Quantizer(
+            4, QuantConfig(shift_error=by, act_bits=4))
+        observer = quantizer.new_observer()
+        for image in range(2):
+            observer.update(x[image])
+            observer.keep_(x[image], values[image])
+        quantizer.fit_(observer)
+        quantizer.enabled = True
+        error = (quantizer(x) - x) @ values
+        errors[by] = (error.square().sum() /
+                      (x @ values).square().sum()).item()
+    assert errors['output'] < .5 * errors['attention']

@@ -39,7 +39,7 @@ def test_a_wrong_setting_is_named_with_what_is_allowed(values, words):
     (dict(lr='fast'), ['sos.lr', 'fast', 'number']),
     (dict(stage_one_inputs='mixed'), ['sos.stage_one_inputs', 'quantized']),
     (dict(stage_one_share=2), ['sos.stage_one_share', '2', '0 and 1']),
-    (dict(roll_back=1.5), ['sos.roll_back', '1.5', 'True']),
+    (dict(mirror_images=1.5), ['sos.mirror_images', '1.5', 'True']),
 ])
 def test_a_wrong_setting_of_the_run_is_named(values, words):
     with pytest.raises(QuantError) as caught:
@@ -66,8 +66,8 @@ def test_the_papers_method_has_the_papers_settings():
     sos = SOSConfig.from_dict({}, paper)
     assert (sos.num_images, sos.iters, sos.lr) == (1024, 1000, 4e-5)
     assert sos.stage_one_inputs == 'float'
-    assert not (sos.closed_form_start or sos.roll_back or sos.rotate_heads
-                or sos.weigh_tokens or sos.correct_heads or sos.weigh_locations
+    assert not (sos.closed_form_start or sos.rotate_heads or sos.weigh_tokens
+                or sos.correct_heads or sos.weigh_locations
                 or sos.mirror_images)
     assert sos.iters_of(1) == sos.iters_of(3) == 1000
     six = QuantConfig.from_dict(dict(method='isvit_paper', bits='w6a6'))

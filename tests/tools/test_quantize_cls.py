@@ -263,10 +263,12 @@ def test_classes_named_by_numbers_and_linked_folders(data, tmp_path):
 
 
 def test_any_setting_may_be_given(data, tmp_path):
-    options = ['quant.exponent=integer', 'sos.roll_back=False', 'sos.iters=9']
+    options = [
+        'quant.exponent=integer', 'sos.mirror_images=False', 'sos.iters=9'
+    ]
     result = run(data, tmp_path, *short(data, '--cfg-options', *options))
     sos = result['provenance']['sos']
-    assert not sos['roll_back']
+    assert not sos['mirror_images']
     # What has an option of its own is taken from there.
     assert sos['iters'] == 2
     packed = torch.load(tmp_path / 'packed.pth', weights_only=True)
