@@ -25,8 +25,8 @@ def prefix_importance(units: Sequence[Unit],
         units: of a float model, whose last state is its output, but for
             tokens before the patches of a map. The first one puts these in
             place, if there are any.
-        images: numbers and states of those of this process; only the first
-            ones of all processes are used.
+        images: numbers and states, on the units' device, of those of this
+            process; only the first ones of all processes are used.
 
     Returns:
         For each unit, the mean squared gradient of its prefix tokens over
@@ -39,7 +39,6 @@ def prefix_importance(units: Sequence[Unit],
         if number >= NUM_IMAGES:
             break
         generator = torch.Generator().manual_seed(number)
-        state = State(state.x.to(device), state.size)
         state = units[0].forward(state)
         if not num_prefix(state):
             # Spares the passes where there is nothing to weigh.

@@ -9,8 +9,8 @@ import copy
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import (Any, Callable, Dict, Iterable, List, Optional, Protocol,
-                    Tuple)
+from typing import (Any, Callable, Dict, Iterable, Iterator, List, Optional,
+                    Protocol, Tuple)
 
 import torch
 from torch import Tensor
@@ -173,9 +173,10 @@ class _Run:
         self.on_event(Event('images', num_units=num_units))
         self.importance = [1.] * num_units
         if self.sos.weigh_tokens:
-            own = ((image, State(store[place], sizes[image]))
-                   for place, image in enumerate(mine(len(sizes))))
-            self.importance = prefix_importance(self.teacher_units, own)
+            self.importance = prefix_importance(
+                self.teacher_units,
+                ((image, state)
+                 for _, image, state in self._own(store, sizes)))
         # Both streams start from the images; teacher inputs, student inputs.
         streams = store, store
         records = []
@@ -222,15 +223,21 @@ class _Run:
         unit.module.load_state_dict(state)
         return UnitRecord(**{**values, 'resumed': True})
 
+    def _own(self, inputs: ActivationStore,
+             sizes: Sizes) -> Iterator[Tuple[int, int, State]]:
+        """Images of this process: place in a store, number, whole map."""
+        for place, image in enumerate(mine(len(sizes))):
+            yield place, image, State(inputs[place].to(self.device),
+                                      sizes[image])
+
     @torch.no_grad()
     def _advance(self, unit: Unit, inputs: ActivationStore, sizes: Sizes,
                  free: bool) -> Tuple[ActivationStore, Sizes]:
         """Run whole maps through a unit, freeing its inputs if told to."""
         outputs = ActivationStore(self.pool)
         out_sizes: Sizes = []
-        for place, image in enumerate(mine(len(sizes))):
-            state = unit.forward(
-                State(inputs[place].to(self.device), sizes[image]))
+        for place, _, state in self._own(inputs, sizes):
+            state = unit.forward(state)
             if free:
                 inputs.drop(place)
             outputs.append(state.x)
@@ -280,9 +287,8 @@ class _Run:
                     sizes: Sizes) -> None:
         with precision(unit.module, weights=False, acts=False):
             with observe(unit.module):
-                for place, image in enumerate(mine(len(sizes))):
-                    unit.forward(
-                        State(inputs[place].to(self.device), sizes[image]))
+                for _, _, state in self._own(inputs, sizes):
+                    unit.forward(state)
 
     @torch.no_grad()
     def _correct(self, index: int, inputs: ActivationStore, sizes: Sizes,
@@ -299,25 +305,21 @@ class _Run:
             layer for layer in quantized_layers(unit.module)
             if layer is not last
         ]
-        own = list(enumerate(mine(len(sizes))))
-
-        def run(place: int, image: int) -> State:
-            correction.start_image(image % self.num_images)
-            return unit.forward(
-                State(inputs[place].to(self.device), sizes[image]))
-
         with precision(unit.module, weights=False, acts=True):
-            with correct_(rest, as_codes=False) as correction:
-                for place, image in own if rest else ():
-                    run(place, image)
+            if rest:
+                with correct_(rest, as_codes=False) as correction:
+                    for _, image, state in self._own(inputs, sizes):
+                        correction.start_image(image % self.num_images)
+                        unit.forward(state)
             if last is None:
                 return
             for layer in rest:
                 layer.weight_quantizer.enabled = True
             with correct_([last], as_codes=False,
                           explained=True) as correction:
-                for place, image in own:
-                    found = run(place, image)
+                for place, image, state in self._own(inputs, sizes):
+                    correction.start_image(image % self.num_images)
+                    found = unit.forward(state)
                     wanted = State(targets[place].to(self.device), found.size)
                     correction.explain(
                         last, (wanted.x - found.x)[0],
