@@ -10,7 +10,7 @@ from mmengine.hub import get_config
 
 from isvit_det.backbones import QUANTIZED
 from isvit_det.core.errors import QuantError
-from isvit_det.core.spec import QuantConfig, optimises
+from isvit_det.core.spec import QuantConfig, optimises, parse_bits
 
 DETECTOR = 'isvit_det.quantized_detector'
 HOOK = 'isvit_det.SOSCalibrationHook'
@@ -95,9 +95,13 @@ def quantize_config_(cfg: Config, quant: Mapping[str, Any]) -> None:
         model['base'] = model['type']
         model['type'] = DETECTOR
     settings = dict(model.get('quant') or {})
+    # There are two ways to name bits; the user's one counts.
     if 'bits' in quant:
         settings.pop('weight_bits', None)
         settings.pop('act_bits', None)
+    elif 'bits' in settings and {'weight_bits', 'act_bits'} & set(quant):
+        both = parse_bits(settings.pop('bits'))
+        settings.update(zip(('weight_bits', 'act_bits'), both))
     settings.update(quant)
     QuantConfig.from_dict(settings)
     model['quant'] = settings

@@ -75,6 +75,12 @@ def test_settings_given_go_over_those_of_the_config():
     quant = QuantConfig.from_dict(cfg.model.quant)
     assert (quant.weight_bits, quant.act_bits) == (3, 4)
     assert quant.scope == 'detector'
+    quantize_config_(cfg, dict(weight_bits=6))
+    quant = QuantConfig.from_dict(cfg.model.quant)
+    assert (quant.weight_bits, quant.act_bits) == (6, 4)
+    # All settings of a packed file over a config with bits.
+    quantize_config_(cfg, QuantConfig(weight_bits=7).to_dict())
+    assert QuantConfig.from_dict(cfg.model.quant).bits == 'w7a4'
 
 
 def test_the_hook_is_added_once_and_keeps_what_was_not_given():
