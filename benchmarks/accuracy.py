@@ -23,6 +23,7 @@ import dataclasses
 import json
 import os
 import statistics
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ from isvit_det.core.spec import QuantConfig, SOSConfig, optimises
 from isvit_det.engine.cells import Cell
 from isvit_det.engine.classifier_run import CLASSIFIER_SOS
 from isvit_det.engine.configs import load_config
+from isvit_det.engine.console import run_command
 from isvit_det.engine.report import format_table
 
 ROOT = Path(__file__).parents[1]
@@ -494,4 +496,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(run_command(main))

@@ -6,11 +6,13 @@ that is done is not run again; one that was interrupted goes on.
 """
 import argparse
 import itertools
+import sys
 from pathlib import Path
 from typing import Dict, List
 
 from isvit_det.core.spec import METHODS, optimises
 from isvit_det.engine.cells import Cell, Result
+from isvit_det.engine.console import run_command
 from isvit_det.engine.report import format_table
 
 TOOL = Path(__file__).parents[1] / 'tools/quantize_cls.py'
@@ -75,4 +77,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(run_command(main))

@@ -6,12 +6,14 @@ that is done is not run again; one that was interrupted goes on.
 """
 import argparse
 import itertools
+import sys
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional
 
 from isvit_det.core.spec import METHODS
 from isvit_det.engine.cells import Cell, Result
 from isvit_det.engine.configs import load_config
+from isvit_det.engine.console import run_command
 from isvit_det.engine.report import format_table, in_points
 
 TOOL = Path(__file__).parents[1] / 'tools/quantize_det.py'
@@ -122,4 +124,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(run_command(main))
