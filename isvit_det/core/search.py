@@ -397,7 +397,8 @@ def search_sulq(observer: AttentionObserver, shifts: Sequence[float],
         percentiles: grid of the share of attention that is not clipped.
         bits: width of the codes.
         exponent: ``'table'`` or ``'integer'``.
-        by_output: choose eta by the error of attention @ value.
+        by_output: choose eta by the error of attention @ value, if any
+            values were seen.
 
     Returns:
         ``shift``, ``low`` and ``step``, scalars.
@@ -406,7 +407,7 @@ def search_sulq(observer: AttentionObserver, shifts: Sequence[float],
     highest = [observer.high]
     if tuple(percentiles) != (1., ):
         highest += list(quantiles(samples, percentiles)[:, 0])
-    found, errors = [], []
+    found, errors, output_errors = [], [], []
     for value in shifts:
         shift = observer.high.new_tensor(value)
         last = -torch.log2(observer.low + shift)
@@ -424,12 +425,16 @@ def search_sulq(observer: AttentionObserver, shifts: Sequence[float],
         error = torch.stack(range_errors)
         best = ranges[int(error.argmin())]
         found.append(best[:3])
-        errors.append(
-            observer.output_error(*best, bits) if by_output else error.min())
+        errors.append(error.min())
+        if by_output:
+            output_errors.append(observer.output_error(*best, bits))
     total = torch.stack(errors)
     if by_output:
         # Each process has kept attention of its own images.
-        sum_(total)
+        by_values = torch.stack(output_errors)
+        sum_(by_values)
+        # All are 0 where no values were seen.
+        total = by_values if by_values.any() else total
     return found[int(total.argmin())]
 
 
