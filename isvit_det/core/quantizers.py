@@ -265,8 +265,7 @@ class ShiftUniformLog2Quantizer(AttentionQuantizer):
     def search_(self, observer: AttentionObserver) -> None:
         shift, low, step = search_sulq(observer, self.config.shifts,
                                        self.config.percentiles, self.bits,
-                                       self.config.exponent,
-                                       observer.keep_values)
+                                       self.config.exponent)
         self.shift.copy_(shift)
         self.low.copy_(low)
         self.step.copy_(step)

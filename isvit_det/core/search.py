@@ -382,14 +382,15 @@ def _attention_error(samples: Samples, shift: Tensor, low: Tensor,
 
 
 def search_sulq(observer: AttentionObserver, shifts: Sequence[float],
-                percentiles: Sequence[float], bits: int, exponent: str,
-                by_output: bool) -> Tuple[Tensor, Tensor, Tensor]:
+                percentiles: Sequence[float], bits: int,
+                exponent: str) -> Tuple[Tensor, Tensor, Tensor]:
     """Shift and exponent range of least error (I&S-ViT, section 3.2).
 
     For every shift eta the codes spread over ``-log2(x + eta)`` from the
     largest attention kept (one of the percentiles, or the maximum, whichever
     has the least error of attention) to the smallest one. The paper's form
-    rounds to an integer zero point.
+    rounds to an integer zero point. The shift has the least error of
+    attention, or of attention @ value where the observer has seen values.
 
     Args:
         observer: has seen the attention.
@@ -397,8 +398,6 @@ def search_sulq(observer: AttentionObserver, shifts: Sequence[float],
         percentiles: grid of the share of attention that is not clipped.
         bits: width of the codes.
         exponent: ``'table'`` or ``'integer'``.
-        by_output: choose eta by the error of attention @ value, if any
-            values were seen.
 
     Returns:
         ``shift``, ``low`` and ``step``, scalars.
@@ -407,7 +406,7 @@ def search_sulq(observer: AttentionObserver, shifts: Sequence[float],
     highest = [observer.high]
     if tuple(percentiles) != (1., ):
         highest += list(quantiles(samples, percentiles)[:, 0])
-    found, errors, output_errors = [], [], []
+    found, errors = [], []
     for value in shifts:
         shift = observer.high.new_tensor(value)
         last = -torch.log2(observer.low + shift)
@@ -425,16 +424,14 @@ def search_sulq(observer: AttentionObserver, shifts: Sequence[float],
         error = torch.stack(range_errors)
         best = ranges[int(error.argmin())]
         found.append(best[:3])
-        errors.append(error.min())
-        if by_output:
-            output_errors.append(observer.output_error(*best, bits))
-    total = torch.stack(errors)
-    if by_output:
-        # Each process has kept attention of its own images.
-        by_values = torch.stack(output_errors)
-        sum_(by_values)
-        # All are 0 where no values were seen.
-        total = by_values if by_values.any() else total
+        errors.append(
+            torch.stack([error.min(),
+                         observer.output_error(*best, bits)]))
+    by_attention, by_output = torch.stack(errors, 1)
+    # Each process has kept attention of its own images.
+    sum_(by_output)
+    # All are 0 where no values were seen.
+    total = by_output if by_output.any() else by_attention
     return found[int(total.argmin())]
 
 
