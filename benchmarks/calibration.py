@@ -29,6 +29,7 @@ from isvit_det.checkpoint import read_checkpoint
 from isvit_det.core.spec import SOSConfig
 from isvit_det.core.units import State
 from isvit_det.engine.configs import load_config, quantize_config_
+from isvit_det.engine.console import run_command
 from isvit_det.engine.images import calibration_images
 from isvit_det.engine.report import format_table, peak_memory, relative_errors
 from isvit_det.registry import MODELS
@@ -137,12 +138,12 @@ def last_output(backbone: Any, image: Tensor) -> Tensor:
 def run_alone(scheme: str, argv: Sequence[str]) -> Dict[str, float]:
     """``measure`` in a process of its own."""
     command = [sys.executable, '-m', 'benchmarks.calibration', *argv]
-    out = subprocess.run(
-        command + ['--scheme', scheme],
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True).stdout
-    return json.loads(out.splitlines()[-1])
+    run = subprocess.run(
+        command + ['--scheme', scheme], stdout=subprocess.PIPE, text=True)
+    if run.returncode:
+        # It has said why.
+        sys.exit(run.returncode)
+    return json.loads(run.stdout.splitlines()[-1])
 
 
 def main() -> None:
@@ -168,4 +169,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(run_command(main))

@@ -47,7 +47,7 @@ class Event:
 
     Attributes:
         kind: ``'warning'``, ``'images'`` (all are read), ``'step'`` (of a
-            stage), ``'unit'`` (finished or resumed) or ``'done'``.
+            stage) or ``'unit'`` (finished or resumed).
         unit: the unit's name, or ''.
         index: its position, from 0.
         num_units: how many there are.
@@ -208,7 +208,6 @@ class _Run:
                     message=_describe(record)))
         for stream in streams:
             stream.close()
-        self.on_event(Event('done', num_units=num_units))
         return records
 
     def _resume(self, index: int) -> Optional[UnitRecord]:

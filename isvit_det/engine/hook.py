@@ -1,6 +1,5 @@
 """SOSCalibrationHook: calibrates a model once its weights are loaded."""
 import contextlib
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Optional
@@ -30,12 +29,10 @@ class Outcome:
 
     Attributes:
         records: one of each unit.
-        seconds: wall time without evaluation.
         packed: the file written.
         provenance: what the file says of its making.
     """
     records: List[UnitRecord]
-    seconds: float
     packed: Path
     provenance: Dict[str, Any]
 
@@ -136,7 +133,6 @@ class SOSCalibrationHook(Hook):
             raise QuantError('SOSCalibrationHook: a model is not calibrated '
                              'with --tta; calibrate it without, and give the '
                              'packed file to --tta.')
-        start = time.perf_counter()
         images = self.prepare(runner)
         sos = self.sos_config(runner)
         origin = plain(
@@ -153,8 +149,7 @@ class SOSCalibrationHook(Hook):
             save_packed(model, packed, origin,
                         runner.test_loop.dataloader.dataset.metainfo)
             runner.logger.info(f'packed checkpoint: {packed}')
-        self.outcome = Outcome(records,
-                               time.perf_counter() - start, packed, origin)
+        self.outcome = Outcome(records, packed, origin)
 
     def before_test_epoch(self, runner: Runner) -> None:
         """Note how often every site has run."""
