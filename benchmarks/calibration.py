@@ -26,6 +26,7 @@ from torch import Tensor
 from benchmarks.restart import calibrate_by_restart
 from isvit_det.calibration.sos import calibrate
 from isvit_det.checkpoint import read_checkpoint
+from isvit_det.core.errors import QuantError
 from isvit_det.core.spec import SOSConfig
 from isvit_det.core.units import State
 from isvit_det.engine.configs import load_config, quantize_config_
@@ -136,13 +137,17 @@ def last_output(backbone: Any, image: Tensor) -> Tensor:
 
 
 def run_alone(scheme: str, argv: Sequence[str]) -> Dict[str, float]:
-    """``measure`` in a process of its own."""
+    """``measure`` in a process of its own.
+
+    Raises:
+        QuantError: if it fails, after its own errors.
+    """
     command = [sys.executable, '-m', 'benchmarks.calibration', *argv]
     run = subprocess.run(
         command + ['--scheme', scheme], stdout=subprocess.PIPE, text=True)
-    if run.returncode:
-        # It has said why.
-        sys.exit(run.returncode)
+    if run.returncode != 0:
+        raise QuantError(f'scheme {scheme} failed with exit status '
+                         f'{run.returncode}.')
     return json.loads(run.stdout.splitlines()[-1])
 
 

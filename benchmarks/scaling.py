@@ -5,8 +5,10 @@ Calibrates a backbone of random weights by ``benchmarks.calibration`` for each
 number of images and each depth, in processes of their own.
 """
 import argparse
+import sys
 
 from benchmarks.calibration import DRAWN, run_alone
+from isvit_det.engine.console import run_command
 from isvit_det.engine.report import format_table
 
 
@@ -46,4 +48,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(run_command(main))
