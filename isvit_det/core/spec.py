@@ -18,7 +18,6 @@ STREAMS = ('float', 'quantized')
 # Released code of I&S-ViT: its shift grid and its percentiles.
 PAPER_SHIFTS = (0.001, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.1, 0.2, 0.5, 1.)
 PAPER_PERCENTILES = (.999, .9999, .99999)
-WIDE_SHIFTS = (1e-6, 1e-5, 3e-5, 1e-4, 2e-4, 5e-4) + PAPER_SHIFTS
 WIDE_PERCENTILES = (.95, .97, .98, .99, .995, .999, .9995, .9999, .99999)
 # Learning rate and length of the paper's runs (section 4.1).
 PAPER_LR = 4e-5
@@ -43,7 +42,6 @@ METHODS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     dict(
         quant=dict(
             exponent='integer',
-            shifts=PAPER_SHIFTS,
             shift_error='attention',
             percentiles=PAPER_PERCENTILES,
             query_power=2.),
@@ -147,7 +145,7 @@ class QuantConfig:
     scope: str = 'backbone'
     softmax: str = 'sulq'
     exponent: str = 'table'
-    shifts: Tuple[float, ...] = WIDE_SHIFTS
+    shifts: Tuple[float, ...] = PAPER_SHIFTS
     shift_error: str = 'output'
     percentiles: Tuple[float, ...] = WIDE_PERCENTILES
     query_power: float = 3.
