@@ -139,9 +139,14 @@ def test_ablations_come_after_all_methods(monkeypatch):
     # A detector has no token to weigh, a classifier no heads to correct.
     assert not any('weigh_tokens' in name for name in order)
     assert not any('correct_heads' in name for name in ablations('-'))
-    assert ablations('-')['isvit, sos.mirror_images as published'] == {
-        'sos.mirror_images': False
-    }
+    # What only a classifier's preset turns on is tried the other way round.
+    for option in ('mirror_images', 'rotate_heads'):
+        assert ablations('-')[f'isvit, sos.{option} as published'] == {
+            f'sos.{option}': False
+        }
+        assert ablations('detector')[f'isvit, sos.{option}=True'] == {
+            f'sos.{option}': True
+        }
 
 
 def test_from_six_bits_up_only_the_default_is_run(monkeypatch):

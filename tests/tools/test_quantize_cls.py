@@ -12,6 +12,7 @@ from timm.models.swin_transformer import _create_swin_transformer
 from timm.models.vision_transformer import _create_vision_transformer
 
 from isvit_det.backbones.classifier import HeadUnit
+from isvit_det.core.rotation import rotate_heads_
 from isvit_det.datasets.drawn import generate
 from isvit_det.engine import classifier_run
 from isvit_det.engine.classifier_command import main
@@ -273,6 +274,26 @@ def test_any_setting_may_be_given(data, tmp_path):
     assert sos['iters'] == 2
     packed = torch.load(tmp_path / 'packed.pth', weights_only=True)
     assert packed['quant']['exponent'] == 'integer'
+
+
+@pytest.mark.parametrize('method, options, rotated', [
+    ('isvit', (), True),
+    ('isvit', ('--cfg-options', 'sos.rotate_heads=False'), False),
+    ('isvit_paper', (), False),
+])
+def test_isvit_rotates_heads(data, tmp_path, monkeypatch, method, options,
+                             rotated):
+    seen = []
+
+    def rotate_(heads):
+        seen.append(heads)
+        rotate_heads_(heads)
+
+    monkeypatch.setattr('isvit_det.calibration.sos.rotate_heads_', rotate_)
+    result = run(data, tmp_path, *short(data, '--method', method, *options))
+    assert result['provenance']['sos']['rotate_heads'] == rotated
+    # One for each of the blocks.
+    assert len(seen) == 2 * rotated
 
 
 @pytest.mark.parametrize('method, options, mirrored', [
