@@ -182,8 +182,12 @@ class _Run:
         records = []
         for index, unit in enumerate(self.units):
             start = time.perf_counter()
+            # What nothing reads again goes as the teacher passes over it.
+            free = (
+                self.sos.stage_one_inputs == 'quantized'
+                and streams[0] is not streams[1])
             targets, next_sizes = self._advance(self.teacher_units[index],
-                                                streams[0], sizes, False)
+                                                streams[0], sizes, free)
             record = self._resume(index)
             if record is None:
                 errors = self._three_stages(index, streams, sizes, targets)

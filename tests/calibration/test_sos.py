@@ -4,6 +4,7 @@ import torch
 
 from isvit_det.calibration import closed_form
 from isvit_det.calibration.sos import calibrate
+from isvit_det.calibration.store import ActivationStore
 from isvit_det.core.errors import QuantError
 from isvit_det.core.layers import list_sites, precision, quantizers
 from isvit_det.core.spec import QuantConfig, SOSConfig
@@ -156,6 +157,27 @@ def test_spilling_to_the_disk_changes_nothing_and_leaves_nothing(tmp_path):
     assert same_state(kept, spilled)
     left = (tmp_path / 'spilled' / 'spilled').rglob('*')
     assert not [path for path in left if path.is_file()]
+
+
+@pytest.mark.parametrize('inputs, streams', [('quantized', 2), ('float', 3)])
+def test_streams_that_nothing_reads_again_are_freed(tmp_path, monkeypatch,
+                                                    inputs, streams):
+    """Two streams, and a third one while stage 1 reads the teacher's."""
+    peak, sizes = 0, {}
+    append = ActivationStore.append
+
+    def watched(store, tensor):
+        nonlocal peak
+        before = store.pool.used
+        append(store, tensor)
+        sizes[store] = sizes.get(store, 0) + store.pool.used - before
+        peak = max(peak, store.pool.used)
+
+    monkeypatch.setattr(ActivationStore, 'append', watched)
+    images = toy_images()
+    calibrated(tmp_path, images=images, stage_one_inputs=inputs, iters=0)
+    largest = max(sizes.values())
+    assert streams - 1 < peak / largest <= streams + 1 / len(images)
 
 
 def test_the_seed_decides_the_codes(tmp_path):
