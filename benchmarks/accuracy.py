@@ -303,13 +303,7 @@ class Accuracy:
         if subject.scopes:
             argv = [subject.config, str(subject.weights), *argv]
             argv += ['--scope', key.scope, '--no-float-eval']
-            changed = {
-                key.replace('quant.', 'model.quant.').replace(
-                    'sos.', 'custom_hooks.0.sos.'):
-                value
-                for key, value in changed.items()
-            }
-            changed.update(self._images())
+            changed = {**changed, **self._images()}
             tool = 'quantize_det.py'
         else:
             argv = [subject.config, '--weights', str(subject.weights), *argv]
@@ -349,8 +343,9 @@ class Accuracy:
         return TUNE if self.args.tune else {}
 
     def _folder(self, key: Key) -> Path:
+        parts = ['tune'] * self.args.tune + list(dataclasses.astuple(key))
         return self.args.work_dir / '_'.join(
-            str(part).replace(' ', '') for part in dataclasses.astuple(key))
+            str(part).replace(' ', '') for part in parts)
 
 
 def _options(changed: Mapping[str, Any]) -> List[str]:

@@ -30,7 +30,7 @@ from isvit_det.core.errors import QuantError
 from isvit_det.core.spec import SOSConfig
 from isvit_det.core.units import State
 from isvit_det.engine.configs import load_config, quantize_config_
-from isvit_det.engine.console import run_command
+from isvit_det.engine.console import run_command, settings
 from isvit_det.engine.images import calibration_images
 from isvit_det.engine.report import format_table, peak_memory, relative_errors
 from isvit_det.registry import MODELS
@@ -79,8 +79,9 @@ def build(cfg: Config, checkpoint: str, seed: int) -> Any:
 def measure(args: argparse.Namespace) -> Dict[str, float]:
     """Calibrate by one scheme; seconds, bytes and errors."""
     register_all_modules(init_default_scope=True)
-    cfg = load_config(args.config, args.cfg_options)
-    quantize_config_(cfg, dict(bits=args.bits, method=args.method))
+    more = settings(args.cfg_options)
+    cfg = load_config(args.config, more.rest)
+    quantize_config_(cfg, dict(more.quant, bits=args.bits, method=args.method))
     cfg.model.backbone.init_cfg = None
     model = build(cfg, args.checkpoint or cfg.load_from, args.seed)
     # One draw: the last images are held out from the first.
@@ -92,6 +93,7 @@ def measure(args: argparse.Namespace) -> Dict[str, float]:
     teacher = copy.deepcopy(backbone)
     sos = SOSConfig.from_dict(
         dict(
+            more.sos,
             iters=args.iters,
             num_images=args.images,
             seed=args.seed,

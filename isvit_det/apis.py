@@ -4,8 +4,8 @@ import hashlib
 import tempfile
 from contextlib import nullcontext
 from pathlib import Path
-from typing import (Any, ContextManager, Dict, List, Optional, Sequence, Tuple,
-                    Union)
+from typing import (Any, ContextManager, Dict, List, Mapping, Optional,
+                    Sequence, Tuple, Union)
 
 import numpy as np
 from mmcv.transforms import Compose
@@ -33,7 +33,9 @@ def quantize_detector(model: Any,
                       method: str = 'isvit',
                       iters: Optional[int] = None,
                       seed: int = 0,
-                      work_dir: Optional[Union[str, Path]] = None) -> Any:
+                      work_dir: Optional[Union[str, Path]] = None,
+                      quant: Optional[Mapping[str, Any]] = None,
+                      sos: Optional[Mapping[str, Any]] = None) -> Any:
     """Make a detector in low bits from a float one.
 
     What is evaluated later must not be among the images; nobody checks it
@@ -50,6 +52,8 @@ def quantize_detector(model: Any,
         seed: of the minibatches.
         work_dir: keeps the state of the calibration, so that the same call
             goes on from there, or has nothing left to do; None keeps none.
+        quant: other settings of ``QuantConfig``, by name.
+        sos: other settings of ``SOSConfig``, by name.
 
     Returns:
         The detector on the same device. ``inference_detector`` takes it.
@@ -65,25 +69,26 @@ def quantize_detector(model: Any,
     if hasattr(model, 'quant_config'):
         raise QuantError('model: it is quantized already; give a float one.')
     cfg = copy.deepcopy(cfg)
-    quantize_config_(cfg, dict(bits=bits, scope=scope, method=method))
+    quantize_config_(cfg,
+                     dict(quant or {}, bits=bits, scope=scope, method=method))
     images = GivenImages(calib_images, get_test_pipeline_cfg(cfg.copy()))
     with config_errors():
         quantized = MODELS.build(cfg.model)
-    settings: Dict[str, Any] = dict(num_images=len(images), seed=seed)
+    settings = dict(sos or {}, num_images=len(images), seed=seed)
     if iters is not None:
         settings['iters'] = iters
-    sos = SOSConfig.from_dict(settings, quantized.quant_config)
+    config = SOSConfig.from_dict(settings, quantized.quant_config)
     quantized.load_state_dict(model.state_dict())
     quantized.cfg, quantized.dataset_meta = cfg, model.dataset_meta
     quantized.to(next(model.parameters()).device).eval()
-    origin = plain(describe_origin(quantized, None, images, sos))
+    origin = plain(describe_origin(quantized, None, images, config))
     key = fingerprint(origin, images.hashes(), [cfg.model, images.pipeline],
                       quantized)
     folder: ContextManager[Any] = nullcontext(work_dir)
     if work_dir is None:
         folder = tempfile.TemporaryDirectory()
     with folder as place:
-        calibrate_detector_(quantized, images, sos,
+        calibrate_detector_(quantized, images, config,
                             Path(place) / WORKSPACE, key,
                             MMLogger.get_current_instance())
     quantized.provenance = origin

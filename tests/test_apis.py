@@ -89,6 +89,17 @@ def test_an_unfinished_calibration_goes_on(tiny, model, tmp_path, monkeypatch):
     assert all(torch.equal(first[key], again[key]) for key in first)
 
 
+def test_other_settings_are_taken(tiny, model):
+    quantized = quantize_detector(
+        model,
+        pictures(tiny)[:1],
+        iters=0,
+        quant=dict(exponent='integer'),
+        sos=dict(closed_form_start=False))
+    assert quantized.quant_config.exponent == 'integer'
+    assert quantized.provenance['sos']['closed_form_start'] is False
+
+
 def test_bad_input_is_refused(tiny, model, tmp_path):
     path = pictures(tiny)[0]
     damaged = tmp_path / 'damaged.png'
@@ -100,6 +111,10 @@ def test_bad_input_is_refused(tiny, model, tmp_path):
             quantize_detector(model, images, iters=1)
     with pytest.raises(QuantError, match='2..8'):
         quantize_detector(model, [path], bits='w9a4')
+    with pytest.raises(QuantError, match='weight_bits'):
+        quantize_detector(model, [path], quant=dict(bit=4))
+    with pytest.raises(QuantError, match='closed_form_start'):
+        quantize_detector(model, [path], sos=dict(rate=4))
     with pytest.raises(QuantError, match='init_detector'):
         quantize_detector(model.backbone, [path])
     with pytest.raises(QuantError, match='quantize it first'):

@@ -60,7 +60,8 @@ def fold_channel_scales_(pair: NormLinear) -> None:
     integer leaves them as they are, and the median keeps sums in float32
     small when one narrow channel has a large zero point. Another s~, such as
     AdaLog's clipped mean, multiplies all of W by one number, which the
-    weights' scales per output channel take up: no code would be another.
+    weights' scales per output channel take up: stage 3 starts from the same
+    codes, and goes on as with another learning rate for this layer.
     Padding p becomes ``(p + s r2) / r1``: a position outside of the map
     keeps meaning what it meant.
 

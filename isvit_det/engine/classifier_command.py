@@ -1,7 +1,7 @@
 """The command line of tools/quantize_cls.py."""
 import argparse
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional
+from typing import List, Optional
 
 from mmengine.config import DictAction
 from mmengine.device import get_device
@@ -9,7 +9,8 @@ from mmengine.device import get_device
 from isvit_det.core.errors import QuantError
 from isvit_det.core.spec import METHODS
 from isvit_det.engine.classifier_run import ClassifierRun, table
-from isvit_det.engine.console import Parser, check_device, given, run_command
+from isvit_det.engine.console import (Parser, check_device, given, run_command,
+                                      settings)
 
 DESCRIPTION = """\
 Calibrate a timm ViT, DeiT or Swin classifier in low bits, write a packed
@@ -55,7 +56,6 @@ def parse_args(argv: Optional[List[str]]) -> argparse.Namespace:
     add('--cfg-options',
         nargs='+',
         action=DictAction,
-        default={},
         metavar='KEY=VALUE',
         help='other settings, such as quant.exponent=integer or sos.lr=1e-4')
     add('--work-dir',
@@ -75,25 +75,6 @@ def parse_args(argv: Optional[List[str]]) -> argparse.Namespace:
     return parser.parse(argv, 'quant.exponent=integer')
 
 
-def settings(options: Mapping[str, Any]) -> Dict[str, Dict[str, Any]]:
-    """Values of ``--cfg-options`` by what they are settings of.
-
-    >>> settings({'sos.lr': 1e-4})
-    {'quant': {}, 'sos': {'lr': 0.0001}}
-
-    Raises:
-        QuantError: naming a key of anything else.
-    """
-    found: Dict[str, Dict[str, Any]] = dict(quant={}, sos={})
-    for key, value in options.items():
-        owner, _, name = key.partition('.')
-        if owner not in found or not name:
-            raise QuantError(f'--cfg-options: unknown key {key!r}; expected '
-                             'quant.KEY or sos.KEY.')
-        found[owner][name] = value
-    return found
-
-
 def quantize(args: argparse.Namespace) -> None:
     """Do what the arguments ask for and print the table."""
     device = args.device or get_device()
@@ -101,17 +82,20 @@ def quantize(args: argparse.Namespace) -> None:
     asked = given(bits=args.bits, method=args.method)
     name = '_'.join([args.model, *asked.values()])
     more = settings(args.cfg_options)
+    if more.rest:
+        raise QuantError(f'--cfg-options: unknown key {min(more.rest)!r}; '
+                         'expected quant.KEY or sos.KEY.')
     run = ClassifierRun(
         args.model,
         args.weights,
         args.calib,
         args.val,
         quant={
-            **more['quant'],
+            **more.quant,
             **asked
         },
         sos={
-            **more['sos'],
+            **more.sos,
             **given(
                 num_images=args.calib_images,
                 iters=args.iters,

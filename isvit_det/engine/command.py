@@ -16,7 +16,8 @@ from isvit_det.core.files import local_checkpoint
 from isvit_det.core.spec import METHODS, SCOPES
 from isvit_det.engine.configs import (DETECTOR, config_errors, configure_hook_,
                                       load_config, quantize_config_)
-from isvit_det.engine.console import Parser, check_device, given, run_command
+from isvit_det.engine.console import (Parser, check_device, given, run_command,
+                                      settings)
 from isvit_det.engine.launch import joined
 from isvit_det.engine.report import format_table, silent_sites, table_rows
 from isvit_det.engine.run import QuantizationRun
@@ -64,7 +65,8 @@ def parse_args(argv: Optional[List[str]]) -> argparse.Namespace:
         nargs='+',
         action=DictAction,
         metavar='KEY=VALUE',
-        help='override settings of the config')
+        help='override settings of the config, or of the quantization: '
+        'quant.KEY=VALUE, sos.KEY=VALUE')
     add('--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],
         default='none',
@@ -80,8 +82,9 @@ def configure(args: argparse.Namespace) -> Config:
     Raises:
         QuantError: if they, the config or the checkpoint cannot be used.
     """
-    cfg = load_config(args.config, args.cfg_options)
-    quant: Dict[str, Any] = _given_settings(args)
+    more = settings(args.cfg_options)
+    cfg = load_config(args.config, more.rest)
+    quant: Dict[str, Any] = {**more.quant, **_given_settings(args)}
     source = args.checkpoint or cfg.get('load_from')
     if not source:
         raise QuantError('checkpoint: none is given and the config has no '
@@ -96,7 +99,7 @@ def configure(args: argparse.Namespace) -> Config:
             quant = found.to_dict()
     quantize_config_(cfg, quant)
     sos = given(num_images=args.calib_images, iters=args.iters, seed=args.seed)
-    configure_hook_(cfg, sos, args.store_gb)
+    configure_hook_(cfg, {**more.sos, **sos}, args.store_gb)
     cfg.load_from = str(path)
     cfg.resume = False
     cfg.launcher = args.launcher

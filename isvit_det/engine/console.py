@@ -1,7 +1,8 @@
 """What the commands share: one-line errors and exit statuses."""
 import argparse
 import sys
-from typing import Any, Callable, Dict, NoReturn, Optional, Sequence
+from typing import (Any, Callable, Dict, Mapping, NamedTuple, NoReturn,
+                    Optional, Sequence)
 
 import torch
 
@@ -40,6 +41,35 @@ def given(**values: Any) -> Dict[str, Any]:
     {'bits': 'w4a4'}
     """
     return {key: value for key, value in values.items() if value is not None}
+
+
+class Settings(NamedTuple):
+    """Values of ``--cfg-options`` by what they are settings of.
+
+    Attributes:
+        quant: of ``QuantConfig``, given as ``quant.KEY``.
+        sos: of ``SOSConfig``, given as ``sos.KEY``.
+        rest: of anything else.
+    """
+    quant: Dict[str, Any]
+    sos: Dict[str, Any]
+    rest: Dict[str, Any]
+
+
+def settings(options: Optional[Mapping[str, Any]]) -> Settings:
+    """Sort the values of ``--cfg-options``.
+
+    >>> settings({'sos.lr': 1e-4, 'model.backbone.depth': 3})
+    Settings(quant={}, sos={'lr': 0.0001}, rest={'model.backbone.depth': 3})
+    """
+    found = Settings({}, {}, {})
+    for key, value in (options or {}).items():
+        owner, _, name = key.partition('.')
+        if name and owner in ('quant', 'sos'):
+            getattr(found, owner)[name] = value
+        else:
+            found.rest[key] = value
+    return found
 
 
 def check_device(device: str) -> None:

@@ -10,6 +10,9 @@ from isvit_det.core.rotation import rotate_heads_
 from isvit_det.core.spec import SOSConfig
 from isvit_det.core.units import State
 
+# Ends of the names of the layers that read a LayerNorm's output.
+READERS = ('.qkv', '.fc1', '.ffn.layers.0.0', '.reduction')
+
 
 def pair_up(source, model):
     """Give a float backbone lively weights and a quantized one the same."""
@@ -111,12 +114,19 @@ def record_codes(model, x):
 def check_stage_two(model, x, first):
     """Stage 2 moves no code in float64, and next to none in float32.
 
+    It is for every layer that reads a norm.
+
     Args:
         model: of the dtype of ``x``.
         x: an image.
         first: start of the names of the first block's sites.
     """
     pairs = [pair for unit in model.units() for pair in unit.pairs()]
+    linears = {pair.linear for pair in pairs}
+    readers = [(name, layer) for name, layer in model.named_modules()
+               if name.endswith(READERS)]
+    assert readers
+    assert not [name for name, layer in readers if layer not in linears]
     for pair in pairs:
         use_channel_scales_(pair)
     with observe(model):

@@ -1,4 +1,6 @@
 """The three stages on a toy network: what they learn, keep and resume."""
+from collections import Counter
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ from isvit_det.core.errors import QuantError
 from isvit_det.core.layers import list_sites, precision, quantizers
 from isvit_det.core.spec import QuantConfig, SOSConfig
 from isvit_det.core.units import State
-from tests.toy import toy, toy_images
+from tests.toy import MlpUnit, toy, toy_images
 
 SHORT = dict(iters=30, lr=1e-3)
 
@@ -198,6 +200,23 @@ def test_images_are_read_once_and_one_by_one(tmp_path):
 
     calibrated(tmp_path, images=images())
     assert len(pulled) == len(toy_images())
+
+
+def test_the_work_for_a_unit_does_not_grow_with_its_depth(
+        tmp_path, monkeypatch):
+    """No unit is run again for those after it."""
+    runs = Counter()
+    forward = MlpUnit.forward
+
+    def counted(unit, state):
+        runs[unit.name] += 1
+        return forward(unit, state)
+
+    monkeypatch.setattr(MlpUnit, 'forward', counted)
+    # To weigh tokens is another pass of its own.
+    calibrated(tmp_path, weigh_tokens=False)
+    assert len(runs) == 3
+    assert len(set(runs.values())) == 1
 
 
 def test_events_count_up_to_the_end_of_every_stage(tmp_path):

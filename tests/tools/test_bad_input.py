@@ -82,6 +82,8 @@ def refuse(tiny, tmp_path, capsys, monkeypatch):
       ], ['/dev/null']),
     (['--cfg-options', 'model.quant.bit=4'], ["['bit']", 'weight_bits']),
     (['--cfg-options', 'model.quant.input_bits=9'], ['quant.input_bits', '9']),
+    (['--cfg-options', 'quant.bit=4'], ["['bit']", 'weight_bits']),
+    (['--cfg-options', 'sos.rate=1'], ["['rate']", 'lr']),
     (['--cfg-options', 'model.no_such_key=4'], ['no_such_key']),
     (['--cfg-options', 'model.backbone.type=ResNet'
       ], ['ResNet', 'SwinTransformer']),

@@ -19,6 +19,7 @@ from mmengine.runner import Runner
 
 from isvit_det.core.layers import list_sites
 from isvit_det.core.quantizers import Quantizer
+from isvit_det.core.spec import QuantConfig
 from isvit_det.datasets.drawing import CLASSES
 from isvit_det.engine import command
 from isvit_det.engine.command import configure, main, parse_args
@@ -347,6 +348,20 @@ def test_other_methods_go_the_same_way(tiny, tmp_path, method, scope):
         'UniformQuantizer',
         'Log2Quantizer' if method == 'repq' else 'ShiftUniformLog2Quantizer'
     }
+
+
+def test_a_float_config_takes_any_setting_from_the_command(tiny):
+    """Those that have an option of their own are the option's."""
+    cfg = configure(
+        parse_args([
+            tiny.config, tiny.checkpoint, '--iters', '7', '--cfg-options',
+            'quant.exponent=integer', 'quant.percentiles=.9,.99',
+            'sos.rotate_heads=True', 'sos.iters=3'
+        ]))
+    quant = QuantConfig.from_dict(cfg.model.quant)
+    assert (quant.exponent, quant.percentiles) == ('integer', (.9, .99))
+    hook, = cfg.custom_hooks
+    assert dict(hook.sos) == dict(rotate_heads=True, iters=7)
 
 
 def test_settings_given_are_part_of_the_default_work_directory(tiny):
