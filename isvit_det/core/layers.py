@@ -115,9 +115,8 @@ class QuantMatMul(nn.Module):
     def of_query_key(cls, config: QuantConfig) -> 'QuantMatMul':
         """Product of query and key."""
         query, key = (
-            UniformQuantizer(
-                config.act_bits, 'act', config.percentiles, power=power)
-            for power in (config.query_power, 2.))
+            UniformQuantizer(config.act_bits, 'act', config.percentiles)
+            for _ in range(2))
         return cls(query, key)
 
     @classmethod

@@ -125,7 +125,6 @@ class UniformQuantizer(Quantizer):
         percentiles: grid that ranges are searched in.
         num_channels: C, or None for one scale of the whole tensor.
         axis: dimension of the channels.
-        power: of the errors that ranges are chosen by.
 
     Buffers:
         scale: float, shape () or (C,).
@@ -139,13 +138,11 @@ class UniformQuantizer(Quantizer):
                  role: str,
                  percentiles: Sequence[float] = (1., ),
                  num_channels: Optional[int] = None,
-                 axis: int = -1,
-                 power: float = 2.) -> None:
+                 axis: int = -1) -> None:
         super().__init__(bits, role)
         self.percentiles = tuple(percentiles)
         self.num_channels = num_channels
         self.axis = axis
-        self.power = power
         shape = () if num_channels is None else (num_channels, )
         self.register_buffer('scale', torch.ones(shape))
         self.register_buffer('zero_point',
@@ -159,9 +156,8 @@ class UniformQuantizer(Quantizer):
         return RangeObserver(self.num_channels or 1, self.axis)
 
     def search_(self, observer: RangeObserver) -> None:
-        self._set_(
-            *search_affine(observer.samples(), observer.low, observer.high,
-                           self.percentiles, self.bits, self.power))
+        self._set_(*search_affine(observer.samples(), observer.low,
+                                  observer.high, self.percentiles, self.bits))
 
     def fit_tensor_(self, x: Tensor) -> None:
         """Search the ranges on all of one tensor, exactly: for weights."""
@@ -174,7 +170,7 @@ class UniformQuantizer(Quantizer):
         rows = rows if rows.shape[1] > 1 else rows.expand(-1, 2)
         self._set_(*search_affine(
             Samples(rows, torch.ones_like(rows)), rows[:, 0], rows[:, -1],
-            self.percentiles, self.bits, self.power))
+            self.percentiles, self.bits))
         self.mark_fitted_()
 
     def _set_(self, scale: Tensor, zero_point: Tensor) -> None:

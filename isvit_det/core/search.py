@@ -194,13 +194,10 @@ def quantiles(samples: Samples, shares: Sequence[float]) -> Tensor:
     return out.transpose(0, 1)
 
 
-def search_affine(samples: Samples,
-                  low: Tensor,
-                  high: Tensor,
+def search_affine(samples: Samples, low: Tensor, high: Tensor,
                   percentiles: Sequence[float],
-                  bits: int,
-                  power: float = 2.) -> Tuple[Tensor, Tensor]:
-    """Range of least error among percentiles, for each row.
+                  bits: int) -> Tuple[Tensor, Tensor]:
+    """Range of least squared error among percentiles, for each row.
 
     Args:
         samples: C rows of values, ascending.
@@ -209,7 +206,6 @@ def search_affine(samples: Samples,
         percentiles: K shares; p keeps [quantile(1 - p), quantile(p)], and 1
             the whole range.
         bits: width of the codes.
-        power: of the errors that are summed.
 
     Returns:
         ``scale`` and ``zero_point`` of shape (C,) (RepQ-ViT's search, over
@@ -229,7 +225,7 @@ def search_affine(samples: Samples,
                                bits)
         decoded = uniform_decode(codes, scale[:, None], zero[:, None])
         error = (
-            decoded.sub_(samples.values).abs_().pow_(power).mul_(
+            decoded.sub_(samples.values).square_().mul_(
                 samples.weights).sum(1))
         better = error < best_error
         best_error = torch.where(better, error, best_error)

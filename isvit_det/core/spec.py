@@ -26,25 +26,18 @@ PAPER_ITERS = 1000
 METHODS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     'minmax':
     dict(
-        quant=dict(
-            softmax='uniform',
-            percentiles=(1., ),
-            query_power=2.,
-            channelwise=False),
+        quant=dict(softmax='uniform', percentiles=(1., ), channelwise=False),
         sos=dict(iters=0)),
     'repq':
     dict(
-        quant=dict(
-            softmax='log_sqrt2', percentiles=PAPER_PERCENTILES,
-            query_power=2.),
+        quant=dict(softmax='log_sqrt2', percentiles=PAPER_PERCENTILES),
         sos=dict(iters=0)),
     'isvit_paper':
     dict(
         quant=dict(
             exponent='integer',
             shift_error='attention',
-            percentiles=PAPER_PERCENTILES,
-            query_power=2.),
+            percentiles=PAPER_PERCENTILES),
         sos=dict()),
     'isvit':
     dict(
@@ -132,9 +125,6 @@ class QuantConfig:
             is of small values, which the first lets go.
         percentiles: share of values inside a range, the grid that ranges are
             chosen from; 1 is min-max.
-        query_power: ranges of queries have the least sum of errors to this
-            power. Above 2 fewer values are clipped; queries cut short make
-            the attention flatter.
         channelwise: quantize post-LayerNorm activations per channel and fold
             them into one scale per tensor (the paper's stage 2).
     """
@@ -148,7 +138,6 @@ class QuantConfig:
     shifts: Tuple[float, ...] = PAPER_SHIFTS
     shift_error: str = 'output'
     percentiles: Tuple[float, ...] = WIDE_PERCENTILES
-    query_power: float = 3.
     channelwise: bool = True
 
     def __post_init__(self) -> None:
@@ -160,8 +149,6 @@ class QuantConfig:
         _check_choice('quant.softmax', self.softmax, SOFTMAX_QUANTIZERS)
         _check_choice('quant.exponent', self.exponent, EXPONENTS)
         _check_choice('quant.shift_error', self.shift_error, SHIFT_ERRORS)
-        _check_number('quant.query_power', self.query_power, 1., 8.,
-                      (int, float))
         _check_choice('quant.channelwise', self.channelwise, (True, False))
         for key, low in (('shifts', 1e-9), ('percentiles', .5)):
             grid = getattr(self, key)
@@ -202,7 +189,7 @@ class QuantConfig:
         isvit_det.core.errors.QuantError: quant: unknown keys ['bit']; \
 expected a subset of ['method', 'weight_bits', 'act_bits', 'input_bits', \
 'scope', 'softmax', 'exponent', 'shifts', 'shift_error', 'percentiles', \
-'query_power', 'channelwise'].
+'channelwise'].
         """
         values = dict(values)
         method = values.get('method', cls.method)

@@ -57,19 +57,6 @@ def test_uncalibrated_layers_compute_what_float_layers_compute(net, images):
     assert torch.equal(net(images), float_output(net, images))
 
 
-def test_ranges_of_queries_alone_are_searched_by_their_own_power():
-    x = torch.randn(64, 50, generator=torch.Generator().manual_seed(0))
-    scales = []
-    for power in (2., 4.):
-        product = QuantMatMul.of_query_key(
-            QuantConfig(act_bits=3, query_power=power))
-        with observe(product):
-            product(x, x.T)
-        scales.append([q.scale.item() for q in quantizers(product).values()])
-    (query, key), (wide_query, same_key) = scales
-    assert wide_query > query == key == same_key
-
-
 def test_calibration_leaves_the_mode_alone_and_precision_turns_it_on(
         net, images):
     wanted = float_output(net, images)

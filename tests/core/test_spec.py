@@ -21,7 +21,6 @@ from isvit_det.core.spec import METHODS, QuantConfig, SOSConfig
     (dict(softmax='log3'), ['quant.softmax', 'log_sqrt2']),
     (dict(exponent='float'), ['quant.exponent', 'table']),
     (dict(shifts=[]), ['quant.shifts', 'list']),
-    (dict(query_power=9), ['quant.query_power', '9', '1 and 8']),
     (dict(percentiles=[1.2]), ['quant.percentiles', '1.2']),
 ])
 def test_a_wrong_setting_is_named_with_what_is_allowed(values, words):
@@ -61,7 +60,6 @@ def test_the_papers_method_has_the_papers_settings():
     assert paper.softmax == 'sulq' and paper.exponent == 'integer'
     assert paper.percentiles == (.999, .9999, .99999)
     assert paper.shift_error == 'attention' and paper.channelwise
-    assert paper.query_power == 2
     assert (min(paper.shifts), max(paper.shifts)) == (.001, 1.)
     sos = SOSConfig.from_dict({}, paper)
     assert (sos.num_images, sos.iters, sos.lr) == (1024, 1000, 4e-5)
@@ -79,7 +77,6 @@ def test_baselines_do_not_optimise():
     for method in ('minmax', 'repq'):
         config = QuantConfig.from_dict(dict(method=method))
         assert SOSConfig.from_dict({}, config).iters == 0
-        assert config.query_power == 2
     minmax = QuantConfig.from_dict(dict(method='minmax'))
     assert minmax.percentiles == (1., ) and not minmax.channelwise
     assert minmax.softmax == 'uniform'
