@@ -4,11 +4,11 @@
 Four models: the embedded detectors with Swin and DeiT; a real DeiT-tiny as a
 classifier, where COCO_ROOT names a folder and DEIT_TINY a file; and, where
 COCO_ROOT does, the detector of `make learn-coco60` on the images that it has
-learned. From 6 bits up only `isvit` is run. An ablation, on the first
-detector and the classifier, is `isvit` with one option as in `isvit_paper` or
-set otherwise; its table shows by how much that changes the figures of the
-same seeds. A third table has other numbers of images and, on the first seed,
-of iterations.
+learned. From 6 bits up only `isvit` is run. An ablation, on Swin and the
+classifier, with --tune on DeiT too, is `isvit` with one option as in
+`isvit_paper` or set otherwise; its table shows by how much that changes the
+figures of the same seeds. A third table has other numbers of images and of
+iterations, on the first seed.
 
 A run is a cell, a line of cells.jsonl in the work directory; cells found
 there are not run again, so the command goes on after an interruption; give
@@ -43,8 +43,8 @@ ROOT = Path(__file__).parents[1]
 LOW_BITS = ('w3a3', 'w4a4')
 BITS = LOW_BITS + ('w6a6', 'w8a8')
 METHOD_ROWS = ('repq', 'isvit_paper', 'isvit')
-# Variants with other numbers of images and of iterations than usual; those
-# with other iterations are run on the first seed.
+# Variants with other numbers of images or of iterations than usual, which are
+# run on the first seed.
 EXTENTS = (
     ('isvit', 16, None),
     ('isvit', 256, None),
@@ -144,7 +144,8 @@ def subjects(args: argparse.Namespace) -> Dict[str, Subject]:
         config = f'configs/drawn/mask-rcnn_{backbone}_isvit-w4a4_drawn.py'
         found[name] = Subject(config,
                               Path(load_config(config, None).load_from),
-                              ('detector', 'backbone'), name == 'swin')
+                              ('detector', 'backbone'), name == 'swin'
+                              or args.tune)
     images = os.environ.get('COCO_ROOT')
     weights = Path(os.environ.get('DEIT_TINY', ''))
     if images and weights.is_file():
@@ -212,19 +213,18 @@ def keys(args: argparse.Namespace, known: Mapping[str,
                     scope = 'detector' if subject.scopes else '-'
                     variants = [(variant, *usual)
                                 for variant in ablations(scope)]
-                    variants += extents(args, seed)
+                    if seed == args.seeds[0]:
+                        variants += extents(args)
                     for variant, images, iters in variants:
                         yield Key(name, bits, scope, variant, seed, images,
                                   iters)
 
 
-def extents(args: argparse.Namespace,
-            seed: int) -> Iterator[Tuple[str, int, int]]:
-    """Variants of a seed with other images or iterations than usual."""
+def extents(args: argparse.Namespace) -> Iterator[Tuple[str, int, int]]:
+    """Variants with other images or iterations than usual."""
     for variant, images, iters in EXTENTS:
         found = (images or args.images, args.iters if iters is None else iters)
-        if found != (args.images, args.iters) and (iters is None
-                                                   or seed == args.seeds[0]):
+        if found != (args.images, args.iters):
             yield (variant, *found)
 
 

@@ -101,6 +101,14 @@ def test_tuning_stays_on_the_train_split(bench):
         assert not any('_val' in x or '=val' in x for x in options)
 
 
+def test_options_are_chosen_on_both_detectors(bench):
+    for words in ([], ['--tune']):
+        made = bench('--models', 'deit', '--bits', 'w4a4', '--seeds', '0',
+                     *words)
+        assert any('sos.weigh_locations=False' in argv
+                   for argv in made) == bool(words)
+
+
 def test_scopes_share_a_calibration(bench):
     made = bench(*FEW)
     whole, = [
@@ -170,19 +178,18 @@ def test_other_images_and_iterations(bench, capsys):
             for flag in ('--calib-images', '--iters')) for argv in made
         if '--seed' in argv and argv[argv.index('--method') + 1] == 'isvit'
     ]
-    # A curve of images on all seeds, of iterations on the first.
-    assert {extents.count((images, 100)) for images in (16, 256)} == {3}
+    assert {extents.count((images, 100)) for images in (16, 256)} == {1}
     assert extents.count((64, 0)) == 1
     # With and without stage 1.
     assert extents.count((64, 500)) == 2
     table = capsys.readouterr().out.split('images and iterations\n\n')[1]
     lines = [line.split('|')[2:6] for line in table.splitlines()[2:7]]
     assert [tuple(map(str.strip, line)) for line in lines] == [
-        ('isvit', '16', '100', '3 of 3'),
+        ('isvit', '16', '100', '1 of 1'),
         ('isvit', '64', '0', '1 of 1'),
         ('isvit', '64', '100', '3 of 3'),
         ('isvit', '64', '500', '1 of 1'),
-        ('isvit', '256', '100', '3 of 3'),
+        ('isvit', '256', '100', '1 of 1'),
     ]
 
 
