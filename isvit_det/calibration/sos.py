@@ -183,9 +183,7 @@ class _Run:
         for index, unit in enumerate(self.units):
             start = time.perf_counter()
             # What nothing reads again goes as the teacher passes over it.
-            free = (
-                self.sos.stage_one_inputs == 'quantized'
-                and streams[0] is not streams[1])
+            free = self._first(streams) is not streams[0]
             targets, next_sizes = self._advance(self.teacher_units[index],
                                                 streams[0], sizes, free)
             record = self._resume(index)
@@ -247,13 +245,19 @@ class _Run:
             out_sizes.append(state.size)
         return outputs, interleave(gather(out_sizes))
 
+    def _first(
+            self, streams: Tuple[ActivationStore,
+                                 ActivationStore]) -> ActivationStore:
+        """The stream that ranges and stage 1 see."""
+        return streams[self.sos.stage_one_inputs == 'quantized']
+
     def _three_stages(self, index: int, streams: Tuple[ActivationStore,
                                                        ActivationStore],
                       sizes: Sizes,
                       targets: ActivationStore) -> Dict[str, float]:
         unit = self.units[index]
         pairs = unit.pairs() if self.quant.channelwise else []
-        first = streams[self.sos.stage_one_inputs == 'quantized']
+        first = self._first(streams)
         errors = {}
         gauge = last_gauge = Gauge(
             self._sampler(index, 0, first, sizes, targets))

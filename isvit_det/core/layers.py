@@ -114,10 +114,9 @@ class QuantMatMul(nn.Module):
     @classmethod
     def of_query_key(cls, config: QuantConfig) -> 'QuantMatMul':
         """Product of query and key."""
-        query, key = (
-            UniformQuantizer(config.act_bits, 'act', config.percentiles)
-            for _ in range(2))
-        return cls(query, key)
+        return cls(
+            *(UniformQuantizer(config.act_bits, 'act', config.percentiles)
+              for _ in range(2)))
 
     @classmethod
     def of_attention_value(cls, config: QuantConfig) -> 'QuantMatMul':
