@@ -51,6 +51,7 @@ EXTENTS = (
     ('isvit', None, 0),
     ('isvit', None, 500),
     ('isvit, sos.stage_one_share=0.0', None, 500),
+    ('isvit_paper', None, 500),
 )
 # Titles of the figures, their units and digits.
 DETECTOR_FIGURES = dict(
