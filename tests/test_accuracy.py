@@ -172,18 +172,17 @@ def test_from_six_bits_up_only_the_default_is_run(monkeypatch):
 
 def test_other_images_and_iterations(bench, capsys):
     made = bench('--models', 'swin', '--bits', 'w4a4')
-    calibrated = [argv for argv in made if '--seed' in argv]
-    extents, paper = ([
-        tuple(
-            int(argv[argv.index(flag) + 1])
-            for flag in ('--calib-images', '--iters')) for argv in calibrated
-        if argv[argv.index('--method') + 1] == method
-    ] for method in ('isvit', 'isvit_paper'))
-    assert {extents.count((images, 100)) for images in (16, 256)} == {1}
-    assert extents.count((64, 0)) == 1
+    runs = [
+        tuple(argv[argv.index(flag) + 1]
+              for flag in ('--method', '--calib-images', '--iters'))
+        for argv in made if '--seed' in argv
+    ]
+    assert {runs.count(('isvit', images, '100'))
+            for images in ('16', '256')} == {1}
+    assert runs.count(('isvit', '64', '0')) == 1
     # With and without stage 1.
-    assert extents.count((64, 500)) == 2
-    assert paper.count((64, 500)) == 1
+    assert runs.count(('isvit', '64', '500')) == 2
+    assert runs.count(('isvit_paper', '64', '500')) == 1
     table = capsys.readouterr().out.split('images and iterations\n\n')[1]
     lines = [line.split('|')[2:6] for line in table.splitlines()[2:7]]
     assert [tuple(map(str.strip, line)) for line in lines] == [
