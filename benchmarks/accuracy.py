@@ -20,6 +20,7 @@ cells that the README's tables were made of.
 import argparse
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import statistics
@@ -32,7 +33,7 @@ from typing import (Any, Dict, Iterable, Iterator, List, Mapping, Optional,
 
 from benchmarks.scopes import keep_backbone
 from isvit_det.checkpoint import file_hash
-from isvit_det.core.spec import QuantConfig, SOSConfig, optimises
+from isvit_det.core.spec import QuantConfig, SOSConfig, optimises, parse_bits
 from isvit_det.engine.cells import Cell
 from isvit_det.engine.classifier_run import CLASSIFIER_SOS
 from isvit_det.engine.configs import load_config
@@ -40,8 +41,7 @@ from isvit_det.engine.console import run_command
 from isvit_det.engine.report import format_table
 
 ROOT = Path(__file__).parents[1]
-LOW_BITS = ('w3a3', 'w4a4')
-BITS = LOW_BITS + ('w6a6', 'w8a8')
+BITS = ('w3a3', 'w4a4', 'w6a6', 'w8a8')
 METHOD_ROWS = ('repq', 'isvit_paper', 'isvit')
 # Variants with other numbers of images or of iterations than usual, which are
 # run on the first seed.
@@ -98,12 +98,14 @@ class Subject:
         scopes: of a detector; none for a classifier.
         ablated: whether single options are tried on it.
         options: settings of the command line.
+        dataset: names the images.
     """
     config: str
     weights: Path
     scopes: Tuple[str, ...] = ()
     ablated: bool = False
     options: Tuple[str, ...] = ()
+    dataset: str = 'drawn'
 
 
 @dataclass(frozen=True)
@@ -148,20 +150,31 @@ def subjects(args: argparse.Namespace) -> Dict[str, Subject]:
                               ('detector', 'backbone'), name == 'swin'
                               or args.tune)
     images = os.environ.get('COCO_ROOT')
+    dataset = hash_names(Path(images)) if images else ''
     weights = Path(os.environ.get('DEIT_TINY', ''))
     if images and weights.is_file():
         options = ['--calib', f'{images}/train2017']
         if not args.tune:
             options += ['--val', f'{images}/val2017']
         found['deit-tiny'] = Subject('deit_tiny_patch16_224', weights, (),
-                                     True, tuple(options))
+                                     True, tuple(options), dataset)
     learned = Path('work_dirs/coco60/float.pth')
     if images and learned.is_file() and not args.tune:
         found['coco60'] = Subject(
             'configs/coco_subset/'
             'mask-rcnn_deit-t-p16_sfpn_isvit-w4a4_320px_coco60_learned.py',
-            learned, ('detector', 'backbone'))
+            learned, ('detector', 'backbone'),
+            dataset=dataset)
     return {name: found[name] for name in args.models if name in found}
+
+
+def hash_names(root: Path) -> str:
+    """Tells COCO folders apart by the names of their images."""
+    names = [
+        f'{split}/{path.name}' for split in ('train2017', 'val2017')
+        for path in root.joinpath(split).rglob('*')
+    ]
+    return hashlib.sha256('\n'.join(sorted(names)).encode()).hexdigest()[:16]
 
 
 def ablations(scope: str) -> Dict[str, Dict[str, Any]]:
@@ -201,7 +214,7 @@ def keys(args: argparse.Namespace, known: Mapping[str,
     for seed in args.seeds:
         for bits in args.bits:
             for name, subject in known.items():
-                methods = METHOD_ROWS if bits in LOW_BITS else ('isvit', )
+                methods = METHOD_ROWS if is_low(bits) else ('isvit', )
                 for scope in subject.scopes or ('-', ):
                     for method in methods:
                         yield Key(name, bits, scope, method, seed, *usual)
@@ -210,7 +223,7 @@ def keys(args: argparse.Namespace, known: Mapping[str,
     for seed in args.seeds:
         for bits in args.bits:
             for name, subject in known.items():
-                if bits in LOW_BITS and subject.ablated:
+                if is_low(bits) and subject.ablated:
                     scope = 'detector' if subject.scopes else '-'
                     variants = [(variant, *usual)
                                 for variant in ablations(scope)]
@@ -219,6 +232,11 @@ def keys(args: argparse.Namespace, known: Mapping[str,
                     for variant, images, iters in variants:
                         yield Key(name, bits, scope, variant, seed, images,
                                   iters)
+
+
+def is_low(bits: str) -> bool:
+    """Whether methods differ enough at these bits to be compared."""
+    return min(parse_bits(bits)) < 6
 
 
 def extents(args: argparse.Namespace) -> Iterator[Tuple[str, int, int]]:
@@ -257,9 +275,12 @@ class Accuracy:
                     self.done[cell['id']] = cell
 
     def id(self, key: Key) -> str:
-        """Names the settings and weights of a cell; code is not among them."""
+        """Names settings, weights and images of a cell, but not the code."""
         settings = dataclasses.asdict(key)
-        settings.update(tune=self.args.tune, weights=self.hashes[key.subject])
+        settings.update(
+            tune=self.args.tune,
+            weights=self.hashes[key.subject],
+            dataset=self.subjects[key.subject].dataset)
         return json.dumps(settings, sort_keys=True)
 
     def find(self, key: Key) -> Optional[Mapping[str, Any]]:
@@ -418,6 +439,8 @@ def print_tables(accuracy: Accuracy, name: str, wanted: List[Key]) -> None:
     if accuracy.subjects[name].scopes:
         figures = DETECTOR_FIGURES
     usual = accuracy.args.images, accuracy.args.iters
+    title = f'{name}, scope detector,' if accuracy.subjects[
+        name].scopes else f'{name},'
     # Runs go seed by seed; a row has all seeds.
     wanted = sorted(wanted, key=lambda key: (key.bits, key.scope))
     cells = [key for key in wanted if key.extent == usual]
@@ -430,17 +453,19 @@ def print_tables(accuracy: Accuracy, name: str, wanted: List[Key]) -> None:
     if single:
         table = rows(((key, accuracy.change(key)) for key in single),
                      ('bits', 'option'), figures, '+')
-        print(f'\n{name}, what a single option changes\n\n'
+        print(f'\n{title} what a single option changes\n\n'
               f'{format_table(table)}')
     if extent:
-        names = {(key.bits, key.variant, key.scope) for key in extent}
+        names = {(key.bits, key.variant, key.scope, key.seed)
+                 for key in extent}
         extent += [
-            key for key in cells if (key.bits, key.variant, key.scope) in names
+            key for key in cells
+            if (key.bits, key.variant, key.scope, key.seed) in names
         ]
         extent.sort(key=lambda key: (key.bits, key.variant, *key.extent))
         table = rows(((key, accuracy.find(key)) for key in extent),
                      ('bits', 'variant', 'images', 'iters'), figures)
-        print(f'\n{name}, images and iterations\n\n{format_table(table)}')
+        print(f'\n{title} images and iterations\n\n{format_table(table)}')
 
 
 def parse_args() -> argparse.Namespace:

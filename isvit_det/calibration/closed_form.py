@@ -127,13 +127,14 @@ class _Watcher:
         self.generator = torch.Generator()
         self.start_image(0)
 
-    def start_image(self, image: int) -> None:
+    def start_image(self, image: int, first: int = 0) -> None:
         """Note which image the next calls are for."""
         self.moments = self.held if image % HELD_OUT == HELD_OUT - 1 \
             else self.used
         self.generator.manual_seed(image)
         self.image = image
-        self.pending: Optional[Tuple[Tensor, Tensor]] = None
+        self.first = first
+        self.pending: Optional[Tuple[Tensor, Tensor, Optional[Tensor]]] = None
 
     @torch.no_grad()
     def __call__(self, layer: Layer, args: Tuple[Tensor]) -> None:
@@ -142,36 +143,50 @@ class _Watcher:
             return
         q = layer.input_quantizer.decode(layer.input_quantizer.encode(x))
         views = [_rows(layer, values) for values in (x, q)]
-        rows = self._choose(layer, *views[0].shape[:3])
+        rows, counts = self._choose(layer, *views[0].shape[:3])
         x, q = (_take(view, rows) for view in views)
+        if counts is not None:
+            counts = counts.to(q)
         if self.explained:
-            self.pending = rows, q
+            self.pending = rows, q, counts
             return
         for part, moments in zip(self.parts, self.moments):
             lost = (x[:, part] - q[:, part]) @ self.weight[:, part].T
-            moments.add(q[:, part], lost)
+            moments.add(q[:, part], lost, counts)
 
     def _choose(self, layer: Layer, num: int, height: int,
-                width: int) -> Tensor:
-        """Numbers of the rows that are looked at, of ``num`` maps."""
+                width: int) -> Tuple[Tensor, Optional[Tensor]]:
+        """Numbers of the rows that are looked at, of ``num`` maps.
+
+        And how often each counts, shape (n, 1), None for once. Rows that are
+        there in any case count by the share that is drawn of the others.
+        """
         if self.locations is not None and num == 1:
             found = self.locations(layer, self.image, (height, width))
             if found is not None:
-                return found
+                return found, None
         total = num * height * width
         if total <= ROWS_PER_CALL:
-            return torch.arange(total)
-        return torch.randint(
-            total, (ROWS_PER_CALL, ), generator=self.generator)
+            return torch.arange(total), None
+        drawn = torch.randint(
+            self.first, total, (ROWS_PER_CALL, ), generator=self.generator)
+        if not self.first:
+            return drawn, None
+        rows = torch.cat([torch.arange(self.first), drawn])
+        counts = torch.ones(len(rows), 1)
+        counts[:self.first] = ROWS_PER_CALL / (total - self.first)
+        return rows, counts
 
     def explain(self, residual: Tensor, weights: Optional[Tensor]) -> None:
         """Give what rows of the last run's output lack, if there was one."""
         if self.pending is None:
             return
-        rows, q = self.pending
+        rows, q, counts = self.pending
         moments, = self.moments
-        moments.add(q, residual[rows],
-                    None if weights is None else weights[rows])
+        if weights is not None:
+            weights = weights[rows]
+            counts = weights if counts is None else weights * counts
+        moments.add(q, residual[rows], counts)
 
 
 def rows_of_input(layer: Layer, x: Tensor, rows: Tensor) -> Tensor:
@@ -231,13 +246,16 @@ class Correction:
             for layer, watcher in self.watchers.items()
         ]
 
-    def start_image(self, image: int) -> None:
+    def start_image(self, image: int, first: int = 0) -> None:
         """Say which image the model runs next.
 
-        Of the image numbers, every fourth is held out to choose the ridge.
+        Args:
+            image: its number; every fourth is held out to choose the ridge.
+            first: rows at the start of each input that are looked at however
+                few are drawn of the others, such as a class token's.
         """
         for watcher in self.watchers.values():
-            watcher.start_image(image)
+            watcher.start_image(image, first)
 
     def explain(self,
                 layer: Layer,

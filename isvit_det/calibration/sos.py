@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from isvit_det.calibration.closed_form import correct_
-from isvit_det.calibration.importance import prefix_importance, token_weights
+from isvit_det.calibration.importance import (num_prefix, prefix_importance,
+                                              token_weights)
 from isvit_det.calibration.reconstruct import Gauge, ItemSampler, reconstruct
 from isvit_det.calibration.resume import ProgressFiles
 from isvit_det.calibration.store import ActivationPool, ActivationStore
@@ -325,7 +326,8 @@ class _Run:
             with correct_([last], as_codes=False,
                           explained=True) as correction:
                 for place, image, state in self._own(inputs, sizes):
-                    correction.start_image(image % self.num_images)
+                    correction.start_image(image % self.num_images,
+                                           max(0, num_prefix(state)))
                     found = unit.forward(state)
                     wanted = State(targets[place].to(self.device), found.size)
                     correction.explain(

@@ -123,8 +123,9 @@ class QuantConfig:
         shift_error: choose eta by the error of the ``'attention'`` or of
             attention times value, ``'output'``. Of a long row most of the sum
             is of small values, which the first lets go.
-        percentiles: share of values inside a range, the grid that ranges are
-            chosen from; 1 is min-max.
+        percentiles: the grid that ranges are chosen from: p keeps quantiles
+            1 - p to p, and of attention, which is clipped from above only,
+            the share p of the values; 1 is min-max.
         channelwise: quantize post-LayerNorm activations per channel and fold
             them into one scale per tensor (the paper's stage 2).
     """
@@ -301,7 +302,8 @@ class SOSConfig:
         """
         merged = dict(METHODS[quant.method]['sos'])
         low_bits = min(quant.weight_bits, quant.act_bits) < 6
-        default = merged.setdefault('iters', PAPER_ITERS if low_bits else 200)
+        default = PAPER_ITERS if low_bits else 200
+        merged.setdefault('iters', default)
         merged.update(values)
         config = _from_dict(cls, 'sos', merged)
         if 0 < config.iters < default and 'lr' not in values:

@@ -166,10 +166,12 @@ def check_calibrates(source, model, images, workspace, limit, **sos):
         for k, p in model.named_parameters() if p.requires_grad
     }
     with torch.no_grad():
-        for one, other in zip(source(images[0]), model(images[0])):
+        quantized = model(images[0])
+        for one, other in zip(source(images[0]), quantized, strict=True):
             assert 0 < (one - other).norm() < limit * one.norm()
         with precision(model, weights=False, acts=False):
-            assert not torch.equal(model(images[0])[0], other)
+            for one, other in zip(model(images[0]), quantized, strict=True):
+                assert not torch.equal(one, other)
 
 
 @torch.no_grad()

@@ -153,6 +153,37 @@ def test_a_layer_makes_up_for_what_the_output_lacks(weighted):
     assert (layer[0].weight - target).norm() < .2 * target.norm()
 
 
+def class_token(first):
+    """A layer corrected for its first row, of a thousand, and how it counts.
+    """
+    torch.manual_seed(0)
+    layer = nn.Sequential(LAYERS['linear']())
+    with observe(layer):
+        layer(torch.randn(200, 22))
+    wish, other = torch.randn(9, 22), torch.randn(9, 22)
+    weights = torch.ones(1000, 1)
+    weights[0] = 1e6
+    with precision(layer, weights=False, acts=True), torch.no_grad():
+        with correct_([*layer], explained=True) as correction:
+            for image in range(60):
+                correction.start_image(image, first)
+                x = torch.randn(1000, 22)
+                wanted = x @ wish.T
+                wanted[0] = x[0] @ other.T
+                correction.explain(layer[0], wanted - layer(x), weights)
+            watcher = correction.watchers[layer[0]]
+            count = sum(m.count for m in watcher.used + watcher.held)
+    return ((layer[0].weight - other).norm() / other.norm()).item(), count
+
+
+def test_a_class_token_is_looked_at_on_every_image():
+    missed, _ = class_token(0)
+    seen, count = class_token(1)
+    assert seen < .25 < missed
+    # As much as in a sum over all thousand rows.
+    assert count == pytest.approx(60 * 256 * (1 + 1e6 / 999))
+
+
 def test_pixels_that_are_not_looked_at_change_nothing():
     """Locations are of the output; a kernel reads the pixels around."""
     found = []

@@ -4,9 +4,11 @@ import torch
 
 from isvit_det.backbones.quant_vit import QuantVisionTransformer
 from isvit_det.backbones.timm_vit import quantize_vit
+from isvit_det.calibration import closed_form
 from isvit_det.calibration.importance import (NUM_IMAGES, prefix_importance,
                                               token_weights)
-from isvit_det.core.spec import QuantConfig
+from isvit_det.calibration.sos import calibrate
+from isvit_det.core.spec import QuantConfig, SOSConfig
 from isvit_det.core.units import State
 from tests.backbones.test_vit import timm_vit
 
@@ -36,6 +38,41 @@ def test_a_class_token_that_decides_counts_as_all_patches_at_most():
 def test_a_token_that_nothing_reads_counts_nothing():
     ratios = prefix_importance(classifier(**MEAN).units(), states())
     assert ratios[-2] == 0 < ratios[0] < NUM_PATCHES
+
+
+@pytest.mark.parametrize('sos', [
+    dict(iters=0),
+    dict(iters=2, closed_form_start=False),
+])
+def test_what_a_class_token_is_worth_reaches_the_weights(tmp_path, sos):
+    found = []
+    for weigh in (True, False):
+        model = classifier()
+        quant = model.quant_config
+        settings = SOSConfig.from_dict(dict(sos, weigh_tokens=weigh), quant)
+        calibrate(model, [state.x for _, state in states()], quant, settings,
+                  tmp_path / str(weigh), 'a')
+        found.append(model.units()[-2].last_layer().weight)
+    assert not torch.equal(*found)
+
+
+def test_the_closed_form_looks_at_every_class_token(tmp_path, monkeypatch):
+    started = set()
+
+    class Spy(closed_form.Correction):
+
+        def start_image(self, image, first=0):
+            started.add(first)
+            super().start_image(image, first)
+
+    monkeypatch.setattr(closed_form, 'Correction', Spy)
+    # Of 65 tokens in each image.
+    monkeypatch.setattr(closed_form, 'ROWS_PER_CALL', 16)
+    model = classifier()
+    calibrate(model, [state.x for _, state in states(4)], model.quant_config,
+              SOSConfig.from_dict(dict(iters=0), model.quant_config), tmp_path,
+              'a')
+    assert started == {0, 1}
 
 
 def test_a_detectors_last_block_does_not_care_for_its_class_token():

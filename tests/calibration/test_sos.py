@@ -116,9 +116,9 @@ def test_the_ridge_is_judged_by_an_image_in_all_of_its_forms(
 
     class Spy(closed_form.Correction):
 
-        def start_image(self, image):
+        def start_image(self, image, first=0):
             started.append(image)
-            super().start_image(image)
+            super().start_image(image, first)
 
     monkeypatch.setattr(closed_form, 'Correction', Spy)
     calibrated(tmp_path, images=toy_images(10), iters=0, mirror_images=True)
@@ -219,12 +219,16 @@ def test_the_work_for_a_unit_does_not_grow_with_its_depth(
     assert len(set(runs.values())) == 1
 
 
-def test_events_count_up_to_the_end_of_every_stage(tmp_path):
+@pytest.mark.parametrize('share, first, last', [(.5, 30, 30), (.25, 15, 45),
+                                                (0., 0, 60)])
+def test_events_count_up_to_the_end_of_every_stage(tmp_path, share, first,
+                                                   last):
     events = []
-    calibrated(tmp_path, on_event=events.append)
-    for stage, steps in ((1, 30), (2, 1), (3, 30)):
+    calibrated(tmp_path, on_event=events.append, stage_one_share=share)
+    for stage, steps in ((1, first), (2, 1), (3, last)):
         seen = [e for e in events if e.kind == 'step' and e.stage == stage]
-        assert len(seen) == 3 * steps
+        # A stage without a step is told of as well.
+        assert len(seen) == 3 * max(1, steps)
         assert seen[-1].step == seen[-1].num_steps == steps
     last = events[-1]
     assert (last.kind, last.index, last.num_units) == ('unit', 2, 3)
@@ -232,9 +236,14 @@ def test_events_count_up_to_the_end_of_every_stage(tmp_path):
 
 def test_training_mode_is_refused(tmp_path):
     quant = QuantConfig()
-    with pytest.raises(RuntimeError, match=r'eval\(\)'):
-        calibrate(toy().train(), toy_images(), quant,
-                  SOSConfig.from_dict(SHORT, quant), tmp_path, 'a')
+    settings = SOSConfig.from_dict(SHORT, quant)
+    with pytest.raises(RuntimeError, match='before calibrate'):
+        calibrate(toy().train(), toy_images(), quant, settings, tmp_path, 'a')
+    # Part of a model may be in another mode than the whole.
+    model = toy()
+    model.blocks[1].norm.train()
+    with pytest.raises(RuntimeError, match='blocks.1: .*before reconstruct'):
+        calibrate(model, toy_images(), quant, settings, tmp_path, 'a')
 
 
 def test_no_images_is_an_error_that_says_so(tmp_path):

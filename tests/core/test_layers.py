@@ -102,6 +102,23 @@ def test_observation_ends_on_an_error_and_fits_nothing(net, images):
     assert not net.av._forward_pre_hooks
 
 
+def test_attention_is_observed_with_the_values_that_it_weighs():
+    """Values that grow with the key make small attention matter."""
+    generator = torch.Generator().manual_seed(2)
+    x = (4 * torch.randn(16, 2, 49, 49, generator=generator)).softmax(-1)
+    x = x.sort(-1, descending=True).values
+    values = torch.logspace(-2, 3, 49)[:, None].expand(16, 2, 49, 8)
+    errors = {}
+    for by in ('attention', 'output'):
+        product = QuantMatMul.of_attention_value(
+            QuantConfig(shift_error=by, act_bits=3))
+        with observe(product):
+            product(x, values)
+        product.left_quantizer.enabled = True
+        errors[by] = (product(x, values) - x @ values).square().sum().item()
+    assert errors['output'] < errors['attention']
+
+
 def test_every_site_is_listed_with_bits_and_granularity(net, images):
     calibrate_(net, images)
     with precision(net, weights=True, acts=True):

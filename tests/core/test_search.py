@@ -186,7 +186,8 @@ def test_the_shift_may_be_chosen_by_attention_times_value():
     config = QuantConfig(shift_error='output', act_bits=3)
     by_output = ShiftUniformLog2Quantizer(3, config)
     by_output.fit_(attention_seen(x, values, keep=True))
-    by_attention = ShiftUniformLog2Quantizer(3, QuantConfig(act_bits=3))
+    config = QuantConfig(shift_error='attention', act_bits=3)
+    by_attention = ShiftUniformLog2Quantizer(3, config)
     by_attention.fit_(attention_seen(x))
     errors = []
     for quantizer in (by_output, by_attention):

@@ -90,11 +90,11 @@ def test_stages_share_the_iterations_of_both(share, first):
     assert (sos.iters_of(1), sos.iters_of(3)) == (first, 202 - first)
 
 
-def test_a_shortened_run_has_one_learning_rate_for_both_methods():
+def test_a_shortened_run_has_one_learning_rate_for_every_method():
     rates = {
         SOSConfig.from_dict(
             dict(iters=100), QuantConfig.from_dict(dict(method=method))).lr
-        for method in ('isvit', 'isvit_paper')
+        for method in METHODS
     }
     assert rates == {.000126}
     given = SOSConfig.from_dict(dict(iters=100, lr=1e-3), QuantConfig())
