@@ -11,8 +11,9 @@ figures of the same seeds. A third table has other numbers of images and of
 iterations, on the first seed.
 
 A run is a cell, a line of cells.jsonl in the work directory; cells found
-there are not run again, so the command goes on after an interruption; give
-another --work-dir after a change of the code. With --budget no cell is
+there, of the same weights and names of images, are not run again, so the
+command goes on after an interruption; give another --work-dir after a change
+of the code. With --budget no cell is
 started after so many minutes; the tables count those that are there. The
 scopes of a detector share one calibration. benchmarks/measured holds the
 cells that the README's tables were made of.
@@ -240,8 +241,14 @@ def is_low(bits: str) -> bool:
 
 
 def extents(args: argparse.Namespace) -> Iterator[Tuple[str, int, int]]:
-    """Variants with other images or iterations than usual."""
+    """Variants with other images or iterations than usual.
+
+    Those with other images are not for tuning, where a classifier is
+    evaluated on what its calibration leaves.
+    """
     for variant, images, iters in EXTENTS:
+        if args.tune and images:
+            continue
         found = (images or args.images, args.iters if iters is None else iters)
         if found != (args.images, args.iters):
             yield (variant, *found)

@@ -17,7 +17,7 @@ def bench(tmp_path, monkeypatch):
     """
     monkeypatch.delenv('COCO_ROOT', raising=False)
     monkeypatch.delenv('DEIT_TINY', raising=False)
-    made = {}
+    made, kept = {}, {}
 
     class Made:
 
@@ -33,8 +33,11 @@ def bench(tmp_path, monkeypatch):
                 float=dict(box_ap=.9, mask_ap=.8),
                 backbone_error=.02)
 
+    def keep(config, weights, whole, packed):
+        kept[packed.parent.name] = whole
+
     monkeypatch.setattr(accuracy, 'Cell', Made)
-    monkeypatch.setattr(accuracy, 'keep_backbone', lambda *paths: None)
+    monkeypatch.setattr(accuracy, 'keep_backbone', keep)
 
     def run(*args):
         made.clear()
@@ -43,9 +46,12 @@ def bench(tmp_path, monkeypatch):
         accuracy.main()
         return list(made.values())
 
+    run.kept = kept
     return run
 
 
+# Names of the images that the record is of.
+COCO = '1764347d93442420'
 FEW = ('--models', 'swin', 'deit-tiny', '--bits', 'w3a3', '--seeds', '0', '1',
        '--no-ablations')
 
@@ -101,6 +107,37 @@ def test_tuning_stays_on_the_train_split(bench):
         assert not any('_val' in x or '=val' in x for x in options)
 
 
+def test_a_classifier_is_tuned_on_the_train_split(bench, tmp_path,
+                                                  monkeypatch):
+    monkeypatch.setenv('COCO_ROOT', str(tmp_path))
+    (tmp_path / 'tiny.pth').touch()
+    monkeypatch.setenv('DEIT_TINY', str(tmp_path / 'tiny.pth'))
+    for words in ([], ['--tune']):
+        made = bench('--models', 'deit-tiny', '--bits', 'w3a3', '--seeds', '0',
+                     *words)
+        for argv in made:
+            assert f'{tmp_path}/train2017' in argv
+            assert (f'{tmp_path}/val2017' in argv) == (not words)
+        # What is left of the images would depend on their number.
+        extents = [argv[argv.index('--calib-images') + 1] for argv in made]
+        assert ('256' in extents) == (not words)
+
+
+@pytest.mark.parametrize('split', ['train2017', 'val2017'])
+def test_cells_are_of_the_images_that_are_there(bench, tmp_path, monkeypatch,
+                                                split):
+    root = tmp_path / 'coco'
+    (root / split).mkdir(parents=True)
+    monkeypatch.setenv('COCO_ROOT', str(root))
+    (tmp_path / 'tiny.pth').touch()
+    monkeypatch.setenv('DEIT_TINY', str(tmp_path / 'tiny.pth'))
+    few = ('--models', 'deit-tiny', *FEW[3:])
+    assert len(bench(*few)) == 6
+    assert bench(*few) == []
+    (root / split / '000000000009.jpg').touch()
+    assert len(bench(*few)) == 6
+
+
 def test_options_are_chosen_on_both_detectors(bench):
     for words in ([], ['--tune']):
         made = bench('--models', 'deit', '--bits', 'w4a4', '--seeds', '0',
@@ -121,6 +158,11 @@ def test_scopes_share_a_calibration(bench):
                                        1] == 'detector'
     assert '--seed' not in backbone and backbone[1].endswith('packed.pth')
     assert backbone[backbone.index('--scope') + 1] == 'backbone'
+    # Each of the calibration of its own method and seed.
+    assert len(bench.kept) == 6
+    for name, whole in bench.kept.items():
+        assert whole.name == 'packed.pth'
+        assert whole.parent.name == name.replace('backbone', 'detector')
 
 
 def test_an_ablation_changes_one_setting():
@@ -158,12 +200,18 @@ def test_ablations_come_after_all_methods(monkeypatch):
 
 
 def test_from_six_bits_up_only_the_default_is_run(monkeypatch):
-    monkeypatch.setattr(sys, 'argv', ['accuracy'])
+    bits = ['w2a2', 'w4a8', 'w6a6', 'w8a8']
+    monkeypatch.setattr(sys, 'argv', ['accuracy', '--bits', *bits])
     args = accuracy.parse_args()
     swin = accuracy.subjects(args)['swin']
-    for bits in ('w6a6', 'w8a8'):
+    for low, high in zip(bits[:2], bits[2:]):
+        variants = {
+            key.variant
+            for key in keys(args, dict(swin=swin)) if key.bits == low
+        }
+        assert variants > set(accuracy.METHOD_ROWS)
         found = [
-            key for key in keys(args, dict(swin=swin)) if key.bits == bits
+            key for key in keys(args, dict(swin=swin)) if key.bits == high
         ]
         assert {key.variant for key in found} == {'isvit'}
         assert {key.scope for key in found} == {'detector', 'backbone'}
@@ -183,12 +231,14 @@ def test_other_images_and_iterations(bench, capsys):
     # With and without stage 1.
     assert runs.count(('isvit', '64', '500')) == 2
     assert runs.count(('isvit_paper', '64', '500')) == 1
-    table = capsys.readouterr().out.split('images and iterations\n\n')[1]
+    table = capsys.readouterr().out.split(
+        'swin, scope detector, images and iterations\n\n')[1]
     lines = [line.split('|')[2:6] for line in table.splitlines()[2:7]]
     assert [tuple(map(str.strip, line)) for line in lines] == [
         ('isvit', '16', '100', '1 of 1'),
         ('isvit', '64', '0', '1 of 1'),
-        ('isvit', '64', '100', '3 of 3'),
+        # The same seed as the others.
+        ('isvit', '64', '100', '1 of 1'),
         ('isvit', '64', '500', '1 of 1'),
         ('isvit', '256', '100', '1 of 1'),
     ]
@@ -241,11 +291,12 @@ def test_the_readme_shows_what_was_measured(bench, tmp_path, monkeypatch,
     hash_of = accuracy.file_hash
     monkeypatch.setattr(accuracy, 'file_hash',
                         lambda path: weights.get(path.name) or hash_of(path))
+    monkeypatch.setattr(accuracy, 'hash_names', lambda root: COCO)
     monkeypatch.setenv('COCO_ROOT', str(tmp_path))
     (tmp_path / 'deit_tiny.pth').touch()
     monkeypatch.setenv('DEIT_TINY', str(tmp_path / 'deit_tiny.pth'))
-    learned = accuracy.Subject('', tmp_path / 'float.pth',
-                               ('detector', 'backbone'))
+    learned = accuracy.Subject(
+        '', tmp_path / 'float.pth', ('detector', 'backbone'), dataset=COCO)
     known = accuracy.subjects
     monkeypatch.setattr(accuracy, 'subjects',
                         lambda args: dict(known(args), coco60=learned))

@@ -116,7 +116,8 @@ class FolderSample:
 
     Attributes:
         asked: ``num_images``.
-        rest: paths of the images not drawn, in random order.
+        rest: paths of the images not drawn, in random order. It starts with
+            the same ones, however many are drawn.
     """
 
     def __init__(self, folder: Path, transform: Callable[[Any], Tensor],
@@ -128,7 +129,7 @@ class FolderSample:
         self.asked = num_images
         drawn = [every[i] for i in order[:num_images]]
         self.images = ImageList(drawn, transform)
-        self.rest = [every[i] for i in order[num_images:]]
+        self.rest = [every[i] for i in reversed(order[num_images:])]
 
     def __len__(self) -> int:
         return len(self.images)

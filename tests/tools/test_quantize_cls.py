@@ -238,6 +238,9 @@ def test_images_that_were_not_drawn_come_in_random_order(data, tmp_path):
     """Folders are sorted by class: the first would be of one class."""
     sample = FolderSample(data / 'classes', None, 1, seed=3)
     assert len(sample.rest) == 5 and sample.rest != sorted(sample.rest)
+    # Other numbers of calibration images are compared on the same ones.
+    more = FolderSample(data / 'classes', None, 3, seed=3)
+    assert len(more.rest) == 3 and sample.rest[:3] == more.rest
 
 
 def test_a_file_that_was_drawn_is_not_evaluated_under_another_name(
