@@ -104,6 +104,18 @@ def read_header(state: Mapping[str, Tensor], prefix: str = '') -> dict:
     return header
 
 
+def _read_settings(state: Mapping[str, Tensor],
+                   prefix: str = '') -> QuantConfig:
+    """Settings that a state was packed with."""
+    values = read_header(state, prefix)['quant']
+    try:
+        return QuantConfig.from_dict(values)
+    except QuantError as error:
+        raise QuantError(f'packed file: made with settings that are not '
+                         f'known here ({str(error).rstrip(".")}); use the '
+                         'isvit_det that wrote it.') from error
+
+
 def packed_config(state: Mapping[str, Tensor],
                   given: Mapping[str, Any]) -> QuantConfig:
     """Settings of a packed state, which those that are given may only repeat.
@@ -111,7 +123,7 @@ def packed_config(state: Mapping[str, Tensor],
     Raises:
         QuantError: naming the settings that the state has not.
     """
-    found = QuantConfig.from_dict(read_header(state)['quant'])
+    found = _read_settings(state)
     asked = QuantConfig.from_dict(given)
     differing = [
         f'{key} {getattr(found, key)} (asked for {getattr(asked, key)})'
@@ -173,8 +185,7 @@ def refuse_packed(state: Mapping[str, Tensor], prefix: str, *args:
 def _decode_(model: nn.Module, config: QuantConfig, state: Dict[str, Tensor],
              prefix: str) -> None:
     """Replace the packed entries of a state by what the model holds."""
-    header = read_header(state, prefix)
-    found = QuantConfig.from_dict(header['quant'])
+    found = _read_settings(state, prefix)
     differing = [
         f'{key} {getattr(found, key)!r} (the config says '
         f'{getattr(config, key)!r})' for key in RUN_SETTINGS

@@ -14,7 +14,7 @@ from isvit_det.core.layers import fit_weights_, quantizers
 from isvit_det.core.spec import QuantConfig
 from isvit_det.engine.configs import quantize_config_
 from isvit_det.packed_state import (HEADER, is_calibrated, pack_state,
-                                    read_header)
+                                    packed_config, read_header)
 from isvit_det.registry import MODELS
 from tests.engine.tiny import FLOAT
 
@@ -174,6 +174,18 @@ def edit_header(state, **values):
 def test_a_changed_state_is_refused(config, packed, change, words):
     with pytest.raises(QuantError, match=words):
         build(config).load_state_dict(changed(packed, change))
+
+
+def test_a_state_of_another_isvit_det_is_refused(config, model, monkeypatch):
+    settings = dict(model.quant_config.to_dict(), query_power=2.)
+    with monkeypatch.context() as context:
+        context.setattr(QuantConfig, 'to_dict', lambda config: settings)
+        state = pack_state(model, model.quant_config)
+    words = 'packed file: .*query_power.*use the isvit_det that wrote it'
+    with pytest.raises(QuantError, match=words):
+        build(config).load_state_dict(dict(state))
+    with pytest.raises(QuantError, match=words):
+        packed_config(state, {})
 
 
 def test_a_state_of_other_settings_is_refused_by_name(config, packed):
