@@ -13,10 +13,10 @@ iterations, on the first seed.
 A run is a cell, a line of cells.jsonl in the work directory; cells found
 there, of the same weights and names of images, are not run again, so the
 command goes on after an interruption; give another --work-dir after a change
-of the code. With --budget no cell is
-started after so many minutes; the tables count those that are there. The
-scopes of a detector share one calibration. benchmarks/measured holds the
-cells that the README's tables were made of.
+of the code. With --budget no cell is started after so many minutes; the
+tables count those that are there. The scopes of a detector share one
+calibration. benchmarks/measured holds the cells that the README's tables were
+made of.
 """
 import argparse
 import contextlib
@@ -99,14 +99,14 @@ class Subject:
         scopes: of a detector; none for a classifier.
         ablated: whether single options are tried on it.
         options: settings of the command line.
-        dataset: names the images.
+        images: folder of COCO; None for drawn images.
     """
     config: str
     weights: Path
     scopes: Tuple[str, ...] = ()
     ablated: bool = False
     options: Tuple[str, ...] = ()
-    dataset: str = 'drawn'
+    images: Optional[Path] = None
 
 
 @dataclass(frozen=True)
@@ -151,21 +151,20 @@ def subjects(args: argparse.Namespace) -> Dict[str, Subject]:
                               ('detector', 'backbone'), name == 'swin'
                               or args.tune)
     images = os.environ.get('COCO_ROOT')
-    dataset = hash_names(Path(images)) if images else ''
     weights = Path(os.environ.get('DEIT_TINY', ''))
     if images and weights.is_file():
         options = ['--calib', f'{images}/train2017']
         if not args.tune:
             options += ['--val', f'{images}/val2017']
         found['deit-tiny'] = Subject('deit_tiny_patch16_224', weights, (),
-                                     True, tuple(options), dataset)
+                                     True, tuple(options), Path(images))
     learned = Path('work_dirs/coco60/float.pth')
     if images and learned.is_file() and not args.tune:
         found['coco60'] = Subject(
             'configs/coco_subset/'
             'mask-rcnn_deit-t-p16_sfpn_isvit-w4a4_320px_coco60_learned.py',
             learned, ('detector', 'backbone'),
-            dataset=dataset)
+            images=Path(images))
     return {name: found[name] for name in args.models if name in found}
 
 
@@ -268,6 +267,12 @@ class Accuracy:
             name: file_hash(subject.weights)[:16]
             for name, subject in self.subjects.items()
         }
+        # One pass over the names in a folder, whatever it is used for.
+        folders = {subject.images for subject in self.subjects.values()}
+        self.datasets = {
+            folder: hash_names(folder) if folder else 'drawn'
+            for folder in folders
+        }
         self.path = args.work_dir / 'cells.jsonl'
         self.done: Dict[str, Mapping[str, Any]] = {}
         if self.path.is_file():
@@ -287,7 +292,7 @@ class Accuracy:
         settings.update(
             tune=self.args.tune,
             weights=self.hashes[key.subject],
-            dataset=self.subjects[key.subject].dataset)
+            dataset=self.datasets[self.subjects[key.subject].images])
         return json.dumps(settings, sort_keys=True)
 
     def find(self, key: Key) -> Optional[Mapping[str, Any]]:
@@ -442,12 +447,10 @@ def spread(values: List[float], digits: int, sign: str = '') -> str:
 
 def print_tables(accuracy: Accuracy, name: str, wanted: List[Key]) -> None:
     """Print what is known of a model."""
-    figures = CLASSIFIER_FIGURES
+    figures, title = CLASSIFIER_FIGURES, name
     if accuracy.subjects[name].scopes:
-        figures = DETECTOR_FIGURES
+        figures, title = DETECTOR_FIGURES, f'{name}, scope detector'
     usual = accuracy.args.images, accuracy.args.iters
-    title = f'{name}, scope detector,' if accuracy.subjects[
-        name].scopes else f'{name},'
     # Runs go seed by seed; a row has all seeds.
     wanted = sorted(wanted, key=lambda key: (key.bits, key.scope))
     cells = [key for key in wanted if key.extent == usual]
@@ -460,19 +463,18 @@ def print_tables(accuracy: Accuracy, name: str, wanted: List[Key]) -> None:
     if single:
         table = rows(((key, accuracy.change(key)) for key in single),
                      ('bits', 'option'), figures, '+')
-        print(f'\n{title} what a single option changes\n\n'
+        print(f'\n{title}, what a single option changes\n\n'
               f'{format_table(table)}')
     if extent:
-        names = {(key.bits, key.variant, key.scope, key.seed)
-                 for key in extent}
-        extent += [
-            key for key in cells
-            if (key.bits, key.variant, key.scope, key.seed) in names
-        ]
+        twins = {
+            dataclasses.replace(key, images=usual[0], iters=usual[1])
+            for key in extent
+        }
+        extent += [key for key in cells if key in twins]
         extent.sort(key=lambda key: (key.bits, key.variant, *key.extent))
         table = rows(((key, accuracy.find(key)) for key in extent),
                      ('bits', 'variant', 'images', 'iters'), figures)
-        print(f'\n{title} images and iterations\n\n{format_table(table)}')
+        print(f'\n{title}, images and iterations\n\n{format_table(table)}')
 
 
 def parse_args() -> argparse.Namespace:

@@ -56,6 +56,13 @@ FEW = ('--models', 'swin', 'deit-tiny', '--bits', 'w3a3', '--seeds', '0', '1',
        '--no-ablations')
 
 
+def name_files(monkeypatch, root, weights):
+    """Name a COCO folder and a file of weights, which nothing reads."""
+    weights.touch()
+    monkeypatch.setenv('COCO_ROOT', str(root))
+    monkeypatch.setenv('DEIT_TINY', str(weights))
+
+
 def test_cells_that_are_done_are_not_run_again(bench, tmp_path, capsys):
     made = bench(*FEW)
     # The float model; three methods, two scopes, two seeds.
@@ -109,9 +116,7 @@ def test_tuning_stays_on_the_train_split(bench):
 
 def test_a_classifier_is_tuned_on_the_train_split(bench, tmp_path,
                                                   monkeypatch):
-    monkeypatch.setenv('COCO_ROOT', str(tmp_path))
-    (tmp_path / 'tiny.pth').touch()
-    monkeypatch.setenv('DEIT_TINY', str(tmp_path / 'tiny.pth'))
+    name_files(monkeypatch, tmp_path, tmp_path / 'tiny.pth')
     for words in ([], ['--tune']):
         made = bench('--models', 'deit-tiny', '--bits', 'w3a3', '--seeds', '0',
                      *words)
@@ -128,9 +133,7 @@ def test_cells_are_of_the_images_that_are_there(bench, tmp_path, monkeypatch,
                                                 split):
     root = tmp_path / 'coco'
     (root / split).mkdir(parents=True)
-    monkeypatch.setenv('COCO_ROOT', str(root))
-    (tmp_path / 'tiny.pth').touch()
-    monkeypatch.setenv('DEIT_TINY', str(tmp_path / 'tiny.pth'))
+    name_files(monkeypatch, root, tmp_path / 'tiny.pth')
     few = ('--models', 'deit-tiny', *FEW[3:])
     assert len(bench(*few)) == 6
     assert bench(*few) == []
@@ -292,11 +295,9 @@ def test_the_readme_shows_what_was_measured(bench, tmp_path, monkeypatch,
     monkeypatch.setattr(accuracy, 'file_hash',
                         lambda path: weights.get(path.name) or hash_of(path))
     monkeypatch.setattr(accuracy, 'hash_names', lambda root: COCO)
-    monkeypatch.setenv('COCO_ROOT', str(tmp_path))
-    (tmp_path / 'deit_tiny.pth').touch()
-    monkeypatch.setenv('DEIT_TINY', str(tmp_path / 'deit_tiny.pth'))
+    name_files(monkeypatch, tmp_path, tmp_path / 'deit_tiny.pth')
     learned = accuracy.Subject(
-        '', tmp_path / 'float.pth', ('detector', 'backbone'), dataset=COCO)
+        '', tmp_path / 'float.pth', ('detector', 'backbone'), images=tmp_path)
     known = accuracy.subjects
     monkeypatch.setattr(accuracy, 'subjects',
                         lambda args: dict(known(args), coco60=learned))

@@ -134,7 +134,7 @@ class _Watcher:
         self.generator.manual_seed(image)
         self.image = image
         self.first = first
-        self.pending: Optional[Tuple[Tensor, Tensor, Optional[Tensor]]] = None
+        self.pending: Optional[Tuple[Tensor, Tensor, Tensor]] = None
 
     @torch.no_grad()
     def __call__(self, layer: Layer, args: Tuple[Tensor]) -> None:
@@ -145,8 +145,7 @@ class _Watcher:
         views = [_rows(layer, values) for values in (x, q)]
         rows, counts = self._choose(layer, *views[0].shape[:3])
         x, q = (_take(view, rows) for view in views)
-        if counts is not None:
-            counts = counts.to(q)
+        counts = counts.to(q)
         if self.explained:
             self.pending = rows, q, counts
             return
@@ -155,23 +154,21 @@ class _Watcher:
             moments.add(q[:, part], lost, counts)
 
     def _choose(self, layer: Layer, num: int, height: int,
-                width: int) -> Tuple[Tensor, Optional[Tensor]]:
+                width: int) -> Tuple[Tensor, Tensor]:
         """Numbers of the rows that are looked at, of ``num`` maps.
 
-        And how often each counts, shape (n, 1), None for once. Rows that are
-        there in any case count by the share that is drawn of the others.
+        And how often each counts, shape (n, 1): once, but rows that are there
+        in any case by the share that is drawn of the others.
         """
         if self.locations is not None and num == 1:
             found = self.locations(layer, self.image, (height, width))
             if found is not None:
-                return found, None
+                return found, torch.ones(len(found), 1)
         total = num * height * width
         if total <= ROWS_PER_CALL:
-            return torch.arange(total), None
+            return torch.arange(total), torch.ones(total, 1)
         drawn = torch.randint(
             self.first, total, (ROWS_PER_CALL, ), generator=self.generator)
-        if not self.first:
-            return drawn, None
         rows = torch.cat([torch.arange(self.first), drawn])
         counts = torch.ones(len(rows), 1)
         counts[:self.first] = ROWS_PER_CALL / (total - self.first)
@@ -184,8 +181,7 @@ class _Watcher:
         rows, q, counts = self.pending
         moments, = self.moments
         if weights is not None:
-            weights = weights[rows]
-            counts = weights if counts is None else weights * counts
+            counts = counts * weights[rows]
         moments.add(q, residual[rows], counts)
 
 

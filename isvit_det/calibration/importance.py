@@ -50,7 +50,7 @@ def prefix_importance(units: Sequence[Unit],
         signs = torch.randint(2, last.shape, generator=generator) * 2 - 1
         grad = signs.to(last)
         # A map goes on without the tokens before its patches.
-        grad[:, :max(0, num_prefix(states[-1]))] = 0
+        grad[:, :num_prefix(states[-1])] = 0
         for index in reversed(range(len(units))):
             state = states.pop()
             if index + 1 < len(units):
@@ -79,8 +79,8 @@ def _pull_back(unit: Unit, state: State, grad: Tensor) -> Tensor:
 
 
 def num_prefix(state: State) -> int:
-    """Tokens before the patches."""
-    return state.x.shape[1] - state.size[0] * state.size[1]
+    """Tokens before the patches; an image has none."""
+    return max(0, state.x.shape[1] - state.size[0] * state.size[1])
 
 
 def token_weights(state: State,
@@ -95,7 +95,7 @@ def token_weights(state: State,
             which count by so much less.
     """
     num = num_prefix(state)
-    if num <= 0 or ratio == 1:
+    if not num or ratio == 1:
         return None
     weights = state.x.new_ones(state.x.shape[1], 1)
     weights[:num] = ratio * share

@@ -327,7 +327,7 @@ class _Run:
                           explained=True) as correction:
                 for place, image, state in self._own(inputs, sizes):
                     correction.start_image(image % self.num_images,
-                                           max(0, num_prefix(state)))
+                                           num_prefix(state))
                     found = unit.forward(state)
                     wanted = State(targets[place].to(self.device), found.size)
                     correction.explain(

@@ -127,58 +127,52 @@ def test_what_codes_were_rounded_from_has_the_same_codes():
     assert ((decoded - before).abs() <= .5001 * scale).all()
 
 
-@pytest.mark.parametrize('weighted', [False, True])
-def test_a_layer_makes_up_for_what_the_output_lacks(weighted):
-    """Whatever the reason, as far as the layer's input tells it."""
-    torch.manual_seed(0)
-    layer = nn.Sequential(LAYERS['linear']())
-    with observe(layer):
-        layer(torch.randn(200, 22))
-    wish, other = torch.randn(9, 22), torch.randn(9, 22)
-    # Some rows want something else, and count ten thousand times as much.
-    weights = torch.ones(200, 1)
-    weights[:50] = 1e4
-    with precision(layer, weights=False, acts=True), torch.no_grad():
-        with correct_([*layer], explained=True) as correction:
-            for image in range(20):
-                correction.start_image(image)
-                x = torch.randn(200, 22)
-                wanted = x @ wish.T
-                if weighted:
-                    wanted[:50] = x[:50] @ other.T
-                correction.explain(layer[0], wanted - layer(x),
-                                   weights if weighted else None)
-    target = other if weighted else wish
-    # 4 bits, of weights and of what they were learned from.
-    assert (layer[0].weight - target).norm() < .2 * target.norm()
+def explained(num_images, num_rows, num_others=0, weight=1., first=0):
+    """A layer, corrected for what it is told that rows want.
 
+    Some at the start want something else, and count so much more.
 
-def class_token(first):
-    """A layer corrected for its first row, of a thousand, and how it counts.
+    Returns:
+        The layer's weight, what most and what others want, and how often
+        rows counted.
     """
     torch.manual_seed(0)
     layer = nn.Sequential(LAYERS['linear']())
     with observe(layer):
         layer(torch.randn(200, 22))
     wish, other = torch.randn(9, 22), torch.randn(9, 22)
-    weights = torch.ones(1000, 1)
-    weights[0] = 1e6
+    weights = None
+    if num_others:
+        weights = torch.ones(num_rows, 1)
+        weights[:num_others] = weight
     with precision(layer, weights=False, acts=True), torch.no_grad():
         with correct_([*layer], explained=True) as correction:
-            for image in range(60):
+            for image in range(num_images):
                 correction.start_image(image, first)
-                x = torch.randn(1000, 22)
+                x = torch.randn(num_rows, 22)
                 wanted = x @ wish.T
-                wanted[0] = x[0] @ other.T
+                wanted[:num_others] = x[:num_others] @ other.T
                 correction.explain(layer[0], wanted - layer(x), weights)
             watcher = correction.watchers[layer[0]]
             count = sum(m.count for m in watcher.used + watcher.held)
-    return ((layer[0].weight - other).norm() / other.norm()).item(), count
+    return layer[0].weight, wish, other, count
+
+
+@pytest.mark.parametrize('weighted', [False, True])
+def test_a_layer_makes_up_for_what_the_output_lacks(weighted):
+    """Whatever the reason, as far as the layer's input tells it."""
+    weight, wish, other, _ = explained(20, 200, 50 if weighted else 0, 1e4)
+    target = other if weighted else wish
+    # 4 bits, of weights and of what they were learned from.
+    assert (weight - target).norm() < .2 * target.norm()
 
 
 def test_a_class_token_is_looked_at_on_every_image():
-    missed, _ = class_token(0)
-    seen, count = class_token(1)
+    errors = []
+    for first in (0, 1):
+        weight, _, other, count = explained(60, 1000, 1, 1e6, first)
+        errors.append((weight - other).norm() / other.norm())
+    missed, seen = errors
     assert seen < .25 < missed
     # As much as in a sum over all thousand rows.
     assert count == pytest.approx(60 * 256 * (1 + 1e6 / 999))
