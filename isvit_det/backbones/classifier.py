@@ -1,4 +1,5 @@
 """QuantClassifier: a quantized backbone with the head of a classifier."""
+import copy
 from typing import Any, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
@@ -16,9 +17,12 @@ IMAGES_PER_STEP = 64
 class ClassifierHead(nn.Module):
     """Norm, pooling, norm, and one or more linear layers.
 
+    The layers are copied: calibration changes them, and the float classifier
+    that they come from is what the quantized one is compared with.
+
     Args:
         linears: each reads its own token before the patches; with one, it
-            may read the mean of the patches. Taken over and quantized.
+            may read the mean of the patches. The copies are quantized.
         pool: ``'token'`` or ``'avg'``.
         num_prefix_tokens: tokens before the patches.
         norm: before the pooling.
@@ -32,10 +36,11 @@ class ClassifierHead(nn.Module):
         super().__init__()
         self.pool = pool
         self.num_prefix_tokens = num_prefix_tokens
-        self.norm = norm
-        self.fc_norm = fc_norm
+        self.norm = copy.deepcopy(norm)
+        self.fc_norm = copy.deepcopy(fc_norm)
         self.num_classes = linears[0].out_features
-        self.linears = nn.ModuleList(QuantLinear(x, config) for x in linears)
+        self.linears = nn.ModuleList(
+            QuantLinear(copy.deepcopy(x), config) for x in linears)
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens (B, N, C) to logits (B, classes).
