@@ -1,6 +1,7 @@
 """Files: packed checkpoints, and the float checkpoints they are made from."""
 import hashlib
 import pickle
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Dict, Mapping
@@ -9,7 +10,8 @@ import torch
 
 from isvit_det.core.errors import QuantError
 from isvit_det.core.files import write_atomically
-from isvit_det.packed_state import HEADER, pack_state, read_header
+from isvit_det.packed_header import HEADER, check_others
+from isvit_det.packed_state import CODES, pack_state
 
 FORMAT = 'isvit_det.packed'
 
@@ -27,12 +29,13 @@ def save_packed(model: Any, path: Path, provenance: Mapping[str, Any],
     Raises:
         QuantError: if the file cannot be written; an older one stays.
     """
-    content = dict(
+    others = dict(
         format=FORMAT,
-        state_dict=pack_state(model, model.quant_config),
-        quant=model.quant_config.to_dict(),
+        quant=plain(model.quant_config.to_dict()),
         provenance=plain(provenance),
         meta=dict(dataset_meta=plain_metainfo(dataset_meta)))
+    content = dict(
+        others, state_dict=pack_state(model, model.quant_config, others))
     write_atomically(path, lambda file: torch.save(content, file))
 
 
@@ -50,10 +53,14 @@ def read_checkpoint(path: Path) -> Dict[str, Any]:
         raise QuantError(f'checkpoint: there is no file {path}; give the '
                          'path of a float or packed checkpoint.')
     try:
-        content = torch.load(path, map_location='cpu', weights_only=True)
+        with warnings.catch_warnings():
+            # Of a damaged file, which gets its one line.
+            warnings.simplefilter('ignore')
+            content = torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
         content = _read_mmengine(path, error)
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    # Damaged files raise anything.
+    except Exception as error:
         raise QuantError(
             f'checkpoint: {path} cannot be read, it is truncated or no '
             'checkpoint; download or make it again.') from error
@@ -62,8 +69,8 @@ def read_checkpoint(path: Path) -> Dict[str, Any]:
                          f'{type(content).__name__}, expected a dict with '
                          "'state_dict'.")
     if is_packed(content):
-        read_header(content['state_dict'])
-    elif content.get('format') == FORMAT:
+        check_others(content)
+    elif content.get('format') == FORMAT or _has_codes(content):
         raise QuantError(f'checkpoint: {path} says it is packed and has no '
                          'header; it was changed, make it again.')
     return content
@@ -121,7 +128,8 @@ def _read_mmengine(path: Path, error: Exception) -> Any:
         # Older torch cannot be told of classes that weights_only=True reads.
         return torch.load(
             path, map_location='cpu', pickle_module=reader, weights_only=False)
-    except (pickle.UnpicklingError, AttributeError, TypeError):
+    # Damaged files raise anything.
+    except Exception:
         raise QuantError(
             f'checkpoint: {path} holds more than weights and is not read for '
             "safety; if you trust it, keep its 'state_dict' and 'meta' only "
@@ -131,7 +139,15 @@ def _read_mmengine(path: Path, error: Exception) -> Any:
 
 def is_packed(content: Mapping[str, Any]) -> bool:
     """Whether a checkpoint's content is a packed one's."""
-    return HEADER in content.get('state_dict', {})
+    state = content.get('state_dict')
+    return isinstance(state, Mapping) and HEADER in state
+
+
+def _has_codes(content: Mapping[str, Any]) -> bool:
+    """Whether a content holds codes, as only packed ones do."""
+    state = content.get('state_dict', content)
+    return isinstance(state, Mapping) and any(
+        str(key).endswith(f'.{CODES}') for key in state)
 
 
 def file_hash(path: Path) -> str:

@@ -217,6 +217,12 @@ class _Run:
         """Put the state of a unit finished by an earlier run in place."""
         unit = self.units[index]
         values = of_first(self.files and self.files.load(index, unit))
+        if self.files and self.files.damaged:
+            self.on_event(
+                Event(
+                    'warning',
+                    message=f'the state saved of unit {unit.name} is damaged: '
+                    'it is calibrated again'))
         if values is None:
             return None
         state = unit.module.state_dict()

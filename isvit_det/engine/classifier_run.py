@@ -137,7 +137,10 @@ class ClassifierRun:
         self.checkpoint = weights
         state = read_weights(weights)
         self.packed = is_packed(dict(state_dict=state))
+        self.origin: Dict[str, Any] = {}
         if self.packed:
+            content = read_checkpoint(Path(weights))
+            self.origin = content.get('provenance', {})
             config = packed_config(state, quant)
         else:
             config = QuantConfig.from_dict(quant)
@@ -201,11 +204,9 @@ class ClassifierRun:
         records: Optional[List[UnitRecord]] = None
         seconds: Dict[str, float] = {}
         packed = Path(self.checkpoint)
-        origin: Dict[str, Any] = {}
+        origin = self.origin
         start = time.perf_counter()
-        if self.packed:
-            origin = read_checkpoint(packed).get('provenance', {})
-        else:
+        if not self.packed:
             assert self.sample is not None
             origin = plain(
                 dict(
