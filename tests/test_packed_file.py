@@ -137,8 +137,8 @@ def zipped_anew(path, change):
     with zipfile.ZipFile(path) as old, zipfile.ZipFile(file, 'w') as new:
         for name in old.namelist():
             value = old.read(name)
-            new.writestr(
-                name, change(value) if name.endswith('data.pkl') else value)
+            new.writestr(name,
+                         change(value) if name.endswith('data.pkl') else value)
     return file.getvalue()
 
 
@@ -172,8 +172,11 @@ def test_any_byte_of_the_pickle_gives_one_line_or_the_same(packed, tmp_path):
             found = read_checkpoint(path)
         except QuantError:
             continue
-        assert digest_of({**found, 'state_dict': None}) == digest_of(
-            {**content, 'state_dict': None})
+        assert digest_of({
+            **found, 'state_dict': None
+        }) == digest_of({
+            **content, 'state_dict': None
+        })
         assert checksum(found['state_dict']) == checksum(content['state_dict'])
 
 
@@ -188,8 +191,9 @@ def test_mmdetections_own_loader_predicts_with_no_other_classes(
     image = str(next(tiny.data.glob('val/*')))
     path = tmp_path / 'changed.pth'
     path.write_bytes(
-        rewritten(packed, lambda c: c['meta'].update(dataset_meta=dict(
-            classes=['cow', 'dog']))))
+        rewritten(
+            packed, lambda c: c['meta'].update(
+                dataset_meta=dict(classes=['cow', 'dog']))))
     model = init_detector(quantized(tiny), str(path), device='cpu')
     with pytest.raises(QuantError, match='class names .* not those'):
         inference_detector(model, image)
