@@ -15,6 +15,7 @@ from mmengine.logging import MMLogger
 
 from isvit_det.checkpoint import file_hash, plain, save_packed
 from isvit_det.core.errors import QuantError
+from isvit_det.core.files import write_atomically
 from isvit_det.core.spec import SOSConfig
 from isvit_det.engine.calibrate import WORKSPACE, calibrate_detector_
 from isvit_det.engine.configs import config_errors, quantize_config_
@@ -114,7 +115,8 @@ def save_detector(model: Any, folder: Union[str, Path]) -> Tuple[str, str]:
                          'first.')
     config, packed = Path(folder) / 'config.py', Path(folder) / 'packed.pth'
     save_packed(model, packed, model.provenance, model.dataset_meta)
-    model.cfg.dump(str(config))
+    text = model.cfg.pretty_text.encode()
+    write_atomically(config, lambda file: file.write(text))
     return str(config), str(packed)
 
 

@@ -106,14 +106,14 @@ def packed_config(state: Mapping[str, Tensor],
     return found
 
 
-def install_loading_(model: nn.Module, config: QuantConfig) -> None:
+def install_loading_(model: Any, config: QuantConfig) -> None:
     """Make a model decode and check every state it is asked to load.
 
     Works for ``load_state_dict`` of torch and of MMEngine, strict or not. A
     state that does not fit raises QuantError, naming keys.
     """
 
-    def before_load(module: nn.Module, state: Dict[str, Tensor], prefix: str,
+    def before_load(module: Any, state: Dict[str, Tensor], prefix: str,
                     *args: Any) -> None:
         if prefix + HEADER in state:
             header = _decode_(module, config, state, prefix)

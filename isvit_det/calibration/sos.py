@@ -128,7 +128,11 @@ def calibrate(
         raise RuntimeError('call eval() before calibrate().')
     run = _Run(student, quant, sos, workspace, fingerprint, store_gb, on_event
                or (lambda event: None))
-    return run.all_units(images)
+    try:
+        return run.all_units(images)
+    finally:
+        # A full disk has room again.
+        run.pool.clear()
 
 
 class _Run:
@@ -142,6 +146,7 @@ class _Run:
         self.on_event = on_event
         self.pool = ActivationPool(workspace / 'spilled' / str(rank()),
                                    store_gb)
+        self.pool.clear()
         self.files: Optional[ProgressFiles] = None
         if rank() == 0:
             self.files = ProgressFiles(workspace / 'units', fingerprint)

@@ -10,6 +10,7 @@ from mmengine.hub import get_config
 
 from isvit_det.backbones import QUANTIZED
 from isvit_det.core.errors import QuantError
+from isvit_det.core.files import disk_error
 from isvit_det.core.spec import QuantConfig, optimises, parse_bits
 
 DETECTOR = 'isvit_det.quantized_detector'
@@ -55,6 +56,9 @@ def config_errors() -> Iterator[None]:
         raise QuantError(f'config: {what}; check data_root, ann_file and '
                          '_base_.') from error
     except CONFIG_ERRORS as error:
+        full = disk_error(error)
+        if full is not None:
+            raise full from error
         lines = str(error).strip().splitlines() or ['no message']
         raise QuantError(
             f'config: {type(error).__name__}: {lines[0]}') from error
