@@ -92,8 +92,17 @@ def all_kills(folder: Path) -> List[Kills]:
     return cases + [Kills(classifier, 1, folder / 'kills' / 'classifier')]
 
 
-def kills(folder: Path, notes: Notes, scale: float, deadline: float) -> None:
-    """Kill the runs of all tasks."""
+def kills(folder: Path, notes: Dict[str, Any], save: Callable[[], None],
+          scale: float, deadline: float) -> None:
+    """Kill the runs of all tasks.
+
+    Args:
+        folder: to work in.
+        notes: counts so far by task; is changed.
+        save: keeps the notes.
+        scale: of the numbers of kills.
+        deadline: of ``time.monotonic``.
+    """
     cases = all_kills(folder)
     for case in cases:
         command = case.task.name.split(',')[0]
@@ -101,8 +110,8 @@ def kills(folder: Path, notes: Notes, scale: float, deadline: float) -> None:
         # The first take what does not divide.
         wanted, more = divmod(round(NUM_KILLS[command] * scale), len(same))
         wanted += same.index(case) < more
-        kill_until(case, wanted, notes.found['kills'].setdefault(
-            case.name, {}), notes.save, deadline)
+        kill_until(case, wanted, notes.setdefault(case.name, {}), save,
+                   deadline)
 
 
 def main() -> None:
@@ -114,21 +123,17 @@ def main() -> None:
     notes = Notes(folder / 'notes.json')
     start = time.monotonic()
     in_child(
-        lambda:
-        (classifier_task(folder / 'classifier'),
-         detector_task(folder / 'detector', 'backbone')),
+        lambda: (classifier_task(folder / 'classifier'),
+                 detector_task(folder / 'detector', 'backbone')),
         folder / 'models.log')
-    work: Mapping[str, Callable[[Path, Notes, float, float], None]] = dict(
+    work: Mapping[str, Callable[..., None]] = dict(
         kills=kills,
-        disk=lambda *given: fill_disks(given[0], given[1].found['disk'], given[
-            1].save, given[3]),
-        files=lambda *given: mutate_files(given[0], given[1].found['files'],
-                                          given[1].save, *given[2:]),
-        memory=lambda *given: measure_memory(given[0], given[1].found[
-            'memory'], given[1].save, given[3]))
+        disk=fill_disks,
+        files=mutate_files,
+        memory=measure_memory)
     for kind, share in KINDS.items():
         if kind in args.kinds:
-            work[kind](folder, notes, args.scale,
+            work[kind](folder, notes.found[kind], notes.save, args.scale,
                        start + share * 60 * args.minutes)
     tables = dict(
         kills=kill_rows, disk=disk_rows, files=file_rows, memory=memory_rows)

@@ -34,11 +34,10 @@ def mutate(content: bytes, other: bytes, draw: random.Random) -> bytes:
         other: another file's, blocks of which may take places.
         draw: decides.
     """
-    changed = bytearray(content)
-    kind = draw.choice(
-        [_flip, _flip, _cut, _insert, _exchange, _truncate, _zip_anew])
-    if kind is _zip_anew:
+    if draw.random() < .2:
         return _zip_anew(content, draw)
+    changed = bytearray(content)
+    kind = draw.choice([_flip, _flip, _cut, _insert, _exchange, _truncate])
     for _ in range(draw.choice([1, 1, 2, 5])):
         kind(changed, other, draw)
     return bytes(changed)
@@ -187,7 +186,8 @@ def read_damaged(kind: str, folder: Path, start: int, end: int) -> List[str]:
         with open(results, 'a', buffering=1) as out:
             for number in range(start + len(found), end):
                 draw = random.Random(number)
-                damaged = mutate(*reader.contents, draw)
+                content, other = reader.contents
+                damaged = mutate(content, other, draw)
                 try:
                     outcome = reader.outcome(damaged)
                 except BaseException as error:
@@ -200,6 +200,8 @@ def read_damaged(kind: str, folder: Path, start: int, end: int) -> List[str]:
         statuses = wait([fork(work, folder / f'{kind.split()[0]}.log')])
         found = results.read_text().splitlines()
         if set(statuses.values()) != {0}:
+            print(f'{kind} {start + len(found)}: a child ended with '
+                  f'{list(statuses.values())}')
             with open(results, 'a') as out:
                 out.write('crashed\n')
             found.append('crashed')
@@ -233,6 +235,8 @@ def file_rows(notes: Dict[str, Any]) -> List[Dict[str, str]]:
     return [{
         'damaged': kind,
         'files': str(sum(counts.values())),
-        **{name: str(counts[name])
-           for name in OUTCOMES}
+        **{
+            name: str(counts[name])
+            for name in OUTCOMES
+        }
     } for kind, counts in notes.items()]

@@ -122,8 +122,8 @@ def kill_until(case: Kills, wanted: int, notes: Dict[str, Any],
             notes[key] = notes.get(key, 0) + value
         if found['same'] == 0:
             kept = case.folder / f'bad_{notes["runs"]}'
-            shutil.copytree(case.folder, kept,
-                            ignore=shutil.ignore_patterns('bad_*'))
+            shutil.copytree(
+                case.folder, kept, ignore=shutil.ignore_patterns('bad_*'))
         save()
 
 

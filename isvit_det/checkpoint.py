@@ -10,6 +10,7 @@ import torch
 
 from isvit_det.core.errors import QuantError
 from isvit_det.core.files import write_atomically
+from isvit_det.core.opcodes import check_memo
 from isvit_det.packed_header import HEADER, check_others
 from isvit_det.packed_state import CODES, pack_state
 
@@ -103,6 +104,10 @@ TENSOR_PARTS = {
 
 class _Unpickler(pickle.Unpickler):
     """Makes tensors and plain values, and runs nothing else."""
+
+    def __init__(self, file: Any, **kwargs: Any) -> None:
+        check_memo(file)
+        super().__init__(file, **kwargs)
 
     def find_class(self, module: str, name: str) -> Any:
         full = f'{module}.{name}'

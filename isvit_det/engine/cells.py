@@ -92,7 +92,9 @@ def run_tool(tool: Path, argv: Sequence[str]) -> None:
                           errors='replace') as process:
         try:
             for line in process.stderr or ():
-                sys.stderr.write(line)
+                # An error is told once, by who started the tool.
+                if not line.startswith('error: '):
+                    sys.stderr.write(line)
                 last = line.strip() or last
         except BaseException:
             # It would go on alone.
