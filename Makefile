@@ -6,7 +6,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .PHONY: help demo methods accuracy bench-calibration bench-scaling bench-memory \
 	bench-deit-tiny learn-coco60 bench-coco60 test test-openmmlab test-slow \
-	check train format clean
+	torture check train format clean
 
 # The demo's detector: MODEL=mask with BACKBONE=swin or deit, or MODEL=cascade.
 MODEL := mask
@@ -97,6 +97,10 @@ test-openmmlab:  ## the same tests on OpenMMLab's own last releases
 
 test-slow:  ## run the tests that take minutes
 	@$(IN_ENV) pytest -q -m slow
+
+torture:  ## kills, full disks, damaged files, memory; MINUTES=N at most
+	@$(IN_ENV) OMP_NUM_THREADS=1 python -m benchmarks.torture \
+		$(if $(MINUTES),--minutes $(MINUTES))
 
 check:  ## check imports, format, style and types
 	@$(IN_ENV) status=0; \
