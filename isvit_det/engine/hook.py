@@ -54,6 +54,8 @@ class SOSCalibrationHook(Hook):
 
     Attributes:
         outcome: None until a calibration has ended.
+        teacher: a copy of the float backbone that calibration compares
+            with and leaves as it is; None has it make its own.
     """
     priority = 'VERY_LOW'
 
@@ -67,6 +69,7 @@ class SOSCalibrationHook(Hook):
         self.out = out
         self.store_gb = store_gb
         self.outcome: Optional[Outcome] = None
+        self.teacher: Any = None
         self._postponed = False
         self._calls: Dict[str, int] = {}
         self._images: Optional[CalibrationImages] = None
@@ -143,7 +146,8 @@ class SOSCalibrationHook(Hook):
         ], model)
         records = calibrate_detector_(model, images, sos,
                                       Path(runner.work_dir) / WORKSPACE, key,
-                                      runner.logger, self.store_gb)
+                                      runner.logger, self.store_gb,
+                                      self.teacher)
         packed = Path(runner.work_dir) / self.out
         if is_main_process():
             save_packed(model, packed, origin,
