@@ -52,14 +52,14 @@ def read_file(path: Path) -> Any:
         return _reader(path)(path)
     except _Wrong as error:
         raise QuantError(f'checkpoint: {path} {error}') from error
-    except RefusedName as error:
-        raise QuantError(
-            f'checkpoint: {path} holds {error.name}, which is no part of '
-            'weights, and is not read for safety; if you trust the file, load '
-            'it where it was made and save its weights alone, the '
-            'state_dict().') from error
     # A damaged file raises anything.
     except Exception as error:
+        if isinstance(error, RefusedName) and error.is_name:
+            raise QuantError(
+                f'checkpoint: {path} holds {error.name}, which is no part of '
+                'weights, and is not read for safety; if you trust the file, '
+                'load it where it was made and save its weights alone, the '
+                'state_dict().') from error
         raise QuantError(
             f'checkpoint: {path} cannot be read, it is truncated, damaged or '
             'no checkpoint; download or make it again.') from error
@@ -76,10 +76,9 @@ def _reader(path: Path) -> Callable[[Path], Any]:
         return _read_legacy
     if start == b'PK\x03\x04':
         return _read_archive
-    if not start:
-        raise _Wrong('is no checkpoint, it is empty; download or make it '
-                     'again.')
-    raise _Wrong('is no checkpoint; download or make it again.')
+    what = 'is no checkpoint' if start else 'is empty'
+    raise _Wrong(f'cannot be read: {path.name} {what}; download or make it '
+                 'again.')
 
 
 def _read_pickle(path: Path) -> Any:
@@ -176,8 +175,8 @@ def _read_safetensors(path: Path) -> Dict[str, Tensor]:
             if name == '__metadata__':
                 continue
             if entry['dtype'] not in SAFETENSORS:
-                raise _Wrong(f'holds {name} as {entry["dtype"]}, which is not '
-                             f'read; convert it to one of '
+                raise _Wrong(f'holds {name!r} as {entry["dtype"]!r}, which is '
+                             f'not read; convert it to one of '
                              f'{list(SAFETENSORS)}.')
             dtype = SAFETENSORS[entry['dtype']]
             first, end = entry['data_offsets']

@@ -6,6 +6,7 @@ that files of training often hold besides stand for themselves and hold
 nothing; anything else is refused.
 """
 import pickle
+import re
 from collections import OrderedDict
 from typing import (Any, Callable, Dict, List, Mapping, NamedTuple, Optional,
                     Sequence, Tuple)
@@ -93,6 +94,8 @@ class RefusedName(pickle.UnpicklingError):
     def __init__(self, name: str) -> None:
         super().__init__(f'{name} is not read')
         self.name = name
+        # Else it is damage, and may hold what no terminal should see.
+        self.is_name = re.fullmatch(r'[\w.]+', name) is not None
 
 
 class Inert:
@@ -228,7 +231,7 @@ def _of_subclass(function: Any, kind: Any, args: Sequence[Any],
 def _encode(text: str, encoding: str = 'latin1') -> bytes:
     """How pickles of protocol 2 write bytes."""
     if encoding not in ('latin1', 'latin-1'):
-        raise RefusedName(f'_codecs.encode to {encoding}')
+        raise pickle.UnpicklingError('bytes in another encoding')
     return text.encode('latin1')
 
 

@@ -89,7 +89,7 @@ def _find_entry(content: Any,
     while True:
         if not isinstance(content, dict):
             kind = type(content).__name__
-            what = ('a whole object of a class that is not here'
+            what = ('an object of a class that is not read'
                     if isinstance(content, Inert) else 'a ' + kind)
             where = f' under {entries[-1]!r}' if entries else ''
             raise QuantError(
