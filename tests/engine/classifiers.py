@@ -62,7 +62,7 @@ def swin_drawn_32(pretrained=False, **kwargs):
         patch_size=1,
         window_size=4,
         embed_dim=16,
-        depths=(2, 2, 1, 1),
+        depths=(2, 1, 1, 1),
         num_heads=(1, 2, 2, 2),
         **kwargs)
 
