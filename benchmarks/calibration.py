@@ -103,8 +103,8 @@ def measure(args: argparse.Namespace) -> Dict[str, float]:
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         if args.scheme == 'restart':
-            calibrate_by_restart(backbone, teacher, images,
-                                 model.quant_config, sos)
+            calibrate_by_restart(backbone, teacher, images, model.quant_config,
+                                 sos)
         else:
             calibrate(
                 backbone,

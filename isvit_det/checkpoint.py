@@ -81,9 +81,8 @@ def refuse_other_layouts(state: Mapping[str, Any], path: Path) -> None:
     """
     for pattern, whose, advice in LAYOUTS:
         if any(re.match(pattern, key) for key in state):
-            raise QuantError(
-                f'checkpoint: {path} has the names of {whose}; '
-                f'{advice.format(path=path)}.')
+            raise QuantError(f'checkpoint: {path} has the names of {whose}; '
+                             f'{advice.format(path=path)}.')
 
 
 def is_packed(content: Mapping[str, Any]) -> bool:

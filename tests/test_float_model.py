@@ -238,8 +238,8 @@ def test_what_a_run_compares_with_is_the_files_backbone(
     for key, value in wanted.items():
         if key.startswith('backbone.'):
             assert torch.equal(found[key[len('backbone.'):]], value), key
-    assert not any(
-        value.any() for key, value in found.items() if key.endswith('fitted'))
+    assert not any(value.any()
+                   for key, value in found.items() if key.endswith('fitted'))
     assert not any(module.training for module in teacher.modules())
     check_apart(teacher, student)
 

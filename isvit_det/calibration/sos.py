@@ -89,16 +89,15 @@ class UnitRecord:
     resumed: bool = False
 
 
-def calibrate(
-        student: Any,
-        images: Iterable[Tensor],
-        quant: QuantConfig,
-        sos: SOSConfig,
-        workspace: Path,
-        fingerprint: str,
-        store_gb: Optional[float] = None,
-        on_event: Optional[Callable[[Event], None]] = None,
-        teacher: Optional[HasUnits] = None) -> List[UnitRecord]:
+def calibrate(student: Any,
+              images: Iterable[Tensor],
+              quant: QuantConfig,
+              sos: SOSConfig,
+              workspace: Path,
+              fingerprint: str,
+              store_gb: Optional[float] = None,
+              on_event: Optional[Callable[[Event], None]] = None,
+              teacher: Optional[HasUnits] = None) -> List[UnitRecord]:
     """Calibrate and reconstruct a quantized backbone (I&S-ViT, Algorithm 1).
 
     Every finished unit is saved in ``workspace``, so that a run that was

@@ -106,8 +106,8 @@ def _read_archive(path: Path) -> Any:
                          'it on one of this kind.')
         storages: Dict[str, Storage] = {}
 
-        def read_storage(dtype: torch.dtype, key: str, location: str,
-                         *args: Any) -> Storage:
+        def read_storage(dtype: torch.dtype, key: str, location: str, *args:
+                         Any) -> Storage:
             if key not in storages:
                 name = f'{root}data/{key}'
                 data = bytearray(sizes[name])
@@ -126,7 +126,10 @@ def _read_legacy(path: Path) -> Any:
     size = path.stat().st_size
     storages: Dict[str, Tuple[bytearray, Storage, int]] = {}
 
-    def make_storage(dtype: torch.dtype, key: str, location: str, length: int,
+    def make_storage(dtype: torch.dtype,
+                     key: str,
+                     location: str,
+                     length: int,
                      view: Optional[Tuple[str, int, int]] = None) -> Storage:
         itemsize = torch.empty(0, dtype=dtype).element_size()
         if key not in storages:

@@ -211,14 +211,14 @@ def _tensor(storage: Storage, offset: int, size: Sequence[int],
     itemsize = torch.empty(0, dtype=dtype).element_size()
     last = offset + sum((n - 1) * s for n, s in zip(size, stride))
     numbers = [offset, *size, *stride]
-    if not all(isinstance(n, int) and n >= 0 for n in numbers) or len(
-            size) != len(stride):
+    if not all(isinstance(n, int) and n >= 0
+               for n in numbers) or len(size) != len(stride):
         raise pickle.UnpicklingError('a tensor of impossible shape')
     if 0 not in size and (last + 1) * itemsize > len(storage.data):
         raise pickle.UnpicklingError('a tensor beyond its storage')
     return torch.empty(
-        0, dtype=dtype).set_(
-            storage.data.untyped_storage(), offset, tuple(size), tuple(stride))
+        0, dtype=dtype).set_(storage.data.untyped_storage(), offset,
+                             tuple(size), tuple(stride))
 
 
 def _of_subclass(function: Any, kind: Any, args: Sequence[Any],
@@ -235,6 +235,10 @@ def _encode(text: str, encoding: str = 'latin1') -> bytes:
     return text.encode('latin1')
 
 
+def _bytearray(raw: Any = b'', *encoding: str) -> bytearray:
+    return bytearray(_encode(raw) if isinstance(raw, str) else bytes(raw))
+
+
 def _scalar(dtype: Any, raw: Any = b'') -> Any:
     value = dtype.tensor((), raw) if isinstance(dtype, DType) else None
     return Inert() if value is None else value.item()
@@ -248,33 +252,49 @@ def _of_buffer(raw: Any, dtype: Any, shape: Sequence[int],
     return array
 
 
-REAL: Dict[str, Callable[..., Any]] = {
-    'collections.OrderedDict': PlainDict,
-    'collections.Counter': PlainDict,
-    'collections.defaultdict': lambda *args: PlainDict(),
-    'builtins.set': set,
-    'builtins.frozenset': frozenset,
-    'builtins.complex': complex,
-    'builtins.bytes': lambda *args: _encode(*args) if args else b'',
-    'builtins.bytearray': lambda *args: bytearray(
-        _encode(*args) if args and isinstance(args[0], str) else b''.join(args)
-    ),
-    '_codecs.encode': _encode,
-    'torch.Size': lambda *args: tuple(*args),
-    'torch._utils._rebuild_tensor': _tensor,
-    'torch._utils._rebuild_tensor_v2': _tensor,
-    'torch._utils._rebuild_tensor_v3': _tensor,
-    'torch._utils._rebuild_parameter': lambda data, *args: data,
-    'torch._utils._rebuild_parameter_with_state': lambda data, *args: data,
-    'torch._tensor._rebuild_from_type_v2': _of_subclass,
-    'numpy.dtype': DType,
-    **{
-        f'numpy.{core}.{name}': function
-        for core in ('core', '_core')
-        for name, function in (('multiarray._reconstruct', Array),
-                               ('multiarray.scalar', _scalar),
-                               ('numeric._frombuffer', _of_buffer))
-    }
+NUMPY = dict(
+    _reconstruct=Array,
+    scalar=_scalar,
+    _frombuffer=_of_buffer,
+    dtype=DType,
+)
+# What is called, by module and name.
+CALLED: Dict[str, Dict[str, Callable[..., Any]]] = {
+    'collections':
+    dict(
+        OrderedDict=PlainDict,
+        Counter=PlainDict,
+        defaultdict=lambda *args: PlainDict()),
+    'builtins':
+    dict(
+        set=set,
+        frozenset=frozenset,
+        complex=complex,
+        bytes=lambda *args: bytes(_bytearray(*args)),
+        bytearray=_bytearray),
+    '_codecs':
+    dict(encode=_encode),
+    'torch':
+    dict(Size=lambda *args: tuple(*args)),
+    'torch._utils':
+    dict(
+        _rebuild_tensor=_tensor,
+        _rebuild_tensor_v2=_tensor,
+        _rebuild_tensor_v3=_tensor,
+        _rebuild_parameter=lambda data, *args: data,
+        _rebuild_parameter_with_state=lambda data, *args: data),
+    'torch._tensor':
+    dict(_rebuild_from_type_v2=_of_subclass),
+    'numpy':
+    NUMPY,
+    'numpy.core.multiarray':
+    NUMPY,
+    'numpy._core.multiarray':
+    NUMPY,
+    'numpy.core.numeric':
+    NUMPY,
+    'numpy._core.numeric':
+    NUMPY,
 }
 
 
@@ -295,11 +315,10 @@ class SafeUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         module = RENAMED.get(module, module)
         full = f'{module}.{name}'
-        if full in REAL:
-            return Call(REAL[full])
-        if full in INERT or any(
-                module == kept or module.startswith(f'{kept}.')
-                for kept in INERT_MODULES):
+        if name in CALLED.get(module, {}):
+            return Call(CALLED[module][name])
+        if full in INERT or any(module == kept or module.startswith(f'{kept}.')
+                                for kept in INERT_MODULES):
             # A class of its own: a pickle may change it.
             return type(name, (Inert, ), dict(__slots__=()))
         if module in ('torch', 'torch.cuda', 'torch.storage'):

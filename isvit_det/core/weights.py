@@ -89,8 +89,8 @@ def _find_entry(content: Any,
     while True:
         if not isinstance(content, dict):
             kind = type(content).__name__
-            what = ('an object of a class that is not read'
-                    if isinstance(content, Inert) else 'a ' + kind)
+            what = ('an object of a class that is not read' if isinstance(
+                content, Inert) else 'a ' + kind)
             where = f' under {entries[-1]!r}' if entries else ''
             raise QuantError(
                 f'checkpoint: {path} holds {what}{where}, expected a dict of '
@@ -133,17 +133,16 @@ def _without_prefixes(
     renamed: Dict[str, Tensor] = ordered(state, lambda key: key)
     while True:
         kept = [key for key in renamed if key not in COUNTERS]
-        prefix = next((prefix for prefix in PREFIXES
-                       if kept and all(key.startswith(prefix)
-                                       for key in kept)), '')
+        prefix = next(
+            (prefix for prefix in PREFIXES
+             if kept and all(key.startswith(prefix) for key in kept)), '')
         if not prefix:
             break
         stripped += prefix
         renamed = _strip(renamed, prefix)
     if any('._orig_mod.' in key for key in renamed):
         stripped += '(...)_orig_mod.'
-        renamed = ordered(renamed,
-                          lambda key: key.replace('._orig_mod.', '.'))
+        renamed = ordered(renamed, lambda key: key.replace('._orig_mod.', '.'))
     return renamed, stripped
 
 

@@ -86,8 +86,8 @@ def class_labels(
     entries = [entry for entry in folder.iterdir()
                if not is_hidden(entry.name)]  # yapf: disable
     broken = [
-        entry for entry in entries if not entry.exists()
-        and not entry.name.lower().endswith(EXTENSIONS)
+        entry for entry in entries
+        if not entry.exists() and not entry.name.lower().endswith(EXTENSIONS)
     ]
     if broken:
         raise QuantError(f'image folder: {min(broken)} is a link to what is '

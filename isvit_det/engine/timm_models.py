@@ -58,7 +58,7 @@ def build_classifiers(name: str, weights: Mapping[str,
     # What timm cannot build of some version raises anything.
     except Exception as error:
         raise _unsupported(name) from error
-    if type(source.patch_embed) is not PatchEmbed:
+    if type(getattr(source, 'patch_embed', None)) is not PatchEmbed:
         raise _unsupported(name)
     if not packed:
         _load_(source, weights, name)

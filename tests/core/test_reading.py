@@ -185,36 +185,38 @@ def call(function, *args):
     """Code of a pickle that calls ``module name`` with strings."""
     code = b'c' + function.replace(' ', '\n').encode() + b'\n('
     for arg in args:
-        code += arg if isinstance(
-            arg, bytes) else b'V' + arg.encode() + b'\n'
+        code += arg if isinstance(arg, bytes) else b'V' + arg.encode() + b'\n'
     return code + b'tR'
 
 
-@pytest.mark.parametrize('code', [
-    # getattr(os, 'system')('touch victim'), in what stands for getattr.
-    b'(' + b'c__builtin__\ngetattr\n(' + b'cargparse\nNamespace\n' +
-    b'Vsystem\ntR(Vtouch victim\ntR' + b't.',
-    # What stands for a class is given a method, and made.
-    b'cargparse\nNamespace\n(N}V__init__\ncpathlib\nPath\nstb'
-    b'cargparse\nNamespace\n)R.',
-    # A function that makes tensors is given a state.
-    b'ctorch._utils\n_rebuild_tensor_v2\n}V__code__\nNsb.',
-    b'ctorch._utils\n_rebuild_tensor_v2\n(N}V__defaults__\n(tstb.',
-    b'ccollections\nOrderedDict\n(N}V__init__\nNstb.',
-    call('ccopy_reg _reconstructor'[1:], b'cargparse\nNamespace\n',
-         b'c__builtin__\nobject\n', b'N') + b'.',
-    # Dotted names reach into modules that are known.
-    b'\x80\x04\x8c\x05torch\x8c\x0dhub.os.system\x93\x8c\x0ctouch victim'
+@pytest.mark.parametrize(
+    'code',
+    [
+        # getattr(os, 'system')('touch victim'), in what stands for getattr.
+        b'(' + b'c__builtin__\ngetattr\n(' + b'cargparse\nNamespace\n' +
+        b'Vsystem\ntR(Vtouch victim\ntR' + b't.',
+        # What stands for a class is given a method, and made.
+        b'cargparse\nNamespace\n(N}V__init__\ncpathlib\nPath\nstb'
+        b'cargparse\nNamespace\n)R.',
+        # A function that makes tensors is given a state.
+        b'ctorch._utils\n_rebuild_tensor_v2\n}V__code__\nNsb.',
+        b'ctorch._utils\n_rebuild_tensor_v2\n(N}V__defaults__\n(tstb.',
+        b'ccollections\nOrderedDict\n(N}V__init__\nNstb.',
+        call('ccopy_reg _reconstructor'[1:], b'cargparse\nNamespace\n',
+             b'c__builtin__\nobject\n', b'N') + b'.',
+        # Dotted names reach into modules that are known.
+        b'\x80\x04\x8c\x05torch\x8c\x0dhub.os.system\x93\x8c\x0ctouch victim'
+        b'\x85R.',
+        b'\x80\x04\x8c\x07pathlib\x8c\x09os.system\x93\x8c\x0ctouch victim'
     b'\x85R.',
-    b'\x80\x04\x8c\x07pathlib\x8c\x09os.system\x93\x8c\x0ctouch victim\x85R.',
-    b'\x80\x04\x8c\x08datetime\x8c\x0asys.modules\x93.',
-    call('isvit_det.core.unpickling SafeUnpickler') + b'.',
-    call('torch load', 'other.pth') + b'.',
-    call('torch.hub load', 'a/b', 'c') + b'.',
-    call('torch.storage _load_from_bytes', b"C\x01x") + b'.',
-    call('numpy load', 'x.npy') + b'.',
-    call('mmengine.config.config Config.fromfile', 'x.py') + b'.',
-])
+        b'\x80\x04\x8c\x08datetime\x8c\x0asys.modules\x93.',
+        call('isvit_det.core.unpickling SafeUnpickler') + b'.',
+        call('torch load', 'other.pth') + b'.',
+        call('torch.hub load', 'a/b', 'c') + b'.',
+        call('torch.storage _load_from_bytes', b"C\x01x") + b'.',
+        call('numpy load', 'x.npy') + b'.',
+        call('mmengine.config.config Config.fromfile', 'x.py') + b'.',
+    ])
 @pytest.mark.parametrize('beside', [False, True])
 def test_pickles_written_by_hand_run_nothing(tmp_path, monkeypatch, code,
                                              beside):
@@ -266,8 +268,8 @@ def test_a_damaged_file_is_one_line_whatever_the_damage(tmp_path, zipped):
         data = bytearray(whole)
         for place in generator.integers(len(data), size=3):
             data[place] = generator.integers(256)
-        path.write_bytes(data[:generator.integers(len(data))]
-                         if generator.random() < .3 else data)
+        path.write_bytes(data[:generator.integers(len(data))] if generator.
+                         random() < .3 else data)
         try:
             read_file(path)
         except QuantError as error:
@@ -313,6 +315,8 @@ def test_programs_and_archives_are_told_from_weights(tmp_path):
 
 def test_a_whole_model_is_told_from_its_weights(tmp_path):
     save(torch.nn.Linear(1, 1), tmp_path / 'x.pth')
-    with pytest.raises(QuantError, match=r'torch.nn.modules.linear.Linear.*'
-                       r'state_dict\(\)'):
+    with pytest.raises(
+            QuantError,
+            match=r'torch.nn.modules.linear.Linear.*'
+            r'state_dict\(\)'):
         read_file(tmp_path / 'x.pth')

@@ -34,33 +34,47 @@ def same(one, other):
 RAW, AVERAGED = make_model(1).state_dict(), make_model(2).state_dict()
 
 
-@pytest.mark.parametrize('content, wanted, words', [
-    # timm evaluates the average and keeps the best checkpoint by it.
-    (dict(state_dict=RAW, state_dict_ema=AVERAGED, metric=np.float64(1.),
-          args=argparse.Namespace(lr=1)), AVERAGED,
-     "entry 'state_dict_ema', not 'state_dict'"),
-    (dict(state_dict=AVERAGED, state_dict_ema=None), AVERAGED,
-     "entry 'state_dict'"),
-    (dict(state_dict_ema=AVERAGED), AVERAGED, "entry 'state_dict_ema'"),
-    # DeiT evaluates the model that it trains.
-    (dict(model=AVERAGED, model_ema=RAW, optimizer={}), AVERAGED,
-     "entry 'model', not 'model_ema'"),
-    (dict(model_ema=AVERAGED, epoch=3), AVERAGED, "entry 'model_ema'"),
-    # MMEngine puts the average where the model's weights are.
-    (dict(state_dict=AVERAGED, meta={},
-          ema_state_dict={f'module.{k}': v for k, v in RAW.items()}),
-     AVERAGED, "entry 'state_dict', not 'ema_state_dict'"),
-    (dict(meta={}, ema_state_dict=dict(
-        {f'module.{k}': v for k, v in AVERAGED.items()},
-        steps=torch.tensor(3))), AVERAGED,
-     "entry 'ema_state_dict', without the prefix 'module.'"),
-    (dict(state_dict=AVERAGED, state_dict_ema=RAW, meta={}), AVERAGED,
-     "entry 'state_dict', not 'state_dict_ema'"),
-    (dict(model_state_dict=AVERAGED), AVERAGED, "entry 'model_state_dict'"),
-    (dict(model=dict(state_dict=AVERAGED)), AVERAGED,
-     "entry 'state_dict' of 'model'"),
-    (AVERAGED, AVERAGED, 'all of it'),
-])
+@pytest.mark.parametrize(
+    'content, wanted, words',
+    [
+        # timm evaluates the average and keeps the best checkpoint by it.
+        (dict(
+            state_dict=RAW,
+            state_dict_ema=AVERAGED,
+            metric=np.float64(1.),
+            args=argparse.Namespace(lr=1)), AVERAGED,
+         "entry 'state_dict_ema', not 'state_dict'"),
+        (dict(state_dict=AVERAGED,
+              state_dict_ema=None), AVERAGED, "entry 'state_dict'"),
+        (dict(state_dict_ema=AVERAGED), AVERAGED, "entry 'state_dict_ema'"),
+        # DeiT evaluates the model that it trains.
+        (dict(model=AVERAGED, model_ema=RAW,
+              optimizer={}), AVERAGED, "entry 'model', not 'model_ema'"),
+        (dict(model_ema=AVERAGED, epoch=3), AVERAGED, "entry 'model_ema'"),
+        # MMEngine puts the average where the model's weights are.
+        (dict(
+            state_dict=AVERAGED,
+            meta={},
+            ema_state_dict={
+                f'module.{k}': v
+                for k, v in RAW.items()
+            }), AVERAGED, "entry 'state_dict', not 'ema_state_dict'"),
+        (dict(
+            meta={},
+            ema_state_dict=dict({
+                f'module.{k}': v
+                for k, v in AVERAGED.items()
+            },
+                                steps=torch.tensor(3))), AVERAGED,
+         "entry 'ema_state_dict', without the prefix 'module.'"),
+        (dict(state_dict=AVERAGED, state_dict_ema=RAW,
+              meta={}), AVERAGED, "entry 'state_dict', not 'state_dict_ema'"),
+        (dict(model_state_dict=AVERAGED), AVERAGED,
+         "entry 'model_state_dict'"),
+        (dict(model=dict(state_dict=AVERAGED)), AVERAGED,
+         "entry 'state_dict' of 'model'"),
+        (AVERAGED, AVERAGED, 'all of it'),
+    ])
 def test_the_weights_are_those_that_the_trainer_evaluates(
         taken, content, wanted, words):
     found = taken(content)
@@ -120,7 +134,9 @@ def test_copies_of_mmdetection_2_are_left(taken):
     (dict(model=[1]), "holds a list under 'model', expected a dict"),
     (dict(model=argparse.Namespace()), 'an object of a class'),
     (dict(state_dict=dict(a=torch.ones(1), b=3)), "'b' of .* is no tensor"),
-    ({3: torch.ones(1)}, '3 of .* is no tensor'),
+    ({
+        3: torch.ones(1)
+    }, '3 of .* is no tensor'),
 ])
 def test_what_has_no_weights_is_said(taken, content, words):
     with pytest.raises(QuantError, match=words) as error:
