@@ -252,7 +252,7 @@ def _of_buffer(raw: Any, dtype: Any, shape: Sequence[int],
     return array
 
 
-NUMPY = dict(
+NUMPY: Dict[str, Callable[..., Any]] = dict(
     _reconstruct=Array,
     scalar=_scalar,
     _frombuffer=_of_buffer,

@@ -208,7 +208,7 @@ def call(function, *args):
         b'\x80\x04\x8c\x05torch\x8c\x0dhub.os.system\x93\x8c\x0ctouch victim'
         b'\x85R.',
         b'\x80\x04\x8c\x07pathlib\x8c\x09os.system\x93\x8c\x0ctouch victim'
-    b'\x85R.',
+        b'\x85R.',
         b'\x80\x04\x8c\x08datetime\x8c\x0asys.modules\x93.',
         call('isvit_det.core.unpickling SafeUnpickler') + b'.',
         call('torch load', 'other.pth') + b'.',

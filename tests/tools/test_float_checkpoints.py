@@ -74,9 +74,8 @@ def test_the_weights_are_those_of_the_plain_file(name, tiny, state, tmp_path):
     path = tmp_path / 'x.pth'
     torch.save(forms(state)[name], path)
     config = tiny.variant(
-        tmp_path / 'noted.py', lambda cfg: cfg.update(custom_hooks=[
-            dict(type='NoteLoadedHook')
-        ]))
+        tmp_path / 'noted.py',
+        lambda cfg: cfg.update(custom_hooks=[dict(type='NoteLoadedHook')]))
     args = parse_args([
         config,
         str(path), '--method', 'minmax', '--work-dir',
