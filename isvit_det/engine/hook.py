@@ -57,6 +57,8 @@ class SOSCalibrationHook(Hook):
 
     Attributes:
         outcome: None until a calibration has ended.
+        teacher: a copy of the float backbone that calibration compares
+            with and leaves as it is; None has it make its own.
         left_out: class names of the hooks that are left out.
     """
     priority = 'VERY_LOW'
@@ -71,6 +73,7 @@ class SOSCalibrationHook(Hook):
         self.out = out
         self.store_gb = store_gb
         self.outcome: Optional[Outcome] = None
+        self.teacher: Any = None
         self.left_out: List[str] = []
         self._weights: Optional[str] = None
         self._postponed = False
@@ -178,7 +181,8 @@ class SOSCalibrationHook(Hook):
         ], model)
         records = calibrate_detector_(model, images, sos,
                                       Path(runner.work_dir) / WORKSPACE, key,
-                                      runner.logger, self.store_gb)
+                                      runner.logger, self.store_gb,
+                                      self.teacher)
         packed = Path(runner.work_dir) / self.out
         if is_main_process():
             save_packed(model, packed, origin,
