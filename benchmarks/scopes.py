@@ -32,6 +32,7 @@ def keep_backbone(config: str, weights: Path, packed: Path, out: Path) -> None:
     found = read_checkpoint(weights)
     model.load_state_dict(found.get('state_dict', found))
     model.backbone.load_state_dict(whole.backbone.state_dict())
+    model.products = whole.products
     origin = dict(content['provenance'], quant=model.quant_config.to_dict())
     save_packed(model, out, origin, content['meta']['dataset_meta'])
 

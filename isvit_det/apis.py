@@ -91,6 +91,8 @@ def quantize_detector(model: Any,
         calibrate_detector_(quantized, images, config,
                             Path(place) / WORKSPACE, key,
                             MMLogger.get_current_instance())
+    if quantized.float_layers:
+        cfg.model['float_layers'] = quantized.float_layers
     quantized.provenance = origin
     return quantized
 

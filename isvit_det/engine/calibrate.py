@@ -10,7 +10,7 @@ from isvit_det.core.errors import QuantError
 from isvit_det.core.layers import set_precision_
 from isvit_det.core.ranks import take_first_
 from isvit_det.core.spec import SOSConfig
-from isvit_det.engine.heads import calibrate_heads_
+from isvit_det.engine.heads import calibrate_heads_, find_products
 from isvit_det.engine.images import Images
 from isvit_det.engine.progress import CalibrationProgress, announcement
 from isvit_det.packed_state import is_calibrated
@@ -27,6 +27,8 @@ def calibrate_detector_(model: Any,
                         logger: MMLogger,
                         store_gb: Optional[float] = None) -> List[UnitRecord]:
     """Calibrate a detector of ``quantized_detector``; it ends quantized.
+
+    Its ``float_layers`` and ``products`` end as what was found.
 
     Args:
         model: in eval mode, with float weights.
@@ -63,4 +65,5 @@ def calibrate_detector_(model: Any,
         raise QuantError('quant: nothing in the model was quantized.')
     # The heads are equal up to the order of sums; end the same.
     take_first_(list(model.state_dict().values()))
+    model.products = find_products(model, images)
     return records

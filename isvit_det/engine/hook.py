@@ -144,6 +144,10 @@ class SOSCalibrationHook(Hook):
         records = calibrate_detector_(model, images, sos,
                                       Path(runner.work_dir) / WORKSPACE, key,
                                       runner.logger, self.store_gb)
+        if model.float_layers:
+            # MMDetection's tools find the config beside the packed file.
+            runner.cfg.model['float_layers'] = model.float_layers
+            runner.dump_config()
         packed = Path(runner.work_dir) / self.out
         if is_main_process():
             save_packed(model, packed, origin,
