@@ -2,6 +2,7 @@
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 from mmcv.cnn.bricks import wrappers
+from mmdet.models.mot import BaseMOTModel
 from mmdet.registry import MODELS as MMDET_MODELS
 from torch import nn
 
@@ -65,9 +66,14 @@ def quantized_detector(base: str,
     if 'quant' in backbone:
         raise QuantError("model.backbone.quant: give these settings as "
                          "model.quant, where the heads read them too.")
-    if MMDET_MODELS.get(base) is None:
+    detector = MMDET_MODELS.get(base)
+    if detector is None:
         raise QuantError(f'model.base: {base!r} is not a registered detector; '
                          "give the float config's model.type.")
+    if isinstance(detector, type) and issubclass(detector, BaseMOTModel):
+        raise QuantError(f'model.base: {base!r} reads videos, and calibration '
+                         'and its evaluation read images; give a detector of '
+                         'images.')
     name = backbone.get('type')
     kind = MMDET_MODELS.get(name) if isinstance(name, str) else name
     if not hasattr(kind, 'units'):
@@ -75,7 +81,10 @@ def quantized_detector(base: str,
                          'backbone; use one of '
                          f'{sorted(set(QUANTIZED.values()))}.')
     model = MMDET_MODELS.build(
-        dict(kwargs, type=base, backbone=dict(backbone, quant=config)))
+        dict(
+            _without_checkpoints(kwargs),
+            type=base,
+            backbone=dict(backbone, quant=config)))
     model.quant_config = config
     model.float_layers, model.products = {}, None
     if config.scope == 'detector':
@@ -85,6 +94,20 @@ def quantized_detector(base: str,
         _keep_float_(model, float_layers)
     install_loading_(model, config)
     return model
+
+
+def _without_checkpoints(parts: Mapping[str, Any]) -> Dict[str, Any]:
+    """Parts of a transformer that forget nothing in training to save memory.
+
+    What does that wraps their layers, comes from a package of its own, and
+    changes nothing else.
+    """
+    return {
+        name:
+        dict(part, num_cp=0)
+        if isinstance(part, Mapping) and part.get('num_cp') else part
+        for name, part in parts.items()
+    }
 
 
 def quantize_layers_(model: nn.Module, backbone: nn.Module,

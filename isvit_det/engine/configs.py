@@ -16,6 +16,12 @@ DETECTOR = 'isvit_det.quantized_detector'
 HOOK = 'isvit_det.SOSCalibrationHook'
 # Of mmdet, for measures that this project does not report.
 OTHER_METRICS = ('CocoPanopticMetric', 'LVISMetric', 'LVISFixedAPMetric')
+# What MMDetection's DETRs write into the config that they are built from, and
+# refuse to find there.
+WRITTEN = {
+    'bbox_head': ('share_pred_layer', 'num_pred_layer', 'as_two_stage'),
+    'dn_cfg': ('num_classes', 'embed_dims', 'num_matching_queries')
+}
 # What MMEngine and the classes it builds raise for a wrong config.
 CONFIG_ERRORS = (KeyError, TypeError, ValueError, AttributeError, OSError,
                  AssertionError, ImportError, SyntaxError, NotImplementedError)
@@ -69,7 +75,8 @@ def quantize_config_(cfg: Config, quant: Mapping[str, Any]) -> None:
     """Make a config's model quantized, in place.
 
     A float config with a supported backbone becomes what our own configs
-    are; one of ours takes the settings over its own.
+    are, even after a model was built from it; one of ours takes the settings
+    over its own.
 
     Args:
         cfg: a whole config.
@@ -92,6 +99,9 @@ def quantize_config_(cfg: Config, quant: Mapping[str, Any]) -> None:
                 f'one of {sorted(QUANTIZED)}, or one of '
                 f'{sorted(set(QUANTIZED.values()))} in a {DETECTOR}.')
         backbone['type'] = QUANTIZED[name]
+        for part, keys in WRITTEN.items():
+            for key in keys if isinstance(model.get(part), dict) else ():
+                model[part].pop(key, None)
         model['base'] = model['type']
         model['type'] = DETECTOR
     settings = dict(model.get('quant') or {})
