@@ -12,15 +12,18 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Sequence, Tuple
 
 import numpy as np
 import torch
+from mmcv.transforms import Compose
 from mmdet.apis import inference_detector, init_detector
 from mmdet.registry import MODELS
+from mmdet.utils import get_test_pipeline_cfg
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from torch import Tensor
 
 from benchmarks.small import (same_as, shrink_, swin_configs,
                               write_language_model)
-from isvit_det.apis import quantize_detector, save_detector
+from isvit_det.apis import (quantize_detector, save_detector,
+                            without_annotations)
 from isvit_det.core.errors import QuantError
 from isvit_det.core.spec import SCOPES
 from isvit_det.detector import float_modules, language_model
@@ -90,8 +93,11 @@ def try_detector(cfg: Config, scope: str) -> Trial:
     with tempfile.TemporaryDirectory() as folder:
         config, packed = save_detector(quantized, folder)
         again = init_detector(config, packed, palette='random', device='cpu')
+    load = dict(type='mmdet.LoadImageFromNDArray')
+    steps = without_annotations(get_test_pipeline_cfg(again.cfg.copy()))
+    pipeline = Compose([load, *steps[1:]])
     found = [
-        values_of(inference_detector(one, images, **prompt))
+        values_of(inference_detector(one, images, pipeline, **prompt))
         for one in (quantized, again)
     ]
     same = len(found[0]) == len(found[1]) and all(

@@ -20,6 +20,8 @@ FULL_CHANNELS = 256
 CLASSES = 3
 QUERIES = 20
 SCALE = (96, 80)
+# What the strides of every detector divide.
+PADDED = (128, 128)
 OF_TRAINING = ('train_cfg', 'dn_cfg', 'with_cp', 'num_cp', 'use_checkpoint',
                'convert_weights', 'pretrain_img_size', 'frozen_stages')
 
@@ -121,9 +123,10 @@ def shrink_(cfg: Config, words: str) -> None:
             if key in holder:
                 holder[key] = QUERIES
     for transform in _dicts(cfg.test_dataloader):
-        for key in ('scale', 'size'):
-            if key in transform:
-                transform[key] = SCALE
+        if 'scale' in transform:
+            transform['scale'] = SCALE
+        if 'size' in transform:
+            transform['size'] = PADDED
 
 
 def _is_detr(model: Any) -> bool:

@@ -8,7 +8,8 @@ from typing import (Any, ContextManager, Dict, List, Mapping, Optional,
                     Sequence, Tuple, Union)
 
 import numpy as np
-from mmcv.transforms import Compose
+from mmcv.transforms import Compose, LoadAnnotations
+from mmdet.registry import TRANSFORMS
 from mmdet.utils import get_test_pipeline_cfg
 from mmengine.dataset import pseudo_collate
 from mmengine.logging import MMLogger
@@ -80,8 +81,9 @@ def quantize_detector(model: Any,
     cfg = copy.deepcopy(cfg)
     quantize_config_(cfg,
                      dict(quant or {}, bits=bits, scope=scope, method=method))
-    images = GivenImages(calib_images, get_test_pipeline_cfg(cfg.copy()),
-                         prompt)
+    images = GivenImages(
+        calib_images, without_annotations(get_test_pipeline_cfg(cfg.copy())),
+        prompt)
     with config_errors():
         quantized = MODELS.build(copy.deepcopy(cfg.model))
     settings = dict(sos or {}, num_images=len(images), seed=seed)
@@ -107,6 +109,19 @@ def quantize_detector(model: Any,
         cfg.model['float_layers'] = quantized.float_layers
     quantized.provenance = origin
     return quantized
+
+
+def without_annotations(
+        pipeline: Sequence[Dict[str, Any]]) -> List[Dict[str, Any]]:
+    """Transforms of a test, less those that read what images show.
+
+    Those of panoptic segmentation ask for a package when they are built.
+    """
+    kinds = [TRANSFORMS.get(step['type']) for step in pipeline]
+    return [
+        step for step, kind in zip(pipeline, kinds)
+        if not (isinstance(kind, type) and issubclass(kind, LoadAnnotations))
+    ]
 
 
 def _prompt(model: Any, text: Optional[str],

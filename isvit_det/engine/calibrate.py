@@ -42,9 +42,12 @@ def calibrate_detector_(model: Any,
             of what is available.
 
     Raises:
-        QuantError: if an image cannot be read, or something to quantize
+        QuantError: if an image cannot be read, the detector cannot predict
+            on the first one, or something to quantize
             never ran on the images.
     """
+    if model.products is None:
+        model.products = find_products(model, images)
     quant = model.quant_config
     logger.info(announcement(quant, sos, len(images)))
     with CalibrationProgress(logger, is_main_process()) as progress:
@@ -65,5 +68,4 @@ def calibrate_detector_(model: Any,
         raise QuantError('quant: nothing in the model was quantized.')
     # The heads are equal up to the order of sums; end the same.
     take_first_(list(model.state_dict().values()))
-    model.products = find_products(model, images)
     return records

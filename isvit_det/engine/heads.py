@@ -14,13 +14,16 @@ from isvit_det.core.errors import QuantError
 from isvit_det.core.layers import (fit_weights_, observe, precision,
                                    quantized_layers, quantizers)
 from isvit_det.core.quantizers import Quantizer
-from isvit_det.core.ranks import mine, of_first, rank
+from isvit_det.core.ranks import mine
 from isvit_det.core.spec import SOSConfig
 from isvit_det.core.swap import QUANTIZED_LAYERS, make_float_
 from isvit_det.engine.images import Images
 from isvit_det.engine.locations import Locations
 from isvit_det.engine.products import watch_products
 
+# What a model raises that does not fit its data, its settings or its host.
+PREDICTION_ERRORS = (RuntimeError, ValueError, TypeError, LookupError,
+                     AttributeError, AssertionError, ImportError)
 NOT_RUN = 'no prediction on the calibration images runs it'
 
 
@@ -75,17 +78,31 @@ def calibrate_heads_(model: nn.Module, images: Images, sos: SOSConfig,
 def find_products(model: Any, images: Images) -> List[str]:
     """Names of the modules that multiply activations by activations.
 
-    Process 0 predicts on the first image, detections of any score included.
+    The detector predicts on the first image, detections of any score
+    included, in every process alike.
+
+    Args:
+        model: with float weights, not calibrated.
+        images: to calibrate on.
+
+    Raises:
+        QuantError: if it cannot predict as it is.
     """
-    names: List[str] = []
-    if rank() == 0:
+    batch = images.read(0)
+    try:
         with _no_score_threshold(model), watch_products(model) as products:
-            model.test_step(images.read(0))
-        names = [
-            name for name, module in model.named_modules()
-            if module in products.found
-        ]
-    return of_first(names)
+            model.test_step(batch)
+    except PREDICTION_ERRORS as error:
+        lines = str(error).strip().splitlines() or ['no message']
+        raise QuantError(
+            f'model: this {type(model).__name__} cannot predict on a '
+            'calibration image, before anything is quantized '
+            f"({type(error).__name__}: {lines[0]}); test it with MMDetection's "
+            'own tools first.') from error
+    return [
+        name for name, module in model.named_modules()
+        if module in products.found
+    ]
 
 
 def _all_but_backbone(model: nn.Module) -> nn.ModuleDict:
