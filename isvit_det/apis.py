@@ -38,7 +38,7 @@ def quantize_detector(model: Any,
                       work_dir: Optional[Union[str, Path]] = None,
                       quant: Optional[Mapping[str, Any]] = None,
                       sos: Optional[Mapping[str, Any]] = None,
-                      text_prompt: Optional[str] = None,
+                      text_prompt: Union[str, Sequence[str], None] = None,
                       custom_entities: bool = False) -> Any:
     """Make a detector in low bits from a float one.
 
@@ -60,8 +60,8 @@ def quantize_detector(model: Any,
         sos: other settings of ``SOSConfig``, by name.
         text_prompt: what a detector that reads text looks for, as
             ``inference_detector`` takes it.
-        custom_entities: whether the prompt is a list of names that end with
-            full stops, and no sentence.
+        custom_entities: whether the prompt has names that end with full
+            stops, and is no sentence.
 
     Returns:
         The detector on the same device. ``inference_detector`` takes it.
@@ -124,7 +124,7 @@ def without_annotations(
     ]
 
 
-def _prompt(model: Any, text: Optional[str],
+def _prompt(model: Any, text: Union[str, Sequence[str], None],
             custom_entities: bool) -> Dict[str, Any]:
     """What the test pipeline is given beside an image.
 

@@ -7,6 +7,7 @@ from mmdet.registry import MODELS as MMDET_MODELS
 from torch import nn
 
 from isvit_det.backbones import QUANTIZED
+from isvit_det.backbones.others import advice
 from isvit_det.core.errors import QuantError
 from isvit_det.core.spec import QuantConfig
 from isvit_det.core.swap import (QUANTIZED_LAYERS, make_float_, quantized_twin,
@@ -77,9 +78,11 @@ def quantized_detector(base: str,
     name = backbone.get('type')
     kind = MMDET_MODELS.get(name) if isinstance(name, str) else name
     if not hasattr(kind, 'units'):
+        instead = advice(name)
+        more = f', or in a float config {instead}' if instead else ''
         raise QuantError(f'model.backbone.type: {name!r} is not a quantized '
                          'backbone; use one of '
-                         f'{sorted(set(QUANTIZED.values()))}.')
+                         f'{sorted(set(QUANTIZED.values()))}{more}.')
     model = MMDET_MODELS.build(
         dict(
             _without_checkpoints(kwargs),

@@ -1,5 +1,6 @@
 """Configs: reading them, and turning a float one into the quantized one."""
 import contextlib
+import re
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Optional
 
@@ -9,6 +10,7 @@ from mmengine.config import Config
 from mmengine.hub import get_config
 
 from isvit_det.backbones import QUANTIZED
+from isvit_det.backbones.others import advice
 from isvit_det.core.errors import QuantError
 from isvit_det.core.spec import QuantConfig, optimises, parse_bits
 
@@ -61,6 +63,7 @@ def config_errors() -> Iterator[None]:
         raise QuantError(f'config: {what}; check data_root, ann_file and '
                          '_base_.') from error
     except CONFIG_ERRORS as error:
+        _refuse_imports(str(error))
         lines = str(error).strip().splitlines() or ['no message']
         raise QuantError(
             f'config: {type(error).__name__}: {lines[0]}') from error
@@ -69,6 +72,20 @@ def config_errors() -> Iterator[None]:
         if 'is not installed' not in str(error):
             raise
         raise QuantError(f'config: {error}') from error
+
+
+def _refuse_imports(message: str) -> None:
+    """Raise if MMEngine says that custom imports of a config failed."""
+    found = re.search(r"custom modules from .*'imports': (\[.*?\]|'.*?')",
+                      message)
+    if found is None:
+        return
+    more = ''
+    if re.search('mmpretrain|mmcls', found[1]):
+        more = ("; backbones of theirs are not supported: use MMDetection's "
+                "'SwinTransformer' or 'isvit_det.VisionTransformer'")
+    raise QuantError(f'custom_imports: {found[1]} cannot be imported; install '
+                     f'the package, or take it out of the config{more}.')
 
 
 def quantize_config_(cfg: Config, quant: Mapping[str, Any]) -> None:
@@ -94,10 +111,11 @@ def quantize_config_(cfg: Config, quant: Mapping[str, Any]) -> None:
         backbone = model.get('backbone', {})
         name = backbone.get('type')
         if name not in QUANTIZED:
-            raise QuantError(
-                f'model.backbone.type: {name!r} is not supported; expected '
-                f'one of {sorted(QUANTIZED)}, or one of '
-                f'{sorted(set(QUANTIZED.values()))} in a {DETECTOR}.')
+            instead = advice(name) or (
+                f'expected one of {sorted(QUANTIZED)}, or one of '
+                f'{sorted(set(QUANTIZED.values()))} in a {DETECTOR}')
+            raise QuantError(f'model.backbone.type: {name!r} is not '
+                             f'supported; {instead}.')
         backbone['type'] = QUANTIZED[name]
         for part, keys in WRITTEN.items():
             for key in keys if isinstance(model.get(part), dict) else ():
