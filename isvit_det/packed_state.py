@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from isvit_det.core.errors import QuantError
+from isvit_det.core.float_parts import float_parts, take_float_parts_
 from isvit_det.core.functional import uniform_decode
 from isvit_det.core.layers import QuantConv2d, QuantLinear, quantizers
 from isvit_det.core.packing import pack, unpack
@@ -48,7 +49,8 @@ def pack_state(model: nn.Module, config: QuantConfig) -> Dict[str, Tensor]:
     """State of a calibrated model with weights as dense codes.
 
     Args:
-        model: all its quantizers are fitted.
+        model: all its quantizers are fitted. What its ``float_layers`` and
+            ``products`` say, if it has them, goes into the header.
         config: what it was built with.
 
     Returns:
@@ -68,6 +70,7 @@ def pack_state(model: nn.Module, config: QuantConfig) -> Dict[str, Tensor]:
         key = f'{name}.weight_quantizer.zero_point'
         state[key] = _smallest(state[key])
     header = dict(version=FORMAT_VERSION, quant=config.to_dict())
+    header.update(float_parts(model))
     header['checksum'] = _checksum_of(header, state)
     text = json.dumps(header, sort_keys=True).encode()
     state[HEADER] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
@@ -104,12 +107,10 @@ def read_header(state: Mapping[str, Tensor], prefix: str = '') -> dict:
     return header
 
 
-def _read_settings(state: Mapping[str, Tensor],
-                   prefix: str = '') -> QuantConfig:
+def _settings_of(header: Mapping[str, Any]) -> QuantConfig:
     """Settings that a state was packed with."""
-    values = read_header(state, prefix)['quant']
     try:
-        return QuantConfig.from_dict(values)
+        return QuantConfig.from_dict(header['quant'])
     except QuantError as error:
         raise QuantError(f'packed file: made with settings that are not '
                          f'known here ({str(error).rstrip(".")}); use the '
@@ -123,7 +124,7 @@ def packed_config(state: Mapping[str, Tensor],
     Raises:
         QuantError: naming the settings that the state has not.
     """
-    found = _read_settings(state)
+    found = _settings_of(read_header(state))
     asked = QuantConfig.from_dict(given)
     differing = [
         f'{key} {getattr(found, key)} (asked for {getattr(asked, key)})'
@@ -155,14 +156,21 @@ def checksum(state: Mapping[str, Tensor]) -> str:
 def install_loading_(model: nn.Module, config: QuantConfig) -> None:
     """Make a model decode and check every state it is asked to load.
 
-    Works for ``load_state_dict`` of torch and of MMEngine, strict or not. A
+    Layers that are quantized in the model and in float in a calibrated state
+    are turned back into float before. Works for ``load_state_dict`` of torch and of MMEngine, strict or not. A
     state that does not fit raises QuantError, naming keys.
     """
 
     def before_load(module: nn.Module, state: Dict[str, Tensor], prefix: str,
                     *args: Any) -> None:
         if prefix + HEADER in state:
-            _decode_(module, config, state, prefix)
+            header = read_header(state, prefix)
+            _check_settings(config, header)
+            del state[prefix + HEADER]
+            take_float_parts_(module, header, state, prefix)
+            _decode_(module, state, prefix)
+        else:
+            take_float_parts_(module, {}, state, prefix)
         _check_(module, state, prefix)
 
     model._register_load_state_dict_pre_hook(before_load, with_module=True)
@@ -182,10 +190,8 @@ def refuse_packed(state: Mapping[str, Tensor], prefix: str, *args:
             "the detector's class as model.base.")
 
 
-def _decode_(model: nn.Module, config: QuantConfig, state: Dict[str, Tensor],
-             prefix: str) -> None:
-    """Replace the packed entries of a state by what the model holds."""
-    found = _read_settings(state, prefix)
+def _check_settings(config: QuantConfig, header: Mapping[str, Any]) -> None:
+    found = _settings_of(header)
     differing = [
         f'{key} {getattr(found, key)!r} (the config says '
         f'{getattr(config, key)!r})' for key in RUN_SETTINGS
@@ -195,7 +201,10 @@ def _decode_(model: nn.Module, config: QuantConfig, state: Dict[str, Tensor],
         raise QuantError(
             f'packed file: made with {", ".join(differing)}; load it with '
             'the config it was made from, or calibrate anew.')
-    del state[prefix + HEADER]
+
+
+def _decode_(model: nn.Module, state: Dict[str, Tensor], prefix: str) -> None:
+    """Replace the packed entries of a state by what the model holds."""
     own = model.state_dict()
     for key in _implied_keys(model):
         state.setdefault(prefix + key, own[key])

@@ -15,6 +15,7 @@ from isvit_det.checkpoint import plain, save_packed
 from isvit_det.core.errors import QuantError
 from isvit_det.core.spec import SOSConfig
 from isvit_det.engine.calibrate import WORKSPACE, calibrate_detector_
+from isvit_det.engine.heads import find_products
 from isvit_det.engine.images import (CalibrationImages, calibration_images,
                                      evaluation_paths, refuse_overlap)
 from isvit_det.engine.provenance import describe_origin, fingerprint
@@ -136,7 +137,10 @@ class SOSCalibrationHook(Hook):
                 'are calibrated; take it out.')
 
     def prepare(self, runner: Runner) -> CalibrationImages:
-        """Draw the calibration images and check that none is evaluated."""
+        """Draw the calibration images and check what can be checked.
+
+        None may be evaluated, and the model must predict on the first.
+        """
         if self._images is None:
             sos = self.sos_config(runner)
             loader = self.calib_dataloader
@@ -150,6 +154,8 @@ class SOSCalibrationHook(Hook):
                 runner.logger.warning(
                     f'{images.asked} calibration images asked for, there are '
                     f'{len(images)}: all are used')
+            model = bare_model(runner)
+            model.products = find_products(model, images)
             self._images = images
         return self._images
 
@@ -183,6 +189,10 @@ class SOSCalibrationHook(Hook):
                                       Path(runner.work_dir) / WORKSPACE, key,
                                       runner.logger, self.store_gb,
                                       self.teacher)
+        if model.float_layers:
+            # MMDetection's tools find the config beside the packed file.
+            runner.cfg.model['float_layers'] = model.float_layers
+            runner.dump_config()
         packed = Path(runner.work_dir) / self.out
         if is_main_process():
             save_packed(model, packed, origin,
