@@ -16,6 +16,7 @@ from mmengine.logging import MMLogger
 
 from isvit_det.checkpoint import file_hash, plain, save_packed
 from isvit_det.core.errors import QuantError
+from isvit_det.core.files import write_atomically
 from isvit_det.core.spec import SOSConfig
 from isvit_det.detector import language_model
 from isvit_det.engine.calibrate import WORKSPACE, calibrate_detector_
@@ -163,7 +164,8 @@ def save_detector(model: Any, folder: Union[str, Path]) -> Tuple[str, str]:
                          'first.')
     config, packed = Path(folder) / 'config.py', Path(folder) / 'packed.pth'
     save_packed(model, packed, model.provenance, model.dataset_meta)
-    model.cfg.dump(str(config))
+    text = model.cfg.pretty_text.encode()
+    write_atomically(config, lambda file: file.write(text))
     return str(config), str(packed)
 
 

@@ -12,6 +12,7 @@ from mmengine.hub import get_config
 from isvit_det.backbones import QUANTIZED
 from isvit_det.backbones.others import advice
 from isvit_det.core.errors import QuantError
+from isvit_det.core.files import disk_error
 from isvit_det.core.spec import QuantConfig, optimises, parse_bits
 
 DETECTOR = 'isvit_det.quantized_detector'
@@ -64,6 +65,9 @@ def config_errors() -> Iterator[None]:
                          '_base_.') from error
     except CONFIG_ERRORS as error:
         _refuse_imports(str(error))
+        full = disk_error(error)
+        if full is not None:
+            raise full from error
         lines = str(error).strip().splitlines() or ['no message']
         raise QuantError(
             f'config: {type(error).__name__}: {lines[0]}') from error

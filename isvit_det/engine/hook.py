@@ -11,7 +11,8 @@ from mmengine.runner import Runner
 
 from isvit_det.calibration.sos import UnitRecord
 from isvit_det.calibration.store import ActivationPool
-from isvit_det.checkpoint import plain, save_packed
+from isvit_det.checkpoint import is_packed, plain, save_packed
+from isvit_det.core.digests import checksum
 from isvit_det.core.errors import QuantError
 from isvit_det.core.spec import SOSConfig
 from isvit_det.engine.calibrate import WORKSPACE, calibrate_detector_
@@ -21,7 +22,8 @@ from isvit_det.engine.images import (CalibrationImages, calibration_images,
 from isvit_det.engine.provenance import describe_origin, fingerprint
 from isvit_det.engine.report import count_calls, list_sites_run
 from isvit_det.engine.tested_weights import take_tested_weights_
-from isvit_det.packed_state import checksum, is_calibrated
+from isvit_det.packed_header import check_others
+from isvit_det.packed_state import is_calibrated
 from isvit_det.registry import HOOKS
 
 
@@ -96,6 +98,16 @@ class SOSCalibrationHook(Hook):
         self.sos_config(runner)
         # Refuses a wrong budget.
         ActivationPool(Path(runner.work_dir), self.store_gb)
+
+    def after_load_checkpoint(self, runner: Runner,
+                              checkpoint: Dict[str, Any]) -> None:
+        """Check what lies beside a packed state, which no model sees.
+
+        Raises:
+            QuantError: if it is not what the calibration wrote.
+        """
+        if is_packed(checkpoint):
+            check_others(checkpoint)
 
     def sos_config(self, runner: Runner) -> SOSConfig:
         """Settings of the run, on top of the method's.
