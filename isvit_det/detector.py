@@ -1,5 +1,5 @@
 """quantized_detector: a detector of mmdet in low bits, heads included."""
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
 
 from mmcv.cnn import GeneralizedAttention, NonLocal2d
 from mmcv.cnn.bricks import wrappers
@@ -34,7 +34,7 @@ PRODUCTS = (MultiScaleDeformableAttention, ConditionalAttention,
 
 
 @MODELS.register_module()
-def quantized_detector(base: str,
+def quantized_detector(base: Union[str, type],
                        backbone: Mapping[str, Any],
                        quant: Optional[Mapping[str, Any]] = None,
                        **kwargs: Any) -> nn.Module:
@@ -48,7 +48,7 @@ def quantized_detector(base: str,
     float, and so do layers that no prediction runs.
 
     Args:
-        base: name of the detector's class, such as ``'MaskRCNN'``.
+        base: the detector's class or its name, such as ``'MaskRCNN'``.
         backbone: config of a quantized backbone, without ``quant``.
         quant: values of ``QuantConfig``.
         **kwargs: of the detector's class.
@@ -65,7 +65,7 @@ def quantized_detector(base: str,
     if 'quant' in backbone:
         raise QuantError("model.backbone.quant: give these settings as "
                          "model.quant, where the heads read them too.")
-    if MMDET_MODELS.get(base) is None:
+    if isinstance(base, str) and MMDET_MODELS.get(base) is None:
         raise QuantError(f'model.base: {base!r} is not a registered detector; '
                          "give the float config's model.type.")
     name = backbone.get('type')

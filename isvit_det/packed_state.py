@@ -152,20 +152,28 @@ def checksum(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+class _LoadingHook:
+    """Decodes and checks a state before a model loads it; can be pickled."""
+
+    def __init__(self, config: QuantConfig) -> None:
+        self.config = config
+
+    def __call__(self, module: nn.Module, state: Dict[str, Tensor],
+                 prefix: str, *args: Any) -> None:
+        if prefix + HEADER in state:
+            _decode_(module, self.config, state, prefix)
+        _check_(module, state, prefix)
+
+
 def install_loading_(model: nn.Module, config: QuantConfig) -> None:
     """Make a model decode and check every state it is asked to load.
 
     Works for ``load_state_dict`` of torch and of MMEngine, strict or not. A
-    state that does not fit raises QuantError, naming keys.
+    state that does not fit raises QuantError, naming keys. Copies of the
+    model, pickled ones too, do the same.
     """
-
-    def before_load(module: nn.Module, state: Dict[str, Tensor], prefix: str,
-                    *args: Any) -> None:
-        if prefix + HEADER in state:
-            _decode_(module, config, state, prefix)
-        _check_(module, state, prefix)
-
-    model._register_load_state_dict_pre_hook(before_load, with_module=True)
+    model._register_load_state_dict_pre_hook(
+        _LoadingHook(config), with_module=True)
 
 
 def refuse_packed(state: Mapping[str, Tensor], prefix: str, *args:
