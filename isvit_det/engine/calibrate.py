@@ -45,7 +45,8 @@ def calibrate_detector_(model: Any,
     """
     quant = model.quant_config
     logger.info(announcement(quant, sos, len(images)))
-    with CalibrationProgress(logger, is_main_process()) as progress:
+    with images.blamed(model), CalibrationProgress(
+            logger, is_main_process()) as progress:
         records = calibrate(
             model.backbone,
             images.tensors(model, sos.mirror_images),
@@ -57,7 +58,8 @@ def calibrate_detector_(model: Any,
             on_event=progress)
     if quant.scope == 'detector':
         logger.info('calibrating neck and heads')
-        calibrate_heads_(model, images, sos, logger)
+        with images.blamed(model):
+            calibrate_heads_(model, images, sos, logger)
     set_precision_(model, weights=True, acts=True)
     if not is_calibrated(model):
         raise QuantError('quant: nothing in the model was quantized.')

@@ -23,7 +23,7 @@ TYPE_KEYS = ('type', 'base')
 LISTS = (list, collections.abc.Sequence, collections.abc.Iterable,
          collections.abc.Collection)
 # What a value is if a hint says one of these.
-SCALARS = {
+SCALARS: Mapping[Any, Any] = {
     int: int,
     float: (int, float),
     str: str,
@@ -104,7 +104,7 @@ def restore_tuples_(node: Any) -> None:
     that it takes as they are stay lists.
     """
     if isinstance(node, dict):
-        kind = _class_of(node.get('type'))
+        kind = class_of(node.get('type'))
         for key, value in list(node.items()):
             if kind is not None and isinstance(value, list):
                 value = node[key] = _restored(kind, key, value)
@@ -124,12 +124,14 @@ def has_lists(value: Any) -> bool:
     return isinstance(value, list)
 
 
-def _class_of(name: Any) -> Any:
+def class_of(name: Any) -> Any:
+    """The class or function that a config's type names, None if none is."""
     if not isinstance(name, str):
         return name if inspect.isclass(name) else None
-    registries = (getattr(mmdet_registry, key)
-                  for key in ('TRANSFORMS', 'DATASETS', 'MODELS', 'TASK_UTILS',
-                              'METRICS', 'DATA_SAMPLERS', 'HOOKS'))
+    registries = (
+        getattr(mmdet_registry, key)
+        for key in ('TRANSFORMS', 'DATASETS', 'MODELS', 'TASK_UTILS',
+                    'METRICS', 'DATA_SAMPLERS', 'HOOKS'))
     for registry in registries:
         # What is in no registry is told when it is built.
         try:

@@ -45,7 +45,7 @@ def load_config(name: str, overrides: Optional[Mapping[str, Any]]) -> Config:
                              'of a config, or mmdet::FOLDER/NAME.py.')
         else:
             cfg = Config.fromfile(name)
-        check_overrides(cfg, overrides)
+        check_overrides(cfg._cfg_dict, overrides)
         cfg.merge_from_dict(overrides)
         name_types_(cfg)
         if not str(cfg.filename).endswith('.py') or has_lists(overrides):

@@ -1,8 +1,7 @@
 """What the commands share: one-line errors and exit statuses."""
 import argparse
 import sys
-from typing import (Any, Callable, Dict, Mapping, NamedTuple, NoReturn,
-                    Optional, Sequence)
+from typing import Any, Callable, Dict, Mapping, NamedTuple, NoReturn, Optional
 
 import torch
 

@@ -25,8 +25,8 @@ class OverrideAction(DictAction):
         for pair in values or ():
             try:
                 super().__call__(parser, namespace, [pair], option_string)
-                key, value = pair.split('=', 1)[0], getattr(
-                    namespace, self.dest)
+                key, value = pair.split('=',
+                                        1)[0], getattr(namespace, self.dest)
                 check_key(key)
                 is_read = not _is_unread(value[key])
             # Of unbalanced brackets, of commas in brackets that it does not
@@ -56,8 +56,8 @@ def _is_unread(value: Any) -> bool:
     return isinstance(value, str) and value.startswith(UNREAD)
 
 
-def check_overrides(cfg: Mapping[str, Any],
-                    overrides: Mapping[str, Any]) -> None:
+def check_overrides(cfg: Mapping[str, Any], overrides: Mapping[str,
+                                                               Any]) -> None:
     """Check that a config has the places that overrides name.
 
     Args:
