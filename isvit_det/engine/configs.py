@@ -106,7 +106,7 @@ def quantize_config_(cfg: Config, quant: Mapping[str, Any]) -> None:
     if model.get('type') != DETECTOR:
         backbone = model.get('backbone')
         if not isinstance(backbone, dict):
-            raise QuantError(f'model.backbone: expected a dict, got '
+            raise QuantError(f'config: model.backbone: expected a dict, got '
                              f'{backbone!r}.')
         name = backbone.get('type')
         if name not in QUANTIZED:
@@ -119,8 +119,9 @@ def quantize_config_(cfg: Config, quant: Mapping[str, Any]) -> None:
         model['type'] = DETECTOR
     settings = model.get('quant') or {}
     if not isinstance(settings, dict):
-        raise QuantError(f'model.quant: expected a dict of settings, got '
-                         f'{settings!r}.')
+        raise QuantError(
+            f'config: model.quant: expected a dict of settings, got '
+            f'{settings!r}.')
     settings = dict(settings)
     # There are two ways to name bits; the user's one counts.
     if 'bits' in quant:
@@ -153,8 +154,9 @@ def configure_hook_(cfg: Config,
     given = cfg.get('custom_hooks') or []
     if not isinstance(given, (list, tuple)) or not all(
             isinstance(hook, dict) for hook in given):
-        raise QuantError(f'custom_hooks: expected a list of dicts, got '
-                         f'{given!r}.')
+        raise QuantError(
+            f'config: custom_hooks: expected a list of dicts, got '
+            f'{given!r}.')
     hooks: List[Dict[str, Any]] = list(given)
     ours = [hook for hook in hooks if hook.get('type') == HOOK]
     if not ours:
