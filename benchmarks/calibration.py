@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Dict, Sequence
+from typing import Any, Dict, List, Optional, Sequence
 
 import torch
 from mmdet.utils import register_all_modules
@@ -39,7 +39,7 @@ SCHEMES = ('items', 'images', 'restart')
 DRAWN = 'configs/drawn/mask-rcnn_swin-mini_fpn_drawn.py'
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     parser = Parser(description=__doc__)
     add = parser.add_argument
     add('config', nargs='?', default=DRAWN, help='a float config')
@@ -58,7 +58,7 @@ def parse_args() -> argparse.Namespace:
     add('--method',
         default='isvit_paper',
         help='of a streaming scheme that is run alone')
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def build(cfg: Config, checkpoint: str, seed: int) -> Any:

@@ -15,14 +15,14 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f'error: {message}\n')
 
-    def add_overrides(self, help: str) -> None:
+    def add_overrides(self, purpose: str) -> None:
         """Add ``--cfg-options``, read into a dict by dotted key."""
         self.add_argument(
             '--cfg-options',
             nargs='+',
             action=OverrideAction,
             metavar='KEY=VALUE',
-            help=help)
+            help=purpose)
 
 
 def given(**values: Any) -> Dict[str, Any]:

@@ -148,7 +148,12 @@ def _failing_entry(dataset: Any) -> Optional[str]:
     dataset.parse_data_info = noted
     with contextlib.suppress(Exception):
         dataset.full_init()
-    return short(at[0]) if at else None
+    if not at:
+        return None
+    raw = at[0]
+    # Of an image and its objects, the image tells which it is.
+    return short(
+        raw.get('raw_img_info', raw) if isinstance(raw, dict) else raw)
 
 
 @contextlib.contextmanager

@@ -94,10 +94,12 @@ def _check_place(cfg: Mapping[str, Any], parts: List[str], value: Any) -> None:
             node = node[int(part)]
         elif isinstance(node, Mapping):
             if part not in node:
-                if part.isdigit():
-                    raise QuantError(f'--cfg-options: {key}: {place} has no '
-                                     f'list that {part!r} could number.')
-                # A new key, and what is below it.
+                # A new key; what is below it are dicts.
+                numbers = [one for one in parts[depth:] if one.isdigit()]
+                if numbers:
+                    raise QuantError(f'--cfg-options: {key}: there is no list '
+                                     f'that {numbers[0]!r} could number; give '
+                                     'the list in a config.')
                 return
             node = node[part]
         else:
