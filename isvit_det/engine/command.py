@@ -169,6 +169,9 @@ def show(run: QuantizationRun, result: Mapping[str, Any]) -> None:
     if silent:
         print(f'not reached in the evaluation, for want of detections: '
               f'{", ".join(silent)}')
+    if result['hooks_left_out']:
+        print('left out, since they change weights when a test begins: '
+              f'{", ".join(result["hooks_left_out"])}')
     print(f'packed checkpoint: {run.packed}\nreport: {run.report}')
 
 

@@ -19,7 +19,8 @@ from isvit_det.engine.images import (CalibrationImages, calibration_images,
                                      evaluation_paths, refuse_overlap)
 from isvit_det.engine.provenance import describe_origin, fingerprint
 from isvit_det.engine.report import count_calls, list_sites_run
-from isvit_det.packed_state import is_calibrated
+from isvit_det.engine.tested_weights import take_tested_weights_
+from isvit_det.packed_state import checksum, is_calibrated
 from isvit_det.registry import HOOKS
 
 
@@ -42,7 +43,9 @@ class SOSCalibrationHook(Hook):
     """Calibrate in ``before_test``, and write the packed checkpoint there.
 
     A model that is calibrated already is left alone, so a packed file can be
-    tested with the config it was made from.
+    tested with the config it was made from. What is calibrated are the
+    weights that the test would evaluate: other hooks that exchange them
+    (EMA) do so once before it, and are left out from then on.
 
     Args:
         sos: values of ``SOSConfig``.
@@ -54,6 +57,7 @@ class SOSCalibrationHook(Hook):
 
     Attributes:
         outcome: None until a calibration has ended.
+        left_out: class names of the hooks that are left out.
     """
     priority = 'VERY_LOW'
 
@@ -67,6 +71,8 @@ class SOSCalibrationHook(Hook):
         self.out = out
         self.store_gb = store_gb
         self.outcome: Optional[Outcome] = None
+        self.left_out: List[str] = []
+        self._weights: Optional[str] = None
         self._postponed = False
         self._calls: Dict[str, int] = {}
         self._images: Optional[CalibrationImages] = None
@@ -99,6 +105,32 @@ class SOSCalibrationHook(Hook):
                 'SOSCalibrationHook: model.type is not '
                 "'isvit_det.quantized_detector'; build the detector with it.")
         return SOSConfig.from_dict(self.sos_values, quant)
+
+    def settle(self, runner: Runner, is_begun: bool = False) -> None:
+        """Decide which weights are meant, before anything is run.
+
+        Args:
+            runner: its float weights are loaded.
+            is_begun: whether its test has come to this hook.
+        """
+        if self._weights is None:
+            self.left_out = take_tested_weights_(runner, self, is_begun)
+            self._note_weights(runner)
+
+    def _note_weights(self, runner: Runner) -> None:
+        self._weights = checksum(bare_model(runner).state_dict())
+
+    def _check_weights(self, runner: Runner) -> None:
+        """Raise if the weights are not those that were noted last."""
+        if self._weights is None:
+            return
+        if checksum(bare_model(runner).state_dict()) != self._weights:
+            kinds = [hook['type'] for hook in runner.cfg['custom_hooks']]
+            names = [getattr(kind, '__name__', kind) for kind in kinds]
+            raise QuantError(
+                f'custom_hooks: one of {names} changes the weights during a '
+                'test, whose AP would be of other weights than those that '
+                'are calibrated; take it out.')
 
     def prepare(self, runner: Runner) -> CalibrationImages:
         """Draw the calibration images and check that none is evaluated."""
@@ -134,6 +166,9 @@ class SOSCalibrationHook(Hook):
             raise QuantError('SOSCalibrationHook: a model is not calibrated '
                              'with --tta; calibrate it without, and give the '
                              'packed file to --tta.')
+        self.settle(runner, is_begun=True)
+        model = bare_model(runner)
+        model.eval()
         images = self.prepare(runner)
         sos = self.sos_config(runner)
         origin = plain(
@@ -151,10 +186,23 @@ class SOSCalibrationHook(Hook):
                         runner.test_loop.dataloader.dataset.metainfo)
             runner.logger.info(f'packed checkpoint: {packed}')
         self.outcome = Outcome(records, packed, origin)
+        self._note_weights(runner)
 
     def before_test_epoch(self, runner: Runner) -> None:
         """Note how often every site has run."""
         self._calls = count_calls(bare_model(runner))
+
+    def before_test_iter(self,
+                         runner: Runner,
+                         batch_idx: int,
+                         data_batch: Any = None) -> None:
+        """Check before the first image that the weights are as calibrated.
+
+        Raises:
+            QuantError: if another hook has changed them.
+        """
+        if batch_idx == 0:
+            self._check_weights(runner)
 
     def after_test_iter(self,
                         runner: Runner,
@@ -164,10 +212,14 @@ class SOSCalibrationHook(Hook):
         """Check on the first image that the backbone ran quantized.
 
         Raises:
-            QuantError: naming sites of the backbone that did not.
+            QuantError: naming sites of the backbone that did not, or if a
+                hook has changed the weights.
         """
         model = bare_model(runner)
-        if batch_idx == 0 and not self._postponed and is_calibrated(model):
+        if batch_idx != 0:
+            return
+        self._check_weights(runner)
+        if not self._postponed and is_calibrated(model):
             list_sites_run(model, self._calls)
 
 

@@ -67,6 +67,10 @@ class QuantizationRun:
         self.runner.load_or_resume()
         self.model.eval()
         self.calibrated = is_calibrated(self.model)
+        if not self.calibrated:
+            self.hook.settle(self.runner)
+            self.model = bare_model(self.runner)
+            self.model.eval()
         # A packed file often lies beside the report of its calibration.
         name = 'result_packed.json' if self.calibrated else 'result.json'
         self.report = self.work_dir / name
@@ -159,6 +163,7 @@ class QuantizationRun:
             units=None if outcome is None else
             [vars(record) for record in outcome.records],
             sites=found['sites'],
+            hooks_left_out=self.hook.left_out,
             float_modules=[
                 dict(name=name, type=kind)
                 for name, kind in float_modules(self.model)

@@ -13,12 +13,10 @@ import pytest
 import torch
 from mmdet.apis import init_detector
 from mmdet.registry import DATASETS
-from mmengine.config import config
 from mmengine.dataset import pseudo_collate
 from mmengine.fileio import load
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from yapf.yapflib import yapf_api
 
 from isvit_det.core.layers import QuantConv2d, QuantLinear, QuantMatMul
 from isvit_det.detector import float_modules
@@ -64,20 +62,6 @@ class Done(NamedTuple):
     @property
     def packed(self) -> str:
         return str(self.work_dir / 'packed.pth')
-
-
-@pytest.fixture(scope='module', autouse=True)
-def unformatted_configs():
-    """MMEngine formats every config four times; that takes most of a run."""
-    with pytest.MonkeyPatch.context() as patch:
-        # Where MMEngine finds it depends on its version.
-        for module in (yapf_api, config):
-            patch.setattr(
-                module,
-                'FormatCode',
-                lambda text, **_: (text, True),
-                raising=False)
-        yield
 
 
 @pytest.fixture(scope='module')
