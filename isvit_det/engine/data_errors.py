@@ -288,6 +288,7 @@ class TestWatch(Hook):
 
         What it raises before and after all images is left as it is.
         """
+        self.batch, self.left = None, 0
         try:
             yield
         except QuantError as error:

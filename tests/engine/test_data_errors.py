@@ -22,6 +22,7 @@ from tests.engine.tiny import make_tiny
 
 class Failing(BaseTransform):
     """Raises, or drops the image, at pictures of a name."""
+    NAME = 'FailingOfDataErrors'
 
     def __init__(self, kind, at='000002.png'):
         self.kind = kind
@@ -48,7 +49,7 @@ class TwoArguments(Exception):
         super().__init__(f'{one} {two}')
 
 
-TRANSFORMS.register_module('FailingOfDataErrors', module=Failing)
+TRANSFORMS.register_module(Failing.NAME, module=Failing)
 KINDS = [
     'RuntimeError', 'IndexError', 'ZeroDivisionError', 'KeyError',
     'AssertionError', 'MemoryError', 'TypeError', 'two', 'lines', 'drop'
@@ -68,7 +69,7 @@ def cfg(tiny):
 
 def insert(cfg, kind, place=1):
     pipeline = cfg.test_dataloader.dataset.pipeline
-    pipeline.insert(place, dict(type='FailingOfDataErrors', kind=kind))
+    pipeline.insert(place, dict(type=Failing.NAME, kind=kind))
     return cfg
 
 
