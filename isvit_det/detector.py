@@ -1,5 +1,5 @@
 """quantized_detector: a detector of mmdet in low bits, heads included."""
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
 
 from mmcv.cnn.bricks import wrappers
 from mmdet.models.mot import BaseMOTModel
@@ -26,7 +26,7 @@ LANGUAGE = 'a language model, which is not quantized'
 
 
 @MODELS.register_module()
-def quantized_detector(base: str,
+def quantized_detector(base: Union[str, type],
                        backbone: Mapping[str, Any],
                        quant: Optional[Mapping[str, Any]] = None,
                        float_layers: Optional[Mapping[str, str]] = None,
@@ -43,7 +43,7 @@ def quantized_detector(base: str,
     and named in the run's config and in the packed file.
 
     Args:
-        base: name of the detector's class, such as ``'MaskRCNN'``.
+        base: the detector's class or its name, such as ``'MaskRCNN'``.
         backbone: config of a quantized backbone, without ``quant``.
         quant: values of ``QuantConfig``.
         float_layers: layers outside of the backbone that stay in float where
@@ -67,7 +67,7 @@ def quantized_detector(base: str,
     if 'quant' in backbone:
         raise QuantError("model.backbone.quant: give these settings as "
                          "model.quant, where the heads read them too.")
-    detector = MMDET_MODELS.get(base)
+    detector = MMDET_MODELS.get(base) if isinstance(base, str) else base
     if detector is None:
         raise QuantError(f'model.base: {base!r} is not a registered detector; '
                          "give the float config's model.type.")
@@ -129,8 +129,7 @@ def quantize_layers_(model: nn.Module, backbone: nn.Module,
         kept.update(language.modules())
     twins: Dict[nn.Module, nn.Module] = {
         layer: quantized_twin(layer, config)
-        for layer in model.modules()
-        if layer not in kept and _is_plain(layer)
+        for layer in model.modules() if layer not in kept and _is_plain(layer)
     }
     replace_(model, twins)
     return len(twins)

@@ -109,19 +109,17 @@ def packed_config(state: Mapping[str, Tensor],
     return found
 
 
-def install_loading_(model: Any, config: QuantConfig) -> None:
-    """Make a model decode and check every state it is asked to load.
+class _LoadingHook:
+    """Decodes and checks a state before a model loads it; can be pickled."""
 
-    Layers that are quantized in the model and in float in a calibrated state
-    are turned back into float before. Works for ``load_state_dict`` of torch and of MMEngine, strict or not. A
-    state that does not fit raises QuantError, naming keys.
-    """
+    def __init__(self, config: QuantConfig) -> None:
+        self.config = config
 
-    def before_load(module: Any, state: Dict[str, Tensor], prefix: str, *args:
-                    Any) -> None:
+    def __call__(self, module: Any, state: Dict[str, Tensor], prefix: str,
+                 *args: Any) -> None:
         if prefix + HEADER in state:
             header = read_header(state, prefix)
-            _check_settings(config, header)
+            _check_settings(self.config, header)
             del state[prefix + HEADER]
             take_float_parts_(module, header, state, prefix)
             _decode_(module, state, prefix)
@@ -130,8 +128,19 @@ def install_loading_(model: Any, config: QuantConfig) -> None:
             take_float_parts_(module, {}, state, prefix)
         _check_(module, state, prefix)
 
+
+def install_loading_(model: Any, config: QuantConfig) -> None:
+    """Make a model decode and check every state it is asked to load.
+
+    Layers that are quantized in the model and in float in a calibrated state
+    are turned back into float before. Works for ``load_state_dict`` of torch
+    and of MMEngine, strict or not. A state that does not fit raises
+    QuantError, naming keys. Copies of the model, pickled ones too, do the
+    same.
+    """
     model.packed_classes = None
-    model._register_load_state_dict_pre_hook(before_load, with_module=True)
+    model._register_load_state_dict_pre_hook(
+        _LoadingHook(config), with_module=True)
     model.register_forward_pre_hook(check_classes_)
 
 

@@ -104,7 +104,7 @@ def test_bad_input_is_refused(tiny, model, tmp_path):
     path = pictures(tiny)[0]
     damaged = tmp_path / 'damaged.png'
     damaged.write_text('no picture')
-    for images, words in (([], 'at least 1'), (str(path), 'a list'),
+    for images, words in (([], 'at least 1'), (dict(a=path), 'a list'),
                           ([tmp_path / 'missing.png'],
                            'missing.png'), ([path, damaged], 'damaged.png')):
         with pytest.raises(QuantError, match=words):

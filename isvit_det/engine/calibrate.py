@@ -53,7 +53,8 @@ def calibrate_detector_(model: Any,
         model.products = find_products(model, images)
     quant = model.quant_config
     logger.info(announcement(quant, sos, len(images)))
-    with CalibrationProgress(logger, is_main_process()) as progress:
+    with images.blamed(model), CalibrationProgress(
+            logger, is_main_process()) as progress:
         records = calibrate(
             model.backbone,
             images.tensors(model, sos.mirror_images),
@@ -66,7 +67,8 @@ def calibrate_detector_(model: Any,
             teacher=teacher)
     if quant.scope == 'detector':
         logger.info('calibrating neck and heads')
-        calibrate_heads_(model, images, sos, logger)
+        with images.blamed(model):
+            calibrate_heads_(model, images, sos, logger)
     set_precision_(model, weights=True, acts=True)
     if not is_calibrated(model):
         raise QuantError('quant: nothing in the model was quantized.')

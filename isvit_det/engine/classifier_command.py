@@ -3,7 +3,6 @@ import argparse
 from pathlib import Path
 from typing import List, Optional
 
-from mmengine.config import DictAction
 from mmengine.device import get_device
 
 from isvit_det.core.errors import QuantError
@@ -54,11 +53,8 @@ def parse_args(argv: Optional[List[str]]) -> argparse.Namespace:
         type=int,
         metavar='N',
         help='items, or whole images, per iteration')
-    add('--cfg-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help='other settings, such as quant.exponent=integer or sos.lr=1e-4')
+    parser.add_overrides(
+        'other settings, such as quant.exponent=integer or sos.lr=1e-4')
     add('--work-dir',
         help='default: work_dirs/MODEL, with the bits and the method given '
         'here added to the name')
@@ -73,7 +69,7 @@ def parse_args(argv: Optional[List[str]]) -> argparse.Namespace:
         default=0,
         metavar='N',
         help='processes that read evaluation images')
-    return parser.parse(argv, 'quant.exponent=integer')
+    return parser.parse_args(argv)
 
 
 def quantize(args: argparse.Namespace) -> None:

@@ -44,7 +44,7 @@ def read_target(config: str) -> Tuple[Dict[str, Tensor], Dict[str, Any]]:
     """State dict of a config's model, and the metainfo of its data set."""
     cfg = load_config(config, None)
     with config_errors():
-        init_default_scope(cfg.get('default_scope', 'mmdet'))
+        init_default_scope(cfg.get('default_scope') or 'mmdet')
         dataset = cfg.test_dataloader.dataset
         metainfo = dict(
             DATASETS.get(dataset.type).METAINFO, **dataset.get('metainfo', {}))

@@ -162,6 +162,7 @@ class SOSCalibrationHook(Hook):
             dataset = runner.test_loop.dataloader.dataset
             self._image_hashes = refuse_overlap(images.paths(),
                                                 evaluation_paths(dataset))
+            images.check(bare_model(runner))
             if len(images) < images.asked:
                 runner.logger.warning(
                     f'{images.asked} calibration images asked for, there are '

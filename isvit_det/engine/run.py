@@ -17,9 +17,10 @@ from isvit_det.core.spec import QuantConfig
 from isvit_det.detector import float_modules
 from isvit_det.engine.calibrate import WORKSPACE
 from isvit_det.engine.configs import check_evaluator, config_errors
+from isvit_det.engine.data_checks import check_test_data, test_data_errors
+from isvit_det.engine.data_errors import TestWatch, read
 from isvit_det.engine.float_metrics import FloatMetrics
 from isvit_det.engine.hook import SOSCalibrationHook, bare_model
-from isvit_det.engine.images import reading_images
 from isvit_det.engine.report import (average_precision, backbone_error,
                                      count_calls, list_sites_run, peak_memory,
                                      sum_calls, weight_bytes, write_result)
@@ -55,7 +56,11 @@ class QuantizationRun:
             self.hook = next(
                 hook for hook in self.runner.hooks
                 if isinstance(hook, SOSCalibrationHook))
-            self.loader = self.runner.test_loop.dataloader
+            with test_data_errors(cfg):
+                self.loader = self.runner.test_loop.dataloader
+        check_test_data(self.runner)
+        self.watch = TestWatch()
+        self.runner.register_hook(self.watch)
         self.model = bare_model(self.runner)
         if device is not None:
             self.model.to(device)
@@ -93,14 +98,14 @@ class QuantizationRun:
             with self._timed('calibration'):
                 self.hook.before_test(self.runner)
         calls = count_calls(self.model)
-        with self._timed('quantized_evaluation'), reading_images():
+        with self._timed('quantized_evaluation'), self.watch.errors():
             metrics = self.runner.test_loop.run()
         found['sites'] = sum_calls(list_sites_run(self.model, calls))
         found['quantized'] = _precision(metrics)
         if teacher is not None:
             with self._timed('backbone_error'):
                 found['backbone_error'] = backbone_error(
-                    self.model, teacher, self.loader)
+                    self.model, teacher, read(self.loader, 'test_dataloader'))
         self.runner.call_hook('after_run')
         self.seconds['total'] = time.perf_counter() - self.start
         result = self._result(found)
@@ -119,7 +124,7 @@ class QuantizationRun:
                                     'is taken over')
         else:
             with self._timed('float_evaluation'), self.hook.postponed():
-                with reading_images():
+                with self.watch.errors():
                     metrics = self.runner.test_loop.run()
             found = dict(
                 _precision(metrics),
