@@ -77,7 +77,7 @@ def plan_evaluation(runner: Runner, model: nn.Module,
         if reason is not None:
             plan.nothing.append(task)
             plan.notes.append(
-                f'{task.prefix}{task.name}: there is nothing to measure, '
+                f'{task.name}: there is nothing to measure, '
                 f'{reason}')
         plan.notes.extend(_part(task, file, images))
     return plan._replace(notes=list(dict.fromkeys(plan.notes)))

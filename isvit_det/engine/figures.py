@@ -68,11 +68,13 @@ def measured(metrics: Mapping[str, Any], tasks: Sequence[Task],
     return found
 
 
-def explain_gaps(found: Mapping[str, Mapping[str, Any]]) -> List[str]:
+def explain_gaps(found: Mapping[str, Mapping[str, Any]],
+                 nothing: Sequence[Task]) -> List[str]:
     """Sentences on figures that are not there.
 
     Args:
         found: of the models that were evaluated, by name.
+        nothing: metrics of which it is known why.
     """
     notes = []
     for model in ('float', 'quantized'):
@@ -81,7 +83,10 @@ def explain_gaps(found: Mapping[str, Mapping[str, Any]]) -> List[str]:
             continue
         if each['detections'] == 0:
             notes.append(f'{model}: nothing was detected')
-        gaps = [name for name, value in _shown(each).items() if value is None]
+        gaps = [
+            name for name, value in _shown(each).items()
+            if value is None and not any(task.owns(name) for task in nothing)
+        ]
         if gaps:
             more = f' and {len(gaps) - 6} more' if len(gaps) > 6 else ''
             notes.append(f'nothing to measure for {", ".join(gaps[:6])}{more}:'

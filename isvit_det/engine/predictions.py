@@ -3,6 +3,7 @@ import contextlib
 import io
 import json
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence
 
@@ -19,6 +20,9 @@ from isvit_det.core.ranks import gather, num_ranks, rank
 # Key of what stands for something else than a dict.
 KIND = '#kind'
 ABOUT = 'about.json'
+# What damaged files raise.
+UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError,
+              zlib.error, zipfile.BadZipFile)
 
 
 class PredictionFile:
@@ -100,12 +104,14 @@ class PredictionFile:
         """Remove all predictions."""
         self._close()
         for path in (self.kept, self.waiting, self.partial):
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                path.unlink()
 
     def abandon(self) -> None:
         """Remove predictions that were not finished."""
         self._close()
-        self.partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.partial.unlink()
 
     def _close(self) -> None:
         if self._file is not None:
@@ -123,7 +129,7 @@ class PredictionFile:
                     and content['count'] == len(file.namelist()) - 1
                     and file.testzip() is None)
                 return content['about'] if whole else None
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        except UNREADABLE:
             return None
 
     @contextlib.contextmanager

@@ -181,7 +181,7 @@ class QuantizationRun:
                     None if ids is None else len(ids)
                     for ids in self.plan.annotated
                 ]),
-            notes=self.plan.notes + explain_gaps(found),
+            notes=self.plan.notes + explain_gaps(found, self.plan.nothing),
             provenance=origin)
 
     @property

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
 from mmdet.evaluation import CocoMetric, MultiDatasetsEvaluator
+from mmdet.registry import METRICS
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
-from mmengine.registry import METRICS
 from mmengine.runner import Runner
 from torch.utils.data import Subset
 
