@@ -52,6 +52,10 @@ def config_errors() -> Iterator[None]:
                          '_base_.') from error
     except CONFIG_ERRORS as error:
         lines = str(error).strip().splitlines() or ['no message']
+        # MMEngine joins the bytes of all images, and there are none.
+        if 'at least one array' in lines[0]:
+            raise QuantError('test_dataloader: no image is evaluated; check '
+                             'ann_file, indices and filter_cfg.') from error
         raise QuantError(
             f'config: {type(error).__name__}: {lines[0]}') from error
     except RuntimeError as error:

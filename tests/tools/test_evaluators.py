@@ -88,6 +88,14 @@ def evaluate(**settings):
     return lambda cfg: cfg.test_evaluator.update(settings)
 
 
+def set_evaluator(evaluator):
+
+    def change(cfg):
+        cfg.test_evaluator = evaluator
+
+    return change
+
+
 def truth(tiny, path, change):
     """A changed copy of the annotations of the evaluation."""
     source = tiny.data / 'annotations/instances_val.json'
@@ -138,8 +146,7 @@ def test_all_evaluators_are_shown(quantize):
 
 
 def test_a_metric_of_ones_own_needs_no_other(quantize):
-    table, _, result = quantize(
-        lambda cfg: cfg.update(test_evaluator=dict(type='OwnMetric')))
+    table, _, result = quantize(set_evaluator(dict(type='OwnMetric')))
     assert list(table['float'])[1:3] == ['own/boxes', 'own/images']
     assert result['quantized']['box_ap'] is None
 
