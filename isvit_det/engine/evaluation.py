@@ -1,6 +1,8 @@
 """Evaluation: a model's predictions, kept, and what they are worth."""
 import contextlib
 import time
+import traceback
+from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Sequence
 
 from mmengine.evaluator import Evaluator
@@ -10,7 +12,7 @@ from mmengine.structures import BaseDataElement
 from isvit_det.core.errors import QuantError
 from isvit_det.core.ranks import gather, rank
 from isvit_det.engine.agreement import Plan, counts_part
-from isvit_det.engine.figures import average_precision, fractions, measured
+from isvit_det.engine.figures import average_precision, fractions, gaps, raw
 from isvit_det.engine.images import reading_images
 from isvit_det.engine.predictions import PredictionFile
 from isvit_det.engine.tasks import Task, is_split
@@ -56,12 +58,12 @@ class Evaluation(Evaluator):
         """Predict and evaluate, or evaluate what an earlier run predicted.
 
         Returns:
-            ``metrics`` as the evaluators gave them, None where there was
-            nothing to measure; the names of those that are ``fractions``;
-            ``part``, figures of the images predicted alone, where these are
-            not all; ``box_ap`` and ``mask_ap``; ``images`` and
-            ``detections``, how many; ``split``, whether each metric has a
-            data set of its own.
+            ``metrics`` as the evaluators gave them; ``part``, figures of the
+            images predicted alone, where these are not all; the names of
+            those that are ``fractions``, and ``gaps``, of those for which
+            there was nothing to measure; ``box_ap`` and ``mask_ap``;
+            ``images`` and ``detections``, how many; ``split``, whether each
+            metric has a data set of its own.
 
         Raises:
             QuantError: with what an evaluator raises, or naming an image
@@ -142,20 +144,23 @@ class Evaluation(Evaluator):
     def _outcome(self, metrics: Mapping[str, Any]) -> Dict[str, Any]:
         tasks, nothing = self.plan.tasks, self.plan.nothing
         self.about.pop('seconds')
-        shown = measured(metrics, tasks, nothing)
-        part = measured(self._part, tasks, nothing) or None
-        best = {} if is_split(self.real) else {**shown, **(part or {})}
-        every = [one for ids in gather(self._ids) for one in ids]
+        part = raw(self._part)
+        every = {**raw(metrics), **part}
+        missing = gaps(every, tasks, nothing)
+        best = {} if is_split(self.real) else {
+            **every,
+            **dict.fromkeys(missing)
+        }
         return dict(
             box_ap=average_precision(best, 'bbox'),
             mask_ap=average_precision(best, 'segm'),
-            metrics=shown,
-            fractions=fractions({
-                **shown,
-                **(part or {})
-            }, tasks),
-            part=part,
-            images=len(set(every)),
+            metrics=raw(metrics),
+            part=part or None,
+            fractions=fractions(every, tasks),
+            gaps=missing,
+            images=len({one
+                        for ids in gather(self._ids)
+                        for one in ids}),
             detections=sum(gather(self._num_detections)),
             split=is_split(self.real))
 
@@ -167,6 +172,9 @@ class Evaluation(Evaluator):
             raise
         # A metric is the user's code: it may raise anything.
         except Exception as error:
+            if rank() > 0 and _is_connection(error):
+                raise QuantError('test_evaluator: process 0 did not evaluate; '
+                                 'its message says why.') from error
             kept = (f'; the predictions are kept in {self.file.waiting}, and '
                     'the same command evaluates them without predicting again'
                     if self.file.waiting.exists() else '')
@@ -191,6 +199,12 @@ def _measure_part(task: Task, results: List[Any],
         return metric.evaluate(len(ids))
     finally:
         metric.img_ids, metric.outfile_prefix = before
+
+
+def _is_connection(error: BaseException) -> bool:
+    """Whether another process ended while this one waited for it."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return 'distributed' in Path(frame.filename).name
 
 
 def _first_places(ids: Sequence[Any], size: int) -> List[int]:

@@ -44,27 +44,38 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def measured(metrics: Mapping[str, Any], tasks: Sequence[Task],
-             nothing: Sequence[Task]) -> Dict[str, Any]:
-    """The figures of an evaluator in plain values, None for no figure.
+def raw(metrics: Mapping[str, Any]) -> Dict[str, Any]:
+    """The figures of an evaluator in plain values, as it gave them.
 
-    There is none where COCO's evaluation says -1 and others NaN: there was
-    nothing to measure.
+    JSON has no NaN and no infinity: these are None.
+
+    >>> raw({'coco/bbox_mAP_s': -1., 'seg/mIoU': float('nan')})
+    {'coco/bbox_mAP_s': -1.0, 'seg/mIoU': None}
+    """
+    return {
+        name: None if is_number(value) and not math.isfinite(value) else value
+        for name, value in plain(metrics).items()
+    }
+
+
+def gaps(metrics: Mapping[str, Any], tasks: Sequence[Task],
+         nothing: Sequence[Task]) -> List[str]:
+    """Names of the figures that are none: there was nothing to measure.
+
+    COCO's evaluation says -1 then, and others NaN.
 
     Args:
-        metrics: of an evaluator.
-        tasks: its metrics.
+        metrics: of ``raw``.
+        tasks: the metrics of the evaluator.
         nothing: those that are known to have had nothing to measure.
     """
-    found = plain(metrics)
-    parts = set(fractions(found, tasks))
-    for name, value in found.items():
+    parts = set(fractions(metrics, tasks))
+    found = []
+    for name, value in metrics.items():
         owners = [task for task in tasks if task.owns(name)]
-        if is_number(value) and (not math.isfinite(value) or
-                                 (name in parts and value < 0) or
-                                 (owners and all(task in nothing
-                                                 for task in owners))):
-            found[name] = None
+        known = owners and all(task in nothing for task in owners)
+        if value is None or known or (name in parts and value < 0):
+            found.append(name)
     return found
 
 
@@ -83,14 +94,15 @@ def explain_gaps(found: Mapping[str, Mapping[str, Any]],
             continue
         if each['detections'] == 0:
             notes.append(f'{model}: nothing was detected')
-        gaps = [
-            name for name, value in _shown(each).items()
-            if value is None and not any(task.owns(name) for task in nothing)
+        names = [
+            name for name in each['gaps']
+            if not any(task.owns(name) for task in nothing)
         ]
-        if gaps:
-            more = f' and {len(gaps) - 6} more' if len(gaps) > 6 else ''
-            notes.append(f'nothing to measure for {", ".join(gaps[:6])}{more}:'
-                         ' no annotation that counts is of that kind')
+        if names:
+            more = f' and {len(names) - 6} more' if len(names) > 6 else ''
+            notes.append(
+                f'nothing to measure for {", ".join(names[:6])}{more}: no '
+                'annotation that counts is of that kind')
     return list(dict.fromkeys(notes))
 
 
@@ -188,8 +200,9 @@ class Figures:
     def list_rest(self) -> List[str]:
         """Lines that show the figures without a column, float first."""
         cells = [['', 'float', 'quantized']]
-        cells += [[name, *(self.cell(each, name) or '-'
-                           for each in self.found)] for name in self.rest]
+        cells += [[
+            name, *(self.cell(each, name) or '-' for each in self.found)
+        ] for name in self.rest]
         widths = [max(map(len, column)) for column in zip(*cells)]
         return [
             '  '.join([
@@ -202,4 +215,5 @@ class Figures:
 
 def _shown(found: Mapping[str, Any]) -> Dict[str, Any]:
     """Figures of the images predicted; of all where that is the same."""
-    return {**(found.get('metrics') or {}), **(found.get('part') or {})}
+    every = {**(found.get('metrics') or {}), **(found.get('part') or {})}
+    return {**every, **dict.fromkeys(found.get('gaps', ()))}
