@@ -76,9 +76,8 @@ def plan_evaluation(runner: Runner, model: nn.Module,
         reason = _nothing(task, file, images)
         if reason is not None:
             plan.nothing.append(task)
-            plan.notes.append(
-                f'{task.name}: there is nothing to measure, '
-                f'{reason}')
+            plan.notes.append(f'{task.name}: there is nothing to measure, '
+                              f'{reason}')
         plan.notes.extend(_part(task, file, images))
     return plan._replace(notes=list(dict.fromkeys(plan.notes)))
 
@@ -190,7 +189,7 @@ def _check_images(file: Annotations, images: Sequence[Planned]) -> None:
 def _nothing(task: Task, file: Optional[Annotations],
              images: Sequence[Planned]) -> Optional[str]:
     """Why a metric has nothing to measure, None if it has something."""
-    metric, classes = task.metric, task.classes or ()
+    metric, classes = task.metric, task.object_classes
     if not is_known(metric) or not images:
         return None
     if file is None:

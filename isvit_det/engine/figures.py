@@ -13,6 +13,7 @@ from isvit_det.engine.tasks import Task
 FRACTIONAL = (CocoMetric, VOCMetric, OpenImagesMetric)
 FRACTION = re.compile(r'((bbox|segm|proposal)_)?(m?AP|AR|recall)[\w@.]*|'
                       r'.*_precision')
+PRECISIONS = ('bbox_mAP', 'segm_mAP', 'bbox_AP', 'segm_AP')
 # Columns that a table has for figures other than box and mask AP, at most.
 NUM_COLUMNS = 6
 
@@ -177,14 +178,12 @@ class Figures:
         ]
 
     def _is_detail(self, name: str) -> bool:
-        """Whether a figure is an AP that has a column, or a part of it."""
-        for kind in ('bbox', 'segm'):
-            for title in ('box AP', 'mask AP'):
-                main = self.columns.get(title, '')
-                stem = main[:main.rfind('_')]
-                if stem.endswith(kind) and name.startswith(stem):
-                    return True
-        return name.endswith('_precision')
+        """Whether a figure has a column, or is a part of an AP."""
+        if name in self.columns.values() or name.endswith('_precision'):
+            return True
+        whole = [one for one in self.names if one.endswith(PRECISIONS)]
+        return any(name != one and name.startswith(one[:one.rindex('_')])
+                   for one in whole)
 
     def cell(self, found: Mapping[str, Any], name: str) -> Optional[str]:
         """A figure of one of the models; fractions are shown in points."""

@@ -44,6 +44,11 @@ class Task(NamedTuple):
         meta = metainfo(self.dataset)
         return meta.get('classes')
 
+    @property
+    def object_classes(self) -> Sequence[str]:
+        """The classes that have boxes: things, where there is stuff too."""
+        return metainfo(self.dataset).get('thing_classes', self.classes or ())
+
     def owns(self, figure: str) -> bool:
         """Whether a figure of that name may be this metric's."""
         return figure.startswith(self.prefix)

@@ -19,7 +19,7 @@ from isvit_det.core.errors import QuantError
 from isvit_det.engine.agreement import Plan, is_known
 from isvit_det.engine.annotations import Annotations
 from isvit_det.engine.images import reading_images
-from isvit_det.engine.tasks import Task, is_coco
+from isvit_det.engine.tasks import Task, is_coco, metainfo
 
 # Settings of metrics that say where they write.
 OUTPUTS = ('outfile_prefix', 'out_file_path', 'output_dir', 'out_path',
@@ -57,7 +57,8 @@ def try_metrics(plan: Plan, files: Sequence[Optional[Annotations]],
             samples[id(task.dataset)] = _predict(task, model, inside[0])
         batch, sample = samples[id(task.dataset)]
         _check_outputs(task, sample)
-        made = make_prediction(sample, len(task.classes))
+        made = make_prediction(sample, len(task.classes),
+                               len(task.object_classes))
         if task.config.get('ann_file') and file is None:
             # It may count on images that are not shown to it.
             silent = False
@@ -94,13 +95,14 @@ def _check_outputs(task: Task, sample: Mapping[str, Any]) -> None:
             'file that test_dataloader.dataset has.')
 
 
-def make_prediction(sample: Mapping[str, Any],
-                    num_classes: int) -> Dict[str, Any]:
+def make_prediction(sample: Mapping[str, Any], num_classes: int,
+                    num_things: int) -> Dict[str, Any]:
     """A prediction like one of a model, with something of every class.
 
     Args:
         sample: of the model, as a dict.
         num_classes: of the data set.
+        num_things: of its classes that have boxes, which come first.
     """
     made = dict(sample)
     height, width = sample['ori_shape'][:2]
@@ -108,20 +110,20 @@ def make_prediction(sample: Mapping[str, Any],
     if 'pred_instances' in sample:
         found = sample['pred_instances']
         box = torch.tensor([0., 0., width / 2, height / 2])
-        scores = torch.linspace(.9, .1, num_classes)
+        scores = torch.linspace(.9, .1, num_things)
         new = dict(
             found,
-            bboxes=_like(box.repeat(num_classes, 1), found['bboxes'])
+            bboxes=_like(box.repeat(num_things, 1), found['bboxes'])
             if 'bboxes' in found else None,
             scores=scores,
-            labels=labels)
+            labels=labels[:num_things])
         if 'mask_scores' in found:
             new['mask_scores'] = scores
         if 'masks' in found:
             mask = torch.zeros(1, height, width, dtype=torch.bool)
             mask[:, :-(-height // 2), :-(-width // 2)] = True
             # One mask for all: they may be thousands of large ones.
-            new['masks'] = mask.expand(num_classes, -1, -1)
+            new['masks'] = mask.expand(num_things, -1, -1)
         made['pred_instances'] = {
             key: value
             for key, value in new.items()
@@ -152,7 +154,7 @@ def _score(task: Task, file: Optional[Annotations], batch: Any,
     with tempfile.TemporaryDirectory() as folder, _silence():
         try:
             metric = _copy(task, file, made, Path(folder))
-            metric.dataset_meta = task.metric.dataset_meta
+            metric.dataset_meta = dict(metainfo(task.dataset))
             metric.process(batch, [made])
             return dict(metric.compute_metrics(metric.results))
         # Whatever a metric raises is for its user to know.
