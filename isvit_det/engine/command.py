@@ -21,7 +21,8 @@ from isvit_det.engine.configs import (DETECTOR, config_errors, configure_hook_,
 from isvit_det.engine.console import (Parser, check_device, given, run_command,
                                       settings)
 from isvit_det.engine.launch import joined
-from isvit_det.engine.report import format_table, silent_sites, table_rows
+from isvit_det.engine.report import (format_table, further_lines, silent_sites,
+                                     table_rows)
 from isvit_det.engine.run import QuantizationRun
 from isvit_det.packed_state import packed_config
 
@@ -164,6 +165,9 @@ def quantize(args: argparse.Namespace) -> None:
 def show(run: QuantizationRun, result: Mapping[str, Any]) -> None:
     """Print what a run found and where its files are."""
     print(f'\n{format_table(table_rows(result))}\n')
+    for line in further_lines(result):
+        print(line)
+    print()
     if result['units'] is not None:
         print(f'{result["provenance"]["images_used"]} calibration images, '
               f'{result["iters"]} iterations per unit and stage, learning '

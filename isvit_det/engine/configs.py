@@ -4,8 +4,6 @@ import re
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Optional
 
-from mmdet.evaluation import CocoMetric
-from mmdet.registry import METRICS
 from mmengine.config import Config
 from mmengine.hub import get_config
 
@@ -21,8 +19,6 @@ from isvit_det.engine.overrides import check_overrides
 
 DETECTOR = 'isvit_det.quantized_detector'
 HOOK = 'isvit_det.SOSCalibrationHook'
-# Of mmdet, for measures that this project does not report.
-OTHER_METRICS = ('CocoPanopticMetric', 'LVISMetric', 'LVISFixedAPMetric')
 # What MMDetection's DETRs write into the config that they are built from, and
 # refuse to find there.
 WRITTEN = {
@@ -90,10 +86,16 @@ def config_errors() -> Iterator[None]:
         full = disk_error(error)
         if full is not None:
             raise full from error
+        # MMEngine joins the bytes of all images, and there are none.
+        if 'at least one array' in str(error):
+            raise QuantError('test_dataloader: no image is evaluated; check '
+                             'ann_file, indices and filter_cfg.') from error
         raise QuantError(f'config: {describe_error(error)}') from error
     except RuntimeError as error:
-        # mmdet's word on the packages that some of its classes need.
-        if 'is not installed' not in str(error):
+        # mmdet's words on the packages that some of its classes need.
+        if not any(
+                words in str(error)
+                for words in ('not installed', 'Failed to import')):
             raise
         raise QuantError(f'config: {error}') from error
 
@@ -205,49 +207,3 @@ def configure_hook_(cfg: Config,
     if store_gb is not None:
         hook['store_gb'] = store_gb
     cfg['custom_hooks'] = hooks
-
-
-def check_evaluator(cfg: Config) -> None:
-    """Check that a config measures COCO AP of boxes or masks.
-
-    Beside it there may be metrics of other kinds.
-
-    Raises:
-        QuantError: naming the metrics if none gives that, or if one is for
-            panoptic segmentation or LVIS.
-    """
-    metrics = cfg.get('test_evaluator')
-    if isinstance(metrics, dict):
-        metrics = metrics.get('metrics', metrics)
-    if not isinstance(metrics, (list, tuple)):
-        metrics = [metrics]
-    metrics = [dict(metric or {}) for metric in metrics]
-    names = [_class_name(metric.get('type')) for metric in metrics]
-    refused = [name for name in names if name in OTHER_METRICS]
-    if refused:
-        raise QuantError(
-            f'test_evaluator: {", ".join(refused)} is not supported; give '
-            "CocoMetric with metric 'bbox' or 'segm', and a data set with "
-            'instance annotations in COCO format.')
-    if not any(map(_gives_precision, metrics)):
-        raise QuantError(
-            f'test_evaluator: {", ".join(names)} gives no AP of boxes or '
-            "masks; give CocoMetric with metric 'bbox' or 'segm', and without "
-            'format_only.')
-
-
-def _gives_precision(metric: Mapping[str, Any]) -> bool:
-    kind = metric.get('type')
-    if isinstance(kind, str):
-        kind = METRICS.get(kind)
-    measures = metric.get('metric', 'bbox')
-    if isinstance(measures, str):
-        measures = [measures]
-    return (isinstance(kind, type) and issubclass(kind, CocoMetric)
-            and not metric.get('format_only')
-            and not {'bbox', 'segm'}.isdisjoint(measures))
-
-
-def _class_name(kind: Any) -> str:
-    """Name of a class, which a config gives as such or by its scope."""
-    return getattr(kind, '__name__', None) or str(kind).split('.')[-1]

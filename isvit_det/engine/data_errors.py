@@ -252,6 +252,21 @@ def read(batches: Iterable[Any], loader: str) -> Iterator[Any]:
         yield batch
 
 
+@contextlib.contextmanager
+def predicting(batch: Any) -> Iterator[None]:
+    """Name the images of a batch if the detector fails on them."""
+    try:
+        yield
+    except QuantError:
+        raise
+    # A detector may be anybody's code.
+    except Exception as error:
+        raise QuantError(
+            f'test_dataloader: image {", ".join(names(batch))}: the detector '
+            f'failed on it ({describe_error(error)}); mend or leave out the '
+            'image.') from error
+
+
 class TestWatch(Hook):
     """Knows which images a test is at, and names them if it fails.
 
@@ -299,10 +314,8 @@ class TestWatch(Hook):
             if full is not None:
                 raise full from error
             if self.batch is not None:
-                raise QuantError(
-                    f'test_dataloader: image {", ".join(names(self.batch))}: '
-                    f'the detector failed on it ({describe_error(error)}); '
-                    'mend or leave out the image.') from error
+                with predicting(self.batch):
+                    raise
             if self.left:
                 with loading_errors('test_dataloader'):
                     raise

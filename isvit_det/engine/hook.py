@@ -21,6 +21,7 @@ from isvit_det.engine.images import (CalibrationImages, calibration_images,
                                      evaluation_paths, refuse_overlap)
 from isvit_det.engine.provenance import describe_origin, fingerprint
 from isvit_det.engine.report import count_calls, list_sites_run
+from isvit_det.engine.tasks import metainfo
 from isvit_det.engine.tested_weights import take_tested_weights_
 from isvit_det.packed_header import check_others
 from isvit_det.packed_state import is_calibrated
@@ -209,7 +210,7 @@ class SOSCalibrationHook(Hook):
         packed = Path(runner.work_dir) / self.out
         if is_main_process():
             save_packed(model, packed, origin,
-                        runner.test_loop.dataloader.dataset.metainfo)
+                        metainfo(runner.test_loop.dataloader.dataset))
             runner.logger.info(f'packed checkpoint: {packed}')
         self.outcome = Outcome(records, packed, origin)
         self._note_weights(runner)

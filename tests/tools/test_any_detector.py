@@ -13,6 +13,7 @@ import pytest
 import torch
 from mmdet.apis import init_detector
 from mmdet.registry import DATASETS
+from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.fileio import load
 from torch import nn
