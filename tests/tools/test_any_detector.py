@@ -13,6 +13,7 @@ import pytest
 import torch
 from mmdet.apis import init_detector
 from mmdet.registry import DATASETS
+from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.fileio import load
 from torch import nn
@@ -134,8 +135,7 @@ def test_what_was_turned_back_is_named_everywhere(done):
     assert bool(layers) == (done.name in ('mask2former', 'dino'))
     content = torch.load(done.packed, weights_only=True)
     assert read_header(content['state_dict'])['float_layers'] == layers
-    assert Config.fromfile(done.config).model.get('float_layers',
-                                                  {}) == layers
+    assert Config.fromfile(done.config).model.get('float_layers', {}) == layers
 
 
 class Multiplications(TorchDispatchMode):
