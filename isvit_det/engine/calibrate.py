@@ -25,7 +25,8 @@ def calibrate_detector_(model: Any,
                         workspace: Path,
                         fingerprint: str,
                         logger: MMLogger,
-                        store_gb: Optional[float] = None) -> List[UnitRecord]:
+                        store_gb: Optional[float] = None,
+                        teacher: Any = None) -> List[UnitRecord]:
     """Calibrate a detector of ``quantized_detector``; it ends quantized.
 
     Its ``float_layers`` and ``products`` end as what was found.
@@ -40,6 +41,8 @@ def calibrate_detector_(model: Any,
         logger: gets a line for every unit.
         store_gb: memory for activations in GB (1e9 bytes); None takes half
             of what is available.
+        teacher: a copy of the float backbone, which stays as it is; None
+            makes one.
 
     Raises:
         QuantError: if an image cannot be read, the detector cannot predict
@@ -59,7 +62,8 @@ def calibrate_detector_(model: Any,
             workspace,
             fingerprint,
             store_gb=store_gb,
-            on_event=progress)
+            on_event=progress,
+            teacher=teacher)
     if quant.scope == 'detector':
         logger.info('calibrating neck and heads')
         calibrate_heads_(model, images, sos, logger)

@@ -10,7 +10,8 @@ from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 from mmengine.dist import is_main_process
 
-from isvit_det.checkpoint import is_packed, read_checkpoint
+from isvit_det.checkpoint import (is_packed, read_checkpoint,
+                                  refuse_other_layouts)
 from isvit_det.core.errors import QuantError
 from isvit_det.core.files import local_checkpoint
 from isvit_det.core.spec import METHODS, SCOPES
@@ -97,6 +98,8 @@ def configure(args: argparse.Namespace) -> Config:
         # loading compares one of ours with the file's.
         if cfg.get('model', {}).get('type') != DETECTOR:
             quant = found.to_dict()
+    else:
+        refuse_other_layouts(content['state_dict'], path)
     quantize_config_(cfg, quant)
     sos = given(num_images=args.calib_images, iters=args.iters, seed=args.seed)
     configure_hook_(cfg, {**more.sos, **sos}, args.store_gb)

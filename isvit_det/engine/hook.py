@@ -58,6 +58,8 @@ class SOSCalibrationHook(Hook):
 
     Attributes:
         outcome: None until a calibration has ended.
+        teacher: a copy of the float backbone that calibration compares
+            with and leaves as it is; None has it make its own.
         left_out: class names of the hooks that are left out.
     """
     priority = 'VERY_LOW'
@@ -72,6 +74,7 @@ class SOSCalibrationHook(Hook):
         self.out = out
         self.store_gb = store_gb
         self.outcome: Optional[Outcome] = None
+        self.teacher: Any = None
         self.left_out: List[str] = []
         self._weights: Optional[str] = None
         self._postponed = False
@@ -184,7 +187,8 @@ class SOSCalibrationHook(Hook):
         ], model)
         records = calibrate_detector_(model, images, sos,
                                       Path(runner.work_dir) / WORKSPACE, key,
-                                      runner.logger, self.store_gb)
+                                      runner.logger, self.store_gb,
+                                      self.teacher)
         if model.float_layers:
             # MMDetection's tools find the config beside the packed file.
             runner.cfg.model['float_layers'] = model.float_layers

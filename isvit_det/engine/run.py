@@ -9,6 +9,7 @@ from typing import Any, Dict, Iterator, Mapping, Optional
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner
+from mmengine.runner.checkpoint import load_state_dict
 
 from isvit_det.checkpoint import read_checkpoint
 from isvit_det.core.files import check_writable
@@ -59,7 +60,7 @@ class QuantizationRun:
         if device is not None:
             self.model.to(device)
         self.runner.call_hook('before_run')
-        self.runner.load_or_resume()
+        load_weights_(self.runner, self.model, self.checkpoint)
         self.model.eval()
         self.calibrated = is_calibrated(self.model)
         if not self.calibrated:
@@ -87,7 +88,8 @@ class QuantizationRun:
         if not self.calibrated:
             if float_eval:
                 found['float'] = self._evaluate_float()
-            teacher = copy.deepcopy(self.model.backbone)
+            # Calibration compares with it too: one copy serves both.
+            teacher = self.hook.teacher = copy.deepcopy(self.model.backbone)
             with self._timed('calibration'):
                 self.hook.before_test(self.runner)
         calls = count_calls(self.model)
@@ -189,8 +191,18 @@ def _precision(metrics: Mapping[str, float]) -> Dict[str, Any]:
         metrics=dict(metrics))
 
 
+def load_weights_(runner: Runner, model: Any, path: Path) -> None:
+    """Load a file's weights into a runner's model, as MMEngine would.
+
+    MMEngine's own reader takes ``state_dict`` alone and refuses what some
+    trainings leave beside it.
+    """
+    content = read_checkpoint(path)
+    runner.logger.info(content['taken'])
+    runner.call_hook('after_load_checkpoint', checkpoint=content)
+    load_state_dict(model, content['state_dict'])
+
+
 def _weight_bytes(path: Path) -> int:
     """Bytes of a checkpoint's weights, without what training adds."""
-    content = read_checkpoint(path)
-    state = content.get('state_dict', content)
-    return weight_bytes(state)
+    return weight_bytes(read_checkpoint(path)['state_dict'])
