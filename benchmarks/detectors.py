@@ -21,7 +21,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from torch import Tensor
 
-from benchmarks.small import (same_as, shrink_, swin_configs,
+from benchmarks.small import (WORDS, same_as, shrink_, swin_configs,
                               write_language_model)
 from isvit_det.apis import (quantize_detector, save_detector,
                             without_annotations)
@@ -31,7 +31,7 @@ from isvit_det.detector import float_modules, language_model
 from isvit_det.engine.configs import config_errors
 
 # Names, since a sentence is not cut into pieces where a config asks for that.
-PROMPT = ('box', 'disc')
+PROMPT = WORDS
 # What a trial calibrates on and predicts, and the images' sizes.
 SIZES = ((70, 90), (80, 60))
 HEADER = f"""\
@@ -86,7 +86,7 @@ def try_detector(cfg: Config, scope: str) -> Trial:
     images = draw_images()
     try:
         model = random_detector(cfg)
-        prompt = {}
+        prompt: Dict[str, Any] = {}
         if language_model(model) is not None:
             prompt = dict(text_prompt=PROMPT, custom_entities=True)
         quantized = quantize_detector(

@@ -23,6 +23,7 @@ QUERIES = 20
 SCALE = (96, 80)
 # What the strides of every detector divide.
 PADDED = (128, 128)
+WORDS = ('box', 'disc')
 OF_TRAINING = ('train_cfg', 'dn_cfg', 'with_cp', 'num_cp', 'use_checkpoint',
                'convert_weights', 'pretrain_img_size', 'frozen_stages')
 
@@ -209,8 +210,7 @@ def _shrink_masks_(head: Any) -> None:
         head.pixel_decoder.encoder.num_layers = 1
 
 
-def write_language_model(
-    folder: str, known: Sequence[str] = ('box', 'disc')) -> None:
+def write_language_model(folder: str, known: Sequence[str] = WORDS) -> None:
     """Write a small random BERT and its tokenizer into a folder.
 
     Args:

@@ -179,7 +179,8 @@ class GivenImages(Images):
         asked: how many there are.
     """
 
-    def __init__(self, images: Sequence[Image],
+    def __init__(self,
+                 images: Sequence[Image],
                  pipeline: List[Dict[str, Any]],
                  prompt: Optional[Mapping[str, Any]] = None) -> None:
         if isinstance(images, (str, Path)) or len(images) == 0:
@@ -225,7 +226,8 @@ class GivenImages(Images):
         image = self.images[index]
         with reading_images():
             if isinstance(image, np.ndarray):
-                data = self._pipelines[1](dict(self.prompt, img=image, img_id=index))
+                data = self._pipelines[1](
+                    dict(self.prompt, img=image, img_id=index))
             else:
                 data = self._pipelines[0](
                     dict(self.prompt, img_path=str(image), img_id=index))

@@ -129,8 +129,7 @@ def quantize_layers_(model: nn.Module, backbone: nn.Module,
         kept.update(language.modules())
     twins: Dict[nn.Module, nn.Module] = {
         layer: quantized_twin(layer, config)
-        for layer in model.modules()
-        if layer not in kept and _is_plain(layer)
+        for layer in model.modules() if layer not in kept and _is_plain(layer)
     }
     replace_(model, twins)
     return len(twins)

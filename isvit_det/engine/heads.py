@@ -125,8 +125,8 @@ def _turn_back_unreached_(model: Any, logger: MMLogger) -> None:
         and not layer.input_quantizer.is_fitted
     ]
     silent = [
-        name for name in unreached
-        if any(name.startswith(f'{head}.') for head in _silent_heads(model))
+        name for name in unreached if any(
+            name.startswith(f'{head}.') for head in _silent_heads(model))
     ]
     if silent:
         raise QuantError(f'quant.scope: {sorted(silent)} never ran on the '
@@ -155,8 +155,9 @@ def _silent_heads(model: nn.Module) -> List[str]:
             })
     layers = {name: quantized_layers(part) for name, part in parts.items()}
     return [
-        name for name, found in layers.items() if found and not any(
-            layer.input_quantizer.is_fitted for layer in found)
+        name for name, found in layers.items()
+        if found and not any(layer.input_quantizer.is_fitted
+                             for layer in found)
     ]
 
 

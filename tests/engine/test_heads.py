@@ -131,7 +131,8 @@ def test_a_head_of_which_nothing_ran_is_an_error(tiny, monkeypatch):
             quantized_twin(torch.nn.Linear(4, 4), model.quant_config))
 
     monkeypatch.setattr(MODELS, 'build', built_with(add_head_, []))
-    with pytest.raises(QuantError, match=r"\['roi_head.shadow_head.0'\] never"):
+    with pytest.raises(
+            QuantError, match=r"\['roi_head.shadow_head.0'\] never"):
         calibrated_heads(tiny, .05)
 
 

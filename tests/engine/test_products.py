@@ -56,33 +56,50 @@ A, B = torch.randn(2, 4, 4), torch.randn(2, 4, 4)
 MAP, GRID = torch.randn(1, 4, 8, 8), torch.rand(1, 4, 4, 2)
 # What is multiplied, by its name.
 PRODUCTS = {
-    'mm': lambda m, x: x[0] @ x[1],
-    'bmm': lambda m, x: x @ x.transpose(1, 2),
-    'addmm': lambda m, x: torch.addmm(m.table, x[0], x[1]),
-    'baddbmm': lambda m, x: torch.baddbmm(x, x, x),
-    'mv': lambda m, x: x[0] @ x[0, 0],
-    'einsum': lambda m, x: torch.einsum('bij,bkj->bik', x, x),
-    'convolution': lambda m, x: F.conv2d(x[None], x.mean(0)[:, :2, None, None]
-                                         ),
-    'conv1d': lambda m, x: F.conv1d(x, x[:, :, :1].expand(2, 4, 1)),
-    'fused attention': lambda m, x: F.scaled_dot_product_attention(x, x, x),
-    'sampled': lambda m, x: (F.grid_sample(MAP * x[0, 0, 0], GRID).flatten(2) *
-                             x[0].reshape(1, 1, 16)).sum(-1),
-    'sampled, stacked': lambda m, x: (torch.stack(
-        [F.grid_sample(MAP, GRID)] * 2, -2).flatten(-2) * x.mean()[None]).sum(),
-    'written into zeros': lambda m, x: _filled(x) @ x,
+    'mm':
+    lambda m, x: x[0] @ x[1],
+    'bmm':
+    lambda m, x: x @ x.transpose(1, 2),
+    'addmm':
+    lambda m, x: torch.addmm(m.table, x[0], x[1]),
+    'baddbmm':
+    lambda m, x: torch.baddbmm(x, x, x),
+    'mv':
+    lambda m, x: x[0] @ x[0, 0],
+    'einsum':
+    lambda m, x: torch.einsum('bij,bkj->bik', x, x),
+    'convolution':
+    lambda m, x: F.conv2d(x[None],
+                          x.mean(0)[:, :2, None, None]),
+    'conv1d':
+    lambda m, x: F.conv1d(x, x[:, :, :1].expand(2, 4, 1)),
+    'fused attention':
+    lambda m, x: F.scaled_dot_product_attention(x, x, x),
+    'sampled':
+    lambda m, x: (F.grid_sample(MAP * x[0, 0, 0], GRID).flatten(2) * x[0].
+                  reshape(1, 1, 16)).sum(-1),
+    'sampled, stacked':
+    lambda m, x: (torch.stack([F.grid_sample(MAP, GRID)] * 2, -2).flatten(-2) *
+                  x.mean()[None]).sum(),
+    'written into zeros':
+    lambda m, x: _filled(x) @ x,
 }
 # What is not, or not by activations.
 OTHERS = {
-    'a parameter': lambda m, x: x @ m.table,
-    'what comes of parameters': lambda m, x: x @ (m.table.flip(0) @
-                                                  m.index).softmax(-1),
-    'convolution by a parameter': lambda m, x: F.conv2d(
-        MAP, m.table[..., None, None] * 2.),
-    'parameters alone': lambda m, x: m.table @ m.index.T,
-    'elementwise': lambda m, x: x * x.sigmoid(),
-    'sampled and scaled': lambda m, x: F.grid_sample(MAP, GRID) * 3.,
-    'sampled times a parameter': lambda m, x: F.grid_sample(MAP, GRID) * m.table
+    'a parameter':
+    lambda m, x: x @ m.table,
+    'what comes of parameters':
+    lambda m, x: x @ (m.table.flip(0) @ m.index).softmax(-1),
+    'convolution by a parameter':
+    lambda m, x: F.conv2d(MAP, m.table[..., None, None] * 2.),
+    'parameters alone':
+    lambda m, x: m.table @ m.index.T,
+    'elementwise':
+    lambda m, x: x * x.sigmoid(),
+    'sampled and scaled':
+    lambda m, x: F.grid_sample(MAP, GRID) * 3.,
+    'sampled times a parameter':
+    lambda m, x: F.grid_sample(MAP, GRID) * m.table
 }
 
 
