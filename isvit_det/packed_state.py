@@ -157,8 +157,9 @@ def install_loading_(model: nn.Module, config: QuantConfig) -> None:
     """Make a model decode and check every state it is asked to load.
 
     Layers that are quantized in the model and in float in a calibrated state
-    are turned back into float before. Works for ``load_state_dict`` of torch and of MMEngine, strict or not. A
-    state that does not fit raises QuantError, naming keys.
+    are turned back into float before. Works for ``load_state_dict`` of torch
+    and of MMEngine, strict or not. A state that does not fit raises
+    QuantError, naming keys.
     """
 
     def before_load(module: nn.Module, state: Dict[str, Tensor], prefix: str,
