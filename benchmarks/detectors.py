@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, NamedTuple, Sequence, Tuple
 
+import mmdet
 import numpy as np
 import torch
 from mmcv.transforms import Compose
@@ -20,7 +21,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from torch import Tensor
 
-from benchmarks.small import (same_as, shrink_, swin_configs,
+from benchmarks.small import (WORDS, same_as, shrink_, swin_configs,
                               write_language_model)
 from isvit_det.apis import (quantize_detector, save_detector,
                             without_annotations)
@@ -30,17 +31,18 @@ from isvit_det.detector import float_modules, language_model
 from isvit_det.engine.configs import config_errors
 
 # Names, since a sentence is not cut into pieces where a config asks for that.
-PROMPT = ('box', 'disc')
+PROMPT = WORDS
 # What a trial calibrates on and predicts, and the images' sizes.
 SIZES = ((70, 90), (80, 60))
-HEADER = """\
+HEADER = f"""\
 # Detectors of MMDetection with a Swin backbone
 
 Made by `python -m benchmarks.detectors`, which reads every config of the
-installed MMDetection. Each detector is built small and with random weights,
-quantized on two small images, packed and loaded into a fresh model, which
-predicts the same to the bit. What stays in float is that of scope `detector`,
-as classes and how many of each at most; a language model counts as one."""
+installed MMDetection (here mmdet {mmdet.__version__}). Each detector is built
+small and with random weights, quantized on two small images, packed and loaded
+into a fresh model: `yes` says that this predicts the same to the bit. What
+stays in float is that of scope `detector`, as classes and how many of each at
+most; a language model counts as one."""
 
 
 class Trial(NamedTuple):
@@ -84,7 +86,7 @@ def try_detector(cfg: Config, scope: str) -> Trial:
     images = draw_images()
     try:
         model = random_detector(cfg)
-        prompt = {}
+        prompt: Dict[str, Any] = {}
         if language_model(model) is not None:
             prompt = dict(text_prompt=PROMPT, custom_entities=True)
         quantized = quantize_detector(
@@ -124,9 +126,7 @@ def random_detector(cfg: Config) -> Any:
 def draw_images() -> List[np.ndarray]:
     """Images (H, W, 3) in BGR order."""
     generator = np.random.default_rng(0)
-    return [
-        generator.integers(0, 256, (*size, 3), np.uint8) for size in SIZES
-    ]
+    return [generator.integers(0, 256, (*size, 3), np.uint8) for size in SIZES]
 
 
 def values_of(samples: Sequence[Any]) -> List[Tensor]:
@@ -142,38 +142,45 @@ def values_of(samples: Sequence[Any]) -> List[Tensor]:
 
 
 def table(trials: Trials, configs: Mapping[str, Config]) -> str:
-    """A Markdown table with a row for each family of configs."""
+    """A Markdown table with a row for each family of configs, and notes."""
     families: Dict[str, List[Config]] = {}
     for name, cfg in configs.items():
         families.setdefault(name.split('/')[0], []).append(cfg)
-    rows = ['| family | configs | backbone | detector | stays in float |',
-            '| --- | ---: | --- | --- | --- |']
+    rows = [
+        '| family | configs | backbone | detector | stays in float |',
+        '| --- | ---: | --- | --- | --- |'
+    ]
+    notes: List[str] = []
     for family, members in families.items():
         cells = [family, str(len(members))]
         kinds: Counter = Counter()
         for scope in SCOPES:
             results = [trials.of(cfg, scope) for cfg in members]
-            cells.append(_outcome(results))
+            cells.append(_outcome(results, notes))
         for result in results:
             kinds |= Counter(result.in_float)
-        cells.append(', '.join(
-            f'{kind} {count}' for kind, count in sorted(kinds.items()))
-                     or '-')
+        listed = [f'{kind} {count}' for kind, count in sorted(kinds.items())]
+        cells.append(', '.join(listed) or '-')
         rows.append(f'| {" | ".join(cells)} |')
-    return '\n'.join(rows)
+    numbered = [f'{number}. `{note}`' for number, note in enumerate(notes, 1)]
+    return '\n'.join([*rows, '', 'Refused with:', '', *numbered])
 
 
-def _outcome(results: Sequence[Trial]) -> str:
-    works = sum(result.same for result in results)
-    refusals = sorted({r.refusal for r in results if r.refusal})
-    other = len(results) - works - sum(bool(r.refusal) for r in results)
-    if works == len(results):
-        return 'yes'
-    words = [f'{works} of {len(results)}'] if works else []
-    words += [f'refused: {refusal}' for refusal in refusals]
-    if other:
-        words.append(f'{other} predict something else when loaded')
-    return '; '.join(words)
+def _outcome(results: Sequence[Trial], notes: List[str]) -> str:
+    """A cell; lines of refusal that it points to are added to the notes."""
+    counts = Counter(
+        'yes' if result.
+        same else result.refusal or 'predicts something else when loaded'
+        for result in results)
+    words = []
+    for outcome, count in counts.items():
+        if outcome in {result.refusal for result in results}:
+            if outcome not in notes:
+                notes.append(outcome)
+            outcome = f'refused ({notes.index(outcome) + 1})'
+        share = '' if count == len(results) else f'{count} '
+        words.append(f'{share}{outcome}')
+    return ', '.join(words)
 
 
 def main() -> int:

@@ -5,9 +5,10 @@ What is made small is size alone: depth, channels, queries, classes, tokens.
 import copy
 import glob
 import os
-from typing import Any, Dict, Iterator, List
+from typing import Any, Dict, Iterator, List, Sequence
 
 import mmdet
+import torch
 from mmengine.config import Config
 
 from isvit_det.core.errors import QuantError
@@ -22,6 +23,7 @@ QUERIES = 20
 SCALE = (96, 80)
 # What the strides of every detector divide.
 PADDED = (128, 128)
+WORDS = ('box', 'disc')
 OF_TRAINING = ('train_cfg', 'dn_cfg', 'with_cp', 'num_cp', 'use_checkpoint',
                'convert_weights', 'pretrain_img_size', 'frozen_stages')
 
@@ -208,8 +210,12 @@ def _shrink_masks_(head: Any) -> None:
         head.pixel_decoder.encoder.num_layers = 1
 
 
-def write_language_model(folder: str) -> None:
+def write_language_model(folder: str, known: Sequence[str] = WORDS) -> None:
     """Write a small random BERT and its tokenizer into a folder.
+
+    Args:
+        folder: made if it is not there.
+        known: words that are one token each; others are spelt.
 
     Raises:
         ImportError: if the package transformers is not installed.
@@ -218,11 +224,12 @@ def write_language_model(folder: str) -> None:
     os.makedirs(folder, exist_ok=True)
     letters = [chr(ord('a') + i) for i in range(26)]
     words = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', '.', '?']
-    words += ['box', 'disc', *letters, *(f'##{letter}' for letter in letters)]
+    words += [*known, *letters, *(f'##{letter}' for letter in letters)]
     path = os.path.join(folder, 'vocab.txt')
     with open(path, 'w', encoding='utf-8') as file:
         file.write('\n'.join(words))
     BertTokenizer(path).save_pretrained(folder)
+    torch.manual_seed(0)
     # GLIP's fusion takes this size alone.
     config = BertConfig(
         vocab_size=len(words),

@@ -106,7 +106,8 @@ def test_what_is_no_plain_layer_stays_float_and_is_listed():
     quantize_layers_(model, model.backbone, QuantConfig())
     assert type(model.backbone[0]) is nn.Linear
     assert isinstance(model.deformable, DeformConv2d)
-    assert {name for name, _ in float_modules(model)
+    assert {name
+            for name, _ in float_modules(model)
             } == {'backbone.0', 'attention', 'deformable'}
 
 
@@ -196,8 +197,9 @@ def test_what_no_prediction_runs_is_turned_back_and_products_are_found(
     assert any(found.endswith(product) for found in model.products)
     calibrate_heads_(model, images, SOSConfig(),
                      MMLogger.get_current_instance())
-    assert any(found.endswith(unrun or '') for found in model.float_layers
-               ) == bool(unrun or model.float_layers)
+    assert any(found.endswith(unrun or '')
+               for found in model.float_layers) == bool(unrun
+                                                        or model.float_layers)
     listed = {found for found, _ in float_modules(model)}
     assert listed >= {*model.float_layers, *model.products}
     for module in model.float_layers:
@@ -215,8 +217,13 @@ def test_the_config_may_name_layers_that_stay_float(float_config):
     assert model.float_layers == layers
     # The config of one scope serves the other.
     quantized(float_config, 'backbone', float_layers=layers)
-    for wrong in ({'roi_head': ''}, {'nowhere': ''},
-                  {'backbone.patch_embed.projection': ''}):
+    for wrong in ({
+            'roi_head': ''
+    }, {
+            'nowhere': ''
+    }, {
+            'backbone.patch_embed.projection': ''
+    }):
         with pytest.raises(QuantError, match='model.float_layers: .*are no'):
             quantized(float_config, float_layers=wrong)
     with pytest.raises(QuantError, match='model.float_layers: .* no dict'):

@@ -298,9 +298,7 @@ def without_header_field(state, *fields):
     header['checksum'] = packed_state._checksum_of(header, rest)
     text = json.dumps(header, sort_keys=True).encode()
     return dict(
-        rest, **{
-            HEADER: torch.frombuffer(bytearray(text), dtype=torch.uint8)
-        })
+        rest, **{HEADER: torch.frombuffer(bytearray(text), dtype=torch.uint8)})
 
 
 @pytest.mark.parametrize('kind', ['packed', 'before', 'plain'])
@@ -352,8 +350,8 @@ def test_a_layer_that_only_the_config_has_in_float_is_named(
 
 def test_float_weights_turn_no_layer_back(config):
     model = build(config)
-    plain = MODELS.build(
-        dict(copy.deepcopy(config.model), train_cfg=None)).state_dict()
+    plain = MODELS.build(dict(copy.deepcopy(config.model),
+                              train_cfg=None)).state_dict()
     model.load_state_dict(plain)
     assert model.float_layers == {}
     assert len(list(quantizers(model))) == len(list(quantizers(build(config))))

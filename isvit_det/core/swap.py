@@ -40,7 +40,8 @@ def float_twin(layer: nn.Module) -> nn.Module:
             layer.bias is not None,
             layer.padding_mode,
             device='meta')
-    twin.weight, twin.bias = layer.weight, layer.bias
+    twin.weight = layer.weight
+    twin.bias = layer.bias  # type: ignore
     return twin.train(layer.training)
 
 
@@ -48,7 +49,7 @@ def replace_(model: nn.Module, twins: Mapping[nn.Module, nn.Module]) -> None:
     """Replace modules by others, wherever in the model they occur."""
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):
-            if child in twins:
+            if child is not None and child in twins:
                 setattr(parent, name, twins[child])
 
 

@@ -97,8 +97,8 @@ def find_products(model: Any, images: Images) -> List[str]:
         raise QuantError(
             f'model: this {type(model).__name__} cannot predict on a '
             'calibration image, before anything is quantized '
-            f'({type(error).__name__}: {lines[0]}); test it with '
-            "MMDetection's own tools first.") from error
+            f'({type(error).__name__}: {lines[0]}); test it with the tools '
+            'of MMDetection first.') from error
     return [
         name for name, module in model.named_modules()
         if module in products.found

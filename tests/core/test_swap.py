@@ -34,10 +34,10 @@ def test_a_layer_is_turned_back_at_all_its_places():
     model = nn.ModuleDict(
         dict(levels=nn.ModuleList([shared, shared]), other=other))
     keys = list(model.state_dict())
-    replace_(
-        model,
-        {layer: quantized_twin(layer, QuantConfig())
-         for layer in (shared, other)})
+    replace_(model, {
+        layer: quantized_twin(layer, QuantConfig())
+        for layer in (shared, other)
+    })
     assert model['levels'][0] is model['levels'][1]
     make_float_(model, ['levels.1', 'levels', 'nowhere'])
     assert type(model['levels'][0]) is nn.Linear

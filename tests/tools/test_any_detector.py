@@ -135,8 +135,7 @@ def test_what_was_turned_back_is_named_everywhere(done):
     assert bool(layers) == (done.name in ('mask2former', 'dino'))
     content = torch.load(done.packed, weights_only=True)
     assert read_header(content['state_dict'])['float_layers'] == layers
-    assert Config.fromfile(done.config).model.get('float_layers',
-                                                  {}) == layers
+    assert Config.fromfile(done.config).model.get('float_layers', {}) == layers
 
 
 class Multiplications(TorchDispatchMode):
