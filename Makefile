@@ -35,6 +35,11 @@ CODE := $(wildcard isvit_det tools tests benchmarks)
 IN_ENV = env=$$(tools/setup_env.sh); \
 	export PATH="$$env/bin:$$PATH" PYTHONPATH='$(CURDIR)';
 
+# Processes that share the tests, each with one thread. What remains of one's
+# tests goes to another that has none left.
+WORKERS = $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || \
+	getconf _NPROCESSORS_ONLN)
+
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-18s %s\n", $$1, $$2}' \
 		$(MAKEFILE_LIST)
@@ -78,8 +83,9 @@ bench-coco60:  ## bits and scopes on the detector of learn-coco60
 		--bits w3a3 w4a4 w6a6 --scopes backbone detector \
 		--learned $(COCO60)_isvit-w4a4_320px_coco60_learned.py
 
-test:  ## run the tests that take seconds
-	@$(IN_ENV) pytest -q
+test:  ## run the tests that take seconds, on all cores; ARGS='-k WORD'
+	@$(IN_ENV) OMP_NUM_THREADS=1 pytest -q -n $(WORKERS) --dist worksteal \
+		$(ARGS)
 
 test-openmmlab:  ## the same tests on OpenMMLab's own last releases
 	@$(MAKE) --no-print-directory test STACK=openmmlab

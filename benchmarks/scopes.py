@@ -31,6 +31,7 @@ def keep_backbone(config: str, weights: Path, packed: Path, out: Path) -> None:
     model = _model(config, content['quant'], 'backbone')
     model.load_state_dict(read_checkpoint(weights)['state_dict'])
     model.backbone.load_state_dict(whole.backbone.state_dict())
+    model.products = whole.products
     origin = dict(content['provenance'], quant=model.quant_config.to_dict())
     save_packed(model, out, origin, content['meta']['dataset_meta'])
 

@@ -9,7 +9,8 @@ import torch
 from isvit_det.core.errors import QuantError
 from isvit_det.core.files import write_atomically
 from isvit_det.core.weights import read_weights
-from isvit_det.packed_state import HEADER, pack_state, read_header
+from isvit_det.packed_header import HEADER, check_others
+from isvit_det.packed_state import CODES, pack_state
 
 FORMAT = 'isvit_det.packed'
 # Names that other projects give a detector's weights, whose they are, and
@@ -40,12 +41,13 @@ def save_packed(model: Any, path: Path, provenance: Mapping[str, Any],
     Raises:
         QuantError: if the file cannot be written; an older one stays.
     """
-    content = dict(
+    others = dict(
         format=FORMAT,
-        state_dict=pack_state(model, model.quant_config),
-        quant=model.quant_config.to_dict(),
+        quant=plain(model.quant_config.to_dict()),
         provenance=plain(provenance),
         meta=dict(dataset_meta=plain_metainfo(dataset_meta)))
+    content = dict(
+        others, state_dict=pack_state(model, model.quant_config, others))
     write_atomically(path, lambda file: torch.save(content, file))
 
 
@@ -62,14 +64,13 @@ def read_checkpoint(path: Path) -> Dict[str, Any]:
             weights.
     """
     found = read_weights(path)
-    content = dict(
-        found.rest, state_dict=found.state_dict, taken=found.summary)
+    content = dict(found.rest, state_dict=found.state_dict)
     if is_packed(content):
-        read_header(content['state_dict'])
-    elif content.get('format') == FORMAT:
+        check_others(content)
+    elif content.get('format') == FORMAT or _has_codes(content):
         raise QuantError(f'checkpoint: {path} says it is packed and has no '
                          'header; it was changed, make it again.')
-    return content
+    return dict(content, taken=found.summary)
 
 
 def refuse_other_layouts(state: Mapping[str, Any], path: Path) -> None:
@@ -87,7 +88,15 @@ def refuse_other_layouts(state: Mapping[str, Any], path: Path) -> None:
 
 def is_packed(content: Mapping[str, Any]) -> bool:
     """Whether a checkpoint's content is a packed one's."""
-    return HEADER in content.get('state_dict', {})
+    state = content.get('state_dict')
+    return isinstance(state, Mapping) and HEADER in state
+
+
+def _has_codes(content: Mapping[str, Any]) -> bool:
+    """Whether a content holds codes, as only packed ones do."""
+    state = content.get('state_dict', content)
+    return isinstance(state, Mapping) and any(
+        str(key).endswith(f'.{CODES}') for key in state)
 
 
 def file_hash(path: Path) -> str:

@@ -131,7 +131,11 @@ def calibrate(student: Any,
         teacher = copy.deepcopy(student)
     run = _Run(student, teacher, quant, sos, workspace, fingerprint, store_gb,
                on_event or (lambda event: None))
-    return run.all_units(images)
+    try:
+        return run.all_units(images)
+    finally:
+        # A full disk has room again.
+        run.pool.clear()
 
 
 class _Run:
@@ -146,6 +150,7 @@ class _Run:
         self.on_event = on_event
         self.pool = ActivationPool(workspace / 'spilled' / str(rank()),
                                    store_gb)
+        self.pool.clear()
         self.files: Optional[ProgressFiles] = None
         if rank() == 0:
             self.files = ProgressFiles(workspace / 'units', fingerprint)
@@ -220,6 +225,12 @@ class _Run:
         """Put the state of a unit finished by an earlier run in place."""
         unit = self.units[index]
         values = of_first(self.files and self.files.load(index, unit))
+        if self.files and self.files.damaged:
+            self.on_event(
+                Event(
+                    'warning',
+                    message=f'the state saved of unit {unit.name} is damaged: '
+                    'it is calibrated again'))
         if values is None:
             return None
         state = unit.module.state_dict()

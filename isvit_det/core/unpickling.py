@@ -14,6 +14,8 @@ from typing import (Any, Callable, Dict, List, Mapping, NamedTuple, Optional,
 import torch
 from torch import Tensor
 
+from isvit_det.core.opcodes import check_memo
+
 # Names of Python 2, which older protocols write.
 RENAMED = {'__builtin__': 'builtins', 'copy_reg': 'copyreg'}
 # Of training logs, arguments and states; nothing of them is needed.
@@ -309,6 +311,7 @@ class SafeUnpickler(pickle.Unpickler):
     def __init__(self,
                  file: Any,
                  storage: Optional[Callable[..., Storage]] = None) -> None:
+        check_memo(file)
         super().__init__(file, encoding='latin1')
         self._storage = storage
 

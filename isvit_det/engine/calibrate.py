@@ -10,7 +10,7 @@ from isvit_det.core.errors import QuantError
 from isvit_det.core.layers import set_precision_
 from isvit_det.core.ranks import take_first_
 from isvit_det.core.spec import SOSConfig
-from isvit_det.engine.heads import calibrate_heads_
+from isvit_det.engine.heads import calibrate_heads_, find_products
 from isvit_det.engine.images import Images
 from isvit_det.engine.progress import CalibrationProgress, announcement
 from isvit_det.packed_state import is_calibrated
@@ -29,6 +29,8 @@ def calibrate_detector_(model: Any,
                         teacher: Any = None) -> List[UnitRecord]:
     """Calibrate a detector of ``quantized_detector``; it ends quantized.
 
+    Its ``float_layers`` and ``products`` end as what was found.
+
     Args:
         model: in eval mode, with float weights.
         images: to calibrate on; the processes of a run share them.
@@ -43,9 +45,12 @@ def calibrate_detector_(model: Any,
             makes one.
 
     Raises:
-        QuantError: if an image cannot be read, or something to quantize
+        QuantError: if an image cannot be read, the detector cannot predict
+            on the first one, or something to quantize
             never ran on the images.
     """
+    if model.products is None:
+        model.products = find_products(model, images)
     quant = model.quant_config
     logger.info(announcement(quant, sos, len(images)))
     with CalibrationProgress(logger, is_main_process()) as progress:

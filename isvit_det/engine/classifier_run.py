@@ -140,7 +140,10 @@ class ClassifierRun:
         found = find_weights(weights)
         state = found.state_dict
         self.packed = is_packed(dict(state_dict=state))
+        self.origin: Dict[str, Any] = {}
         if self.packed:
+            content = read_checkpoint(Path(weights))
+            self.origin = content.get('provenance', {})
             config = packed_config(state, quant)
         else:
             config = QuantConfig.from_dict(quant)
@@ -158,7 +161,6 @@ class ClassifierRun:
             'quantize_cls', log_file=str(work_dir / 'quantize_cls.log'))
         self.notes: List[str] = []
         self.taken = found.summary
-        self.origin = found.rest.get('provenance', {})
         self.logger.info(self.taken)
         self.sample: Optional[FolderSample] = None
         if not self.packed:
@@ -229,11 +231,9 @@ class ClassifierRun:
         records: Optional[List[UnitRecord]] = None
         seconds: Dict[str, float] = {}
         packed = Path(self.checkpoint)
-        origin: Dict[str, Any] = {}
+        origin = self.origin
         start = time.perf_counter()
-        if self.packed:
-            origin = self.origin
-        else:
+        if not self.packed:
             assert self.sample is not None
             origin = plain(
                 dict(

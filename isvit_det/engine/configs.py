@@ -1,5 +1,6 @@
 """Configs: reading them, and turning a float one into the quantized one."""
 import contextlib
+import re
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Optional
 
@@ -9,13 +10,21 @@ from mmengine.config import Config
 from mmengine.hub import get_config
 
 from isvit_det.backbones import QUANTIZED
+from isvit_det.backbones.others import advice
 from isvit_det.core.errors import QuantError
+from isvit_det.core.files import disk_error
 from isvit_det.core.spec import QuantConfig, optimises, parse_bits
 
 DETECTOR = 'isvit_det.quantized_detector'
 HOOK = 'isvit_det.SOSCalibrationHook'
 # Of mmdet, for measures that this project does not report.
 OTHER_METRICS = ('CocoPanopticMetric', 'LVISMetric', 'LVISFixedAPMetric')
+# What MMDetection's DETRs write into the config that they are built from, and
+# refuse to find there.
+WRITTEN = {
+    'bbox_head': ('share_pred_layer', 'num_pred_layer', 'as_two_stage'),
+    'dn_cfg': ('num_classes', 'embed_dims', 'num_matching_queries')
+}
 # What MMEngine and the classes it builds raise for a wrong config.
 CONFIG_ERRORS = (KeyError, TypeError, ValueError, AttributeError, OSError,
                  AssertionError, ImportError, SyntaxError, NotImplementedError)
@@ -55,6 +64,10 @@ def config_errors() -> Iterator[None]:
         raise QuantError(f'config: {what}; check data_root, ann_file and '
                          '_base_.') from error
     except CONFIG_ERRORS as error:
+        _refuse_imports(str(error))
+        full = disk_error(error)
+        if full is not None:
+            raise full from error
         lines = str(error).strip().splitlines() or ['no message']
         raise QuantError(
             f'config: {type(error).__name__}: {lines[0]}') from error
@@ -65,11 +78,26 @@ def config_errors() -> Iterator[None]:
         raise QuantError(f'config: {error}') from error
 
 
+def _refuse_imports(message: str) -> None:
+    """Raise if MMEngine says that custom imports of a config failed."""
+    found = re.search(r"custom modules from .*'imports': (\[.*?\]|'.*?')",
+                      message)
+    if found is None:
+        return
+    more = ''
+    if re.search('mmpretrain|mmcls', found[1]):
+        more = ("; backbones of theirs are not supported: use MMDetection's "
+                "'SwinTransformer' or 'isvit_det.VisionTransformer'")
+    raise QuantError(f'custom_imports: {found[1]} cannot be imported; install '
+                     f'the package, or take it out of the config{more}.')
+
+
 def quantize_config_(cfg: Config, quant: Mapping[str, Any]) -> None:
     """Make a config's model quantized, in place.
 
     A float config with a supported backbone becomes what our own configs
-    are; one of ours takes the settings over its own.
+    are, even after a model was built from it; one of ours takes the settings
+    over its own.
 
     Args:
         cfg: a whole config.
@@ -87,11 +115,15 @@ def quantize_config_(cfg: Config, quant: Mapping[str, Any]) -> None:
         backbone = model.get('backbone', {})
         name = backbone.get('type')
         if name not in QUANTIZED:
-            raise QuantError(
-                f'model.backbone.type: {name!r} is not supported; expected '
-                f'one of {sorted(QUANTIZED)}, or one of '
-                f'{sorted(set(QUANTIZED.values()))} in a {DETECTOR}.')
+            instead = advice(name) or (
+                f'expected one of {sorted(QUANTIZED)}, or one of '
+                f'{sorted(set(QUANTIZED.values()))} in a {DETECTOR}')
+            raise QuantError(f'model.backbone.type: {name!r} is not '
+                             f'supported; {instead}.')
         backbone['type'] = QUANTIZED[name]
+        for part, keys in WRITTEN.items():
+            for key in keys if isinstance(model.get(part), dict) else ():
+                model[part].pop(key, None)
         model['base'] = model['type']
         model['type'] = DETECTOR
     settings = dict(model.get('quant') or {})

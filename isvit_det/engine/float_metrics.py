@@ -8,10 +8,10 @@ from mmengine.runner import Runner
 from torch import nn
 
 from isvit_det.checkpoint import file_hash, plain
+from isvit_det.core.digests import checksum, digest_of
 from isvit_det.core.files import write_atomically
 from isvit_det.engine.images import unwrap
 from isvit_det.engine.provenance import versions
-from isvit_det.packed_state import checksum
 
 
 class FloatMetrics:
@@ -26,6 +26,7 @@ class FloatMetrics:
     def __init__(self, directory: Path, runner: Runner,
                  model: nn.Module) -> None:
         self.path = directory / 'float_metrics.json'
+        self.logger = runner.logger
         cfg = runner.cfg
         depends = plain([
             checksum(model.state_dict()),
@@ -41,14 +42,26 @@ class FloatMetrics:
             json.dumps(depends, sort_keys=True).encode()).hexdigest()
 
     def recall(self) -> Optional[Dict[str, Any]]:
-        """What was kept, or None if there is nothing of this key."""
+        """What was kept, or None if there is nothing of this key.
+
+        A file that was changed or damaged is told of and not used.
+        """
         try:
             kept = json.loads(self.path.read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
+            if kept.pop('checksum') != digest_of(kept):
+                raise ValueError('its checksum does not match its contents')
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError,
+                RecursionError) as error:
+            self.logger.warning(f'{self.path} is damaged ({error}): the '
+                                'float model is evaluated again')
             return None
         return kept['found'] if kept['key'] == self.key else None
 
     def keep(self, found: Mapping[str, Any]) -> None:
         """Replace what was kept."""
-        text = json.dumps(dict(key=self.key, found=plain(found))).encode()
+        kept = dict(key=self.key, found=plain(found))
+        kept['checksum'] = digest_of(kept)
+        text = json.dumps(kept).encode()
         write_atomically(self.path, lambda file: file.write(text))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from isvit_det.checkpoint import file_hash
 from isvit_det.core.errors import QuantError
+from isvit_det.core.files import disk_error
 from isvit_det.core.ranks import mine
 
 
@@ -20,6 +21,9 @@ def reading_images() -> Iterator[None]:
     try:
         yield
     except (OSError, AssertionError) as error:
+        full = disk_error(error)
+        if full is not None:
+            raise full from error
         # A worker process puts its traceback before the message.
         message = (str(error).strip().splitlines() or [''])[-1]
         if isinstance(error, OSError):

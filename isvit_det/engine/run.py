@@ -165,6 +165,7 @@ class QuantizationRun:
                 dict(name=name, type=kind)
                 for name, kind in float_modules(self.model)
             ],
+            float_layers=self.model.float_layers,
             provenance=origin)
 
     @property
