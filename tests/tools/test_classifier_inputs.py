@@ -197,20 +197,21 @@ def test_a_flat_folder_with_other_folders_is_flat(run, pictures, tmp_path):
     assert found['scores']['images'] == 6 and not found['notes']
 
 
-class Reached(Exception):
-    """Something tried to reach the network."""
-
-
 @pytest.fixture
 def no_network(monkeypatch):
+    """Fails a test that tries to reach the network, whatever comes of it."""
+    tried = []
 
     def refuse(*args, **kwargs):
-        raise Reached
+        tried.append(args)
+        raise OSError('there is no network')
 
     monkeypatch.setattr(socket.socket, 'connect', refuse)
     monkeypatch.setattr(socket, 'create_connection', refuse)
     monkeypatch.setattr(socket, 'getaddrinfo', refuse)
     monkeypatch.setattr(urllib.request, 'urlopen', refuse)
+    yield
+    assert not tried
 
 
 def test_a_convolutional_stem_is_refused_without_a_download(
