@@ -5,8 +5,8 @@ SHELL := bash
 .SHELLFLAGS := -e -o pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help demo methods accuracy bench-calibration bench-scaling bench-memory \
-	bench-deit-tiny learn-coco60 bench-coco60 test test-openmmlab test-slow \
-	torture check train format clean
+	learn-coco60 bench-coco60 test test-openmmlab test-slow torture check train \
+	format clean
 
 # The demo's detector: MODEL=mask with BACKBONE=swin or deit, or MODEL=cascade.
 MODEL := mask
@@ -70,11 +70,6 @@ bench-memory:  ## peak memory of a ViT-B at 800x1333; needs COCO_ROOT=DIR
 accuracy:  ## methods and ablations; COCO_ROOT, DEIT_TINY, BUDGET=MINUTES
 	@$(IN_ENV) python -m benchmarks.accuracy \
 		$(if $(BUDGET),--budget $(BUDGET))
-
-bench-deit-tiny:  ## methods and bits on a real DeiT-tiny, COCO_ROOT, DEIT_TINY
-	@$(IN_ENV) run="python -m benchmarks.classifier deit_tiny_patch16_224 \
-		$(DEIT_TINY) $(COCO_ROOT)/train2017 $(COCO_ROOT)/val2017"; \
-	$$run; $$run --bits w3a3 --methods isvit_paper isvit --iters 500 --seeds 0
 
 learn-coco60:  ## fine-tune DeiT-tiny on 60 images, COCO_ROOT, DEIT_TINY
 	@$(IN_ENV) python "$$(python -c 'import mmdet; print(mmdet.__path__[0])' \

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from isvit_det.core.errors import QuantError
+from isvit_det.core.float_parts import float_parts, take_float_parts_
 from isvit_det.core.functional import uniform_decode
 from isvit_det.core.layers import QuantConv2d, QuantLinear, quantizers
 from isvit_det.core.packing import pack, unpack
@@ -50,7 +51,8 @@ def pack_state(
     """State of a calibrated model with weights as dense codes.
 
     Args:
-        model: all its quantizers are fitted.
+        model: all its quantizers are fitted. What its ``float_layers`` and
+            ``products`` say, if it has them, goes into the header.
         config: what it was built with.
         others: what lies beside the state in its file, by name; plain.
 
@@ -71,6 +73,7 @@ def pack_state(
         key = f'{name}.weight_quantizer.zero_point'
         state[key] = _smallest(state[key])
     header = dict(version=FORMAT_VERSION, quant=config.to_dict())
+    header.update(float_parts(model))
     header.update(describe_others(others or {}))
     state[HEADER] = write_header(header, state)
     return state
@@ -106,22 +109,38 @@ def packed_config(state: Mapping[str, Tensor],
     return found
 
 
+class _LoadingHook:
+    """Decodes and checks a state before a model loads it; can be pickled."""
+
+    def __init__(self, config: QuantConfig) -> None:
+        self.config = config
+
+    def __call__(self, module: Any, state: Dict[str, Tensor], prefix: str,
+                 *args: Any) -> None:
+        if prefix + HEADER in state:
+            header = read_header(state, prefix)
+            _check_settings(self.config, header)
+            del state[prefix + HEADER]
+            take_float_parts_(module, header, state, prefix)
+            _decode_(module, state, prefix)
+            module.packed_classes = header.get('classes')
+        else:
+            take_float_parts_(module, {}, state, prefix)
+        _check_(module, state, prefix)
+
+
 def install_loading_(model: Any, config: QuantConfig) -> None:
     """Make a model decode and check every state it is asked to load.
 
-    Works for ``load_state_dict`` of torch and of MMEngine, strict or not. A
-    state that does not fit raises QuantError, naming keys.
+    Layers that are quantized in the model and in float in a calibrated state
+    are turned back into float before. Works for ``load_state_dict`` of torch
+    and of MMEngine, strict or not. A state that does not fit raises
+    QuantError, naming keys. Copies of the model, pickled ones too, do the
+    same.
     """
-
-    def before_load(module: Any, state: Dict[str, Tensor], prefix: str,
-                    *args: Any) -> None:
-        if prefix + HEADER in state:
-            header = _decode_(module, config, state, prefix)
-            module.packed_classes = header.get('classes')
-        _check_(module, state, prefix)
-
     model.packed_classes = None
-    model._register_load_state_dict_pre_hook(before_load, with_module=True)
+    model._register_load_state_dict_pre_hook(
+        _LoadingHook(config), with_module=True)
     model.register_forward_pre_hook(check_classes_)
 
 
@@ -160,14 +179,8 @@ def refuse_packed(state: Mapping[str, Tensor], prefix: str, *args:
             "the detector's class as model.base.")
 
 
-def _decode_(model: nn.Module, config: QuantConfig, state: Dict[str, Tensor],
-             prefix: str) -> Dict[str, Any]:
-    """Replace the packed entries of a state by what the model holds.
-
-    Returns:
-        The header.
-    """
-    header = read_header(state, prefix)
+def _check_settings(config: QuantConfig, header: Mapping[str, Any]) -> None:
+    """Raise if a file's settings compute anything but the model's do."""
     found = _settings_of(header)
     differing = [
         f'{key} {getattr(found, key)!r} (the config says '
@@ -178,7 +191,10 @@ def _decode_(model: nn.Module, config: QuantConfig, state: Dict[str, Tensor],
         raise QuantError(
             f'packed file: made with {", ".join(differing)}; load it with '
             'the config it was made from, or calibrate anew.')
-    del state[prefix + HEADER]
+
+
+def _decode_(model: nn.Module, state: Dict[str, Tensor], prefix: str) -> None:
+    """Replace the packed entries of a state by what the model holds."""
     own = model.state_dict()
     for key in _implied_keys(model):
         state.setdefault(prefix + key, own[key])
@@ -203,7 +219,6 @@ def _decode_(model: nn.Module, config: QuantConfig, state: Dict[str, Tensor],
     for name, quantizer in _quantizers(model):
         state[f'{prefix}{name}.fitted'] = torch.tensor(
             quantizer.bits, dtype=torch.uint8)
-    return header
 
 
 def _check_(model: nn.Module, state: Dict[str, Tensor], prefix: str) -> None:

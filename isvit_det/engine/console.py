@@ -4,12 +4,13 @@ import contextlib
 import logging
 import sys
 from typing import (Any, Callable, Dict, Iterator, Mapping, NamedTuple,
-                    NoReturn, Optional, Sequence, Set)
+                    NoReturn, Optional, Set)
 
 import torch
 
 from isvit_det.core.errors import QuantError
 from isvit_det.core.files import disk_error
+from isvit_det.engine.overrides import OverrideAction
 
 
 class Parser(argparse.ArgumentParser):
@@ -18,23 +19,14 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f'error: {message}\n')
 
-    def parse(self, argv: Optional[Sequence[str]],
-              option: str) -> argparse.Namespace:
-        """The arguments.
-
-        Args:
-            argv: what to parse; None for the command line.
-            option: an example of a --cfg-options.
-
-        Raises:
-            QuantError: if what --cfg-options has is no KEY=VALUE.
-        """
-        try:
-            return self.parse_args(argv)
-        except ValueError as error:
-            # Of DictAction.
-            raise QuantError(f'--cfg-options: give KEY=VALUE, such as '
-                             f'{option}.') from error
+    def add_overrides(self, purpose: str) -> None:
+        """Add ``--cfg-options``, read into a dict by dotted key."""
+        self.add_argument(
+            '--cfg-options',
+            nargs='+',
+            action=OverrideAction,
+            metavar='KEY=VALUE',
+            help=purpose)
 
 
 def given(**values: Any) -> Dict[str, Any]:
@@ -73,6 +65,16 @@ def settings(options: Optional[Mapping[str, Any]]) -> Settings:
         else:
             found.rest[key] = value
     return found
+
+
+def describe_error(error: BaseException) -> str:
+    """The kind of an error and the first line of its message.
+
+    >>> describe_error(KeyError('mask'))
+    "KeyError: 'mask'"
+    """
+    lines = str(error).strip().splitlines() or ['no message']
+    return f'{type(error).__name__}: {lines[0]}'
 
 
 def check_device(device: str) -> None:
