@@ -73,7 +73,7 @@ def build(cfg: Config, checkpoint: str, seed: int) -> Any:
         model.init_weights()
     else:
         content = read_checkpoint(Path(checkpoint))
-        model.load_state_dict(content.get('state_dict', content))
+        model.load_state_dict(content['state_dict'])
     return model.eval()
 
 
@@ -104,10 +104,18 @@ def measure(args: argparse.Namespace) -> Dict[str, float]:
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         if args.scheme == 'restart':
-            calibrate_by_restart(backbone, images, model.quant_config, sos)
+            calibrate_by_restart(backbone, teacher, images, model.quant_config,
+                                 sos)
         else:
-            calibrate(backbone, images, model.quant_config, sos, Path(folder),
-                      'benchmark', args.store_gb)
+            calibrate(
+                backbone,
+                images,
+                model.quant_config,
+                sos,
+                Path(folder),
+                'benchmark',
+                args.store_gb,
+                teacher=teacher)
     seconds = time.perf_counter() - start
     peak = peak_memory()['host']
     with torch.no_grad():

@@ -5,11 +5,12 @@ import inspect
 import tempfile
 from contextlib import nullcontext
 from pathlib import Path
-from typing import (Any, ContextManager, Dict, List, Mapping, Optional, Tuple,
-                    Union)
+from typing import (Any, ContextManager, Dict, List, Mapping, Optional,
+                    Sequence, Tuple, Union)
 
 import numpy as np
-from mmcv.transforms import Compose, LoadImageFromFile
+from mmcv.transforms import Compose, LoadAnnotations, LoadImageFromFile
+from mmdet.registry import TRANSFORMS
 from mmdet.utils import get_test_pipeline_cfg
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
@@ -18,7 +19,9 @@ from mmengine.model import is_model_wrapper
 
 from isvit_det.checkpoint import file_hash, plain, save_packed
 from isvit_det.core.errors import QuantError
+from isvit_det.core.files import write_atomically
 from isvit_det.core.spec import SOSConfig
+from isvit_det.detector import language_model
 from isvit_det.engine.calibrate import WORKSPACE, calibrate_detector_
 from isvit_det.engine.config_forms import class_of, name_types_
 from isvit_det.engine.configs import config_errors, quantize_config_
@@ -39,7 +42,9 @@ def quantize_detector(model: Any,
                       seed: int = 0,
                       work_dir: Optional[Union[str, Path]] = None,
                       quant: Optional[Mapping[str, Any]] = None,
-                      sos: Optional[Mapping[str, Any]] = None) -> Any:
+                      sos: Optional[Mapping[str, Any]] = None,
+                      text_prompt: Union[str, Sequence[str], None] = None,
+                      custom_entities: bool = False) -> Any:
     """Make a detector in low bits from a float one.
 
     What is evaluated later must not be among the images; nobody checks it
@@ -59,22 +64,30 @@ def quantize_detector(model: Any,
             goes on from there, or has nothing left to do; None keeps none.
         quant: other settings of ``QuantConfig``, by name.
         sos: other settings of ``SOSConfig``, by name.
+        text_prompt: what a detector that reads text looks for, as
+            ``inference_detector`` takes it.
+        custom_entities: whether the prompt has names that end with full
+            stops, and is no sentence.
 
     Returns:
         The detector in float32 on the same device. ``inference_detector``
         takes it.
 
     Raises:
-        QuantError: if the backbone is not supported, a setting is wrong, or
-            an image cannot be read.
+        QuantError: if the backbone is not supported, a setting is wrong, an
+            image cannot be read, or a detector that reads text has no
+            prompt or another has one.
     """
     model = _bare(model)
     cfg = _config_of(model)
+    prompt = _prompt(model, text_prompt, custom_entities)
     with config_errors():
         quantize_config_(
             cfg, dict(quant or {}, bits=bits, scope=scope, method=method))
-        images = GivenImages(calib_images, get_test_pipeline_cfg(cfg.copy()))
-        quantized = MODELS.build(cfg.model)
+        images = GivenImages(
+            calib_images,
+            without_annotations(get_test_pipeline_cfg(cfg.copy())), prompt)
+        quantized = MODELS.build(copy.deepcopy(cfg.model))
     settings = dict(sos or {}, num_images=len(images), seed=seed)
     if iters is not None:
         settings['iters'] = iters
@@ -84,6 +97,8 @@ def quantize_detector(model: Any,
     quantized.to(next(model.parameters()).device).eval()
     images.check(quantized)
     origin = plain(describe_origin(quantized, None, images, config))
+    if prompt:
+        origin['prompt'] = plain(prompt)
     key = fingerprint(origin, images.hashes(), [cfg.model, images.pipeline],
                       quantized)
     folder: ContextManager[Any] = nullcontext(work_dir)
@@ -93,8 +108,43 @@ def quantize_detector(model: Any,
         calibrate_detector_(quantized, images, config,
                             Path(place) / WORKSPACE, key,
                             MMLogger.get_current_instance())
+    if quantized.float_layers:
+        cfg.model['float_layers'] = quantized.float_layers
     quantized.provenance = origin
     return quantized
+
+
+def without_annotations(
+        pipeline: Sequence[Dict[str, Any]]) -> List[Dict[str, Any]]:
+    """Transforms of a test, less those that read what images show.
+
+    Those of panoptic segmentation ask for a package when they are built.
+    """
+    kinds = [TRANSFORMS.get(step['type']) for step in pipeline]
+    return [
+        step for step, kind in zip(pipeline, kinds)
+        if not (isinstance(kind, type) and issubclass(kind, LoadAnnotations))
+    ]
+
+
+def _prompt(model: Any, text: Union[str, Sequence[str], None],
+            custom_entities: bool) -> Dict[str, Any]:
+    """What the test pipeline is given beside an image.
+
+    Raises:
+        QuantError: if there is no prompt for a model that reads one, or one
+            for another.
+    """
+    if language_model(model) is None:
+        if text:
+            raise QuantError(f'text_prompt: a {type(model).__name__} reads no '
+                             'text; leave it out.')
+        return {}
+    if not text:
+        raise QuantError(f'text_prompt: a {type(model).__name__} looks for '
+                         "what a text says; give one, such as 'cat. dog.' "
+                         'with custom_entities=True.')
+    return dict(text=text, custom_entities=custom_entities)
 
 
 def _bare(model: Any) -> Any:
@@ -146,7 +196,8 @@ def save_detector(model: Any, folder: Union[str, Path]) -> Tuple[str, str]:
                          'first.')
     config, packed = Path(folder) / 'config.py', Path(folder) / 'packed.pth'
     save_packed(model, packed, model.provenance, model.dataset_meta)
-    model.cfg.dump(str(config))
+    text = model.cfg.pretty_text.encode()
+    write_atomically(config, lambda file: file.write(text))
     return str(config), str(packed)
 
 
@@ -156,15 +207,20 @@ class GivenImages(Images):
     Args:
         images: what ``as_images`` takes.
         pipeline: transforms of the test.
+        prompt: what they are given beside an image.
 
     Attributes:
         asked: how many there are.
     """
 
-    def __init__(self, images: Any, pipeline: List[Dict[str, Any]]) -> None:
+    def __init__(self,
+                 images: Any,
+                 pipeline: List[Dict[str, Any]],
+                 prompt: Optional[Mapping[str, Any]] = None) -> None:
         self.images = as_images(images)
         self.asked = len(self.images)
         self.pipeline = pipeline
+        self.prompt = dict(prompt or {})
         self._pipelines = [
             GuardedPipeline(Compose(transforms))
             for transforms in (pipeline, _from_array(pipeline))
@@ -200,8 +256,9 @@ class GivenImages(Images):
         image = self.images[index]
         is_array = isinstance(image, np.ndarray)
         source = dict(img=image) if is_array else dict(img_path=str(image))
+        source.update(self.prompt, img_id=index)
         try:
-            data = self._pipelines[is_array](dict(source, img_id=index))
+            data = self._pipelines[is_array](source)
         except QuantError as error:
             raise QuantError(f'calib_images[{index}]: {error}') from error
         return pseudo_collate([data])

@@ -115,6 +115,8 @@ def test_bad_input_is_refused(tiny, model, tmp_path):
         quantize_detector(model, [path], quant=dict(bit=4))
     with pytest.raises(QuantError, match='closed_form_start'):
         quantize_detector(model, [path], sos=dict(rate=4))
+    with pytest.raises(QuantError, match='MaskRCNN reads no text'):
+        quantize_detector(model, [path], text_prompt='disc')
     with pytest.raises(QuantError, match='init_detector'):
         quantize_detector(model.backbone, [path])
     with pytest.raises(QuantError, match='quantize it first'):

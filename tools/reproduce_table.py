@@ -28,8 +28,9 @@ from isvit_det.core.spec import METHODS, SCOPES
 from isvit_det.engine.cells import Cell, Result
 from isvit_det.engine.configs import config_errors, load_config
 from isvit_det.engine.console import Parser, run_command
+from isvit_det.engine.figures import in_points
 from isvit_det.engine.overrides import check_pairs
-from isvit_det.engine.report import format_table, in_points
+from isvit_det.engine.report import format_table
 
 REPO = Path(__file__).resolve().parents[1]
 TOOL = REPO / 'tools/quantize_det.py'

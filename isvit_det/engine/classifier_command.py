@@ -37,9 +37,10 @@ def parse_args(argv: Optional[List[str]]) -> argparse.Namespace:
     add('--val',
         type=Path,
         metavar='DIR',
-        help='images to evaluate: a folder for each class gives top-1 and '
-        'top-5, any other agreement and KL only; default: those of --calib '
-        'that were not drawn')
+        help='images to evaluate: a folder for each class, empty or not, '
+        'gives top-1 and top-5, any other agreement and KL only; hidden '
+        'files and folders are passed by; default: those of --calib that '
+        'were not drawn')
     add('--bits', help='wNaM with N and M in 2..8; default w4a4')
     add('--method', help=', '.join(METHODS))
     add('--calib-images', type=int, metavar='N', help='drawn by the seed')
@@ -107,6 +108,8 @@ def quantize(args: argparse.Namespace) -> None:
     result = run.run()
     scores = result['scores']
     print(f'\n{table(result)}\n\n{scores["images"]} images evaluated')
+    for note in [*result['notes'], result['weights']]:
+        print(note)
     if result['units'] is not None:
         sos = result['provenance']['sos']
         print(f'{result["provenance"]["images_used"]} calibration images, '

@@ -10,7 +10,8 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import is_main_process
 
-from isvit_det.checkpoint import is_packed, read_checkpoint
+from isvit_det.checkpoint import (is_packed, read_checkpoint,
+                                  refuse_other_layouts)
 from isvit_det.core.errors import QuantError
 from isvit_det.core.files import local_checkpoint
 from isvit_det.core.spec import METHODS, SCOPES
@@ -20,7 +21,8 @@ from isvit_det.engine.configs import (DETECTOR, config_errors, configure_hook_,
 from isvit_det.engine.console import (Parser, check_device, given, run_command,
                                       settings)
 from isvit_det.engine.launch import joined
-from isvit_det.engine.report import format_table, silent_sites, table_rows
+from isvit_det.engine.report import (format_table, further_lines, silent_sites,
+                                     table_rows)
 from isvit_det.engine.run import QuantizationRun
 from isvit_det.packed_state import packed_config
 
@@ -94,6 +96,8 @@ def configure(args: argparse.Namespace) -> Config:
         # loading compares one of ours with the file's.
         if cfg.get('model', {}).get('type') != DETECTOR:
             quant = found.to_dict()
+    else:
+        refuse_other_layouts(content['state_dict'], path)
     quantize_config_(cfg, quant)
     cfg = as_python(cfg)
     sos = given(num_images=args.calib_images, iters=args.iters, seed=args.seed)
@@ -161,6 +165,9 @@ def quantize(args: argparse.Namespace) -> None:
 def show(run: QuantizationRun, result: Mapping[str, Any]) -> None:
     """Print what a run found and where its files are."""
     print(f'\n{format_table(table_rows(result))}\n')
+    for line in further_lines(result):
+        print(line)
+    print()
     if result['units'] is not None:
         print(f'{result["provenance"]["images_used"]} calibration images, '
               f'{result["iters"]} iterations per unit and stage, learning '

@@ -1,15 +1,16 @@
 """Configs: reading them, and turning a float one into the quantized one."""
 import contextlib
+import re
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Optional
 
-from mmdet.evaluation import CocoMetric
-from mmdet.registry import METRICS
 from mmengine.config import Config
 from mmengine.hub import get_config
 
 from isvit_det.backbones import QUANTIZED
+from isvit_det.backbones.others import advice
 from isvit_det.core.errors import QuantError
+from isvit_det.core.files import disk_error
 from isvit_det.core.spec import QuantConfig, optimises, parse_bits
 from isvit_det.engine.config_forms import (has_lists, name_types_,
                                            restore_tuples_)
@@ -18,8 +19,12 @@ from isvit_det.engine.overrides import check_overrides
 
 DETECTOR = 'isvit_det.quantized_detector'
 HOOK = 'isvit_det.SOSCalibrationHook'
-# Of mmdet, for measures that this project does not report.
-OTHER_METRICS = ('CocoPanopticMetric', 'LVISMetric', 'LVISFixedAPMetric')
+# What MMDetection's DETRs write into the config that they are built from, and
+# refuse to find there.
+WRITTEN = {
+    'bbox_head': ('share_pred_layer', 'num_pred_layer', 'as_two_stage'),
+    'dn_cfg': ('num_classes', 'embed_dims', 'num_matching_queries')
+}
 # What MMEngine and the classes it builds raise for a wrong config.
 CONFIG_ERRORS = (KeyError, TypeError, ValueError, AttributeError, OSError,
                  AssertionError, ImportError, SyntaxError, NotImplementedError)
@@ -77,19 +82,44 @@ def config_errors() -> Iterator[None]:
         raise QuantError(f'config: {what}; check data_root, ann_file and '
                          '_base_.') from error
     except CONFIG_ERRORS as error:
+        _refuse_imports(str(error))
+        full = disk_error(error)
+        if full is not None:
+            raise full from error
+        # MMEngine joins the bytes of all images, and there are none.
+        if 'at least one array' in str(error):
+            raise QuantError('test_dataloader: no image is evaluated; check '
+                             'ann_file, indices and filter_cfg.') from error
         raise QuantError(f'config: {describe_error(error)}') from error
     except RuntimeError as error:
-        # mmdet's word on the packages that some of its classes need.
-        if 'is not installed' not in str(error):
+        # mmdet's words on the packages that some of its classes need.
+        if not any(
+                words in str(error)
+                for words in ('not installed', 'Failed to import')):
             raise
         raise QuantError(f'config: {error}') from error
+
+
+def _refuse_imports(message: str) -> None:
+    """Raise if MMEngine says that custom imports of a config failed."""
+    found = re.search(r"custom modules from .*'imports': (\[.*?\]|'.*?')",
+                      message)
+    if found is None:
+        return
+    more = ''
+    if re.search('mmpretrain|mmcls', found[1]):
+        more = ("; backbones of theirs are not supported: use MMDetection's "
+                "'SwinTransformer' or 'isvit_det.VisionTransformer'")
+    raise QuantError(f'custom_imports: {found[1]} cannot be imported; install '
+                     f'the package, or take it out of the config{more}.')
 
 
 def quantize_config_(cfg: Config, quant: Mapping[str, Any]) -> None:
     """Make a config's model quantized, in place.
 
     A float config with a supported backbone becomes what our own configs
-    are; one of ours takes the settings over its own.
+    are, even after a model was built from it; one of ours takes the settings
+    over its own.
 
     Args:
         cfg: a whole config.
@@ -110,11 +140,15 @@ def quantize_config_(cfg: Config, quant: Mapping[str, Any]) -> None:
                              f'{backbone!r}.')
         name = backbone.get('type')
         if name not in QUANTIZED:
-            raise QuantError(
-                f'model.backbone.type: {name!r} is not supported; expected '
-                f'one of {sorted(QUANTIZED)}, or one of '
-                f'{sorted(set(QUANTIZED.values()))} in a {DETECTOR}.')
+            instead = advice(name) or (
+                f'expected one of {sorted(QUANTIZED)}, or one of '
+                f'{sorted(set(QUANTIZED.values()))} in a {DETECTOR}')
+            raise QuantError(f'model.backbone.type: {name!r} is not '
+                             f'supported; {instead}.')
         backbone['type'] = QUANTIZED[name]
+        for part, keys in WRITTEN.items():
+            for key in keys if isinstance(model.get(part), dict) else ():
+                model[part].pop(key, None)
         model['base'] = model['type']
         model['type'] = DETECTOR
     settings = model.get('quant') or {}
@@ -173,49 +207,3 @@ def configure_hook_(cfg: Config,
     if store_gb is not None:
         hook['store_gb'] = store_gb
     cfg['custom_hooks'] = hooks
-
-
-def check_evaluator(cfg: Config) -> None:
-    """Check that a config measures COCO AP of boxes or masks.
-
-    Beside it there may be metrics of other kinds.
-
-    Raises:
-        QuantError: naming the metrics if none gives that, or if one is for
-            panoptic segmentation or LVIS.
-    """
-    metrics = cfg.get('test_evaluator')
-    if isinstance(metrics, dict):
-        metrics = metrics.get('metrics', metrics)
-    if not isinstance(metrics, (list, tuple)):
-        metrics = [metrics]
-    metrics = [dict(metric or {}) for metric in metrics]
-    names = [_class_name(metric.get('type')) for metric in metrics]
-    refused = [name for name in names if name in OTHER_METRICS]
-    if refused:
-        raise QuantError(
-            f'test_evaluator: {", ".join(refused)} is not supported; give '
-            "CocoMetric with metric 'bbox' or 'segm', and a data set with "
-            'instance annotations in COCO format.')
-    if not any(map(_gives_precision, metrics)):
-        raise QuantError(
-            f'test_evaluator: {", ".join(names)} gives no AP of boxes or '
-            "masks; give CocoMetric with metric 'bbox' or 'segm', and without "
-            'format_only.')
-
-
-def _gives_precision(metric: Mapping[str, Any]) -> bool:
-    kind = metric.get('type')
-    if isinstance(kind, str):
-        kind = METRICS.get(kind)
-    measures = metric.get('metric', 'bbox')
-    if isinstance(measures, str):
-        measures = [measures]
-    return (isinstance(kind, type) and issubclass(kind, CocoMetric)
-            and not metric.get('format_only')
-            and not {'bbox', 'segm'}.isdisjoint(measures))
-
-
-def _class_name(kind: Any) -> str:
-    """Name of a class, which a config gives as such or by its scope."""
-    return getattr(kind, '__name__', None) or str(kind).split('.')[-1]

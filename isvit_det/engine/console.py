@@ -1,11 +1,15 @@
 """What the commands share: one-line errors and exit statuses."""
 import argparse
+import contextlib
+import logging
 import sys
-from typing import Any, Callable, Dict, Mapping, NamedTuple, NoReturn, Optional
+from typing import (Any, Callable, Dict, Iterator, Mapping, NamedTuple,
+                    NoReturn, Optional, Set)
 
 import torch
 
 from isvit_det.core.errors import QuantError
+from isvit_det.core.files import disk_error
 from isvit_det.engine.overrides import OverrideAction
 
 
@@ -82,15 +86,48 @@ def check_device(device: str) -> None:
                          'cpu, cuda or cuda:N.') from error
 
 
+@contextlib.contextmanager
+def log_errors_told_once() -> Iterator[None]:
+    """Tell in one line of a log file that cannot be written, and go on.
+
+    Otherwise logging prints a traceback for each line of the log.
+    """
+    told: Set[str] = set()
+
+    def tell(handler: logging.FileHandler, record: logging.LogRecord) -> None:
+        path, error = handler.baseFilename, sys.exc_info()[1]
+        if path not in told:
+            told.add(path)
+            reason = getattr(error, 'strerror', None) or error
+            print(
+                f'warning: {path} could not be written ({reason}); the run '
+                'goes on without that part of its log',
+                file=sys.stderr)
+
+    setattr(logging.FileHandler, 'handleError', tell)
+    try:
+        yield
+    finally:
+        # That of all handlers counts again.
+        delattr(logging.FileHandler, 'handleError')
+
+
 def run_command(work: Callable[[], None]) -> int:
     """Do a command's work; its exit status."""
     try:
-        work()
+        with log_errors_told_once():
+            work()
     except QuantError as error:
-        print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
-        return 2
+        return _refuse(error)
+    except OSError as error:
+        return _refuse(disk_error(error) or error)
     except KeyboardInterrupt:
         print(
             'interrupted: the same command goes on from here', file=sys.stderr)
         return 130
     return 0
+
+
+def _refuse(error: Exception) -> int:
+    print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
+    return 2

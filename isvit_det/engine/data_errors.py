@@ -9,6 +9,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from isvit_det.core.errors import QuantError
+from isvit_det.core.files import disk_error
 from isvit_det.engine.annotations import KEYS, entry_without, explain, short
 from isvit_det.engine.console import describe_error
 
@@ -251,6 +252,21 @@ def read(batches: Iterable[Any], loader: str) -> Iterator[Any]:
         yield batch
 
 
+@contextlib.contextmanager
+def predicting(batch: Any) -> Iterator[None]:
+    """Name the images of a batch if the detector fails on them."""
+    try:
+        yield
+    except QuantError:
+        raise
+    # A detector may be anybody's code.
+    except Exception as error:
+        raise QuantError(
+            f'test_dataloader: image {", ".join(names(batch))}: the detector '
+            f'failed on it ({describe_error(error)}); mend or leave out the '
+            'image.') from error
+
+
 class TestWatch(Hook):
     """Knows which images a test is at, and names them if it fails.
 
@@ -294,11 +310,12 @@ class TestWatch(Hook):
         except QuantError as error:
             raise QuantError(last_line(error)) from error
         except Exception as error:
+            full = disk_error(error)
+            if full is not None:
+                raise full from error
             if self.batch is not None:
-                raise QuantError(
-                    f'test_dataloader: image {", ".join(names(self.batch))}: '
-                    f'the detector failed on it ({describe_error(error)}); '
-                    'mend or leave out the image.') from error
+                with predicting(self.batch):
+                    raise
             if self.left:
                 with loading_errors('test_dataloader'):
                     raise

@@ -1,17 +1,40 @@
 """FloatMetrics: a finished float evaluation, kept for the next start."""
+import contextlib
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Dict, Mapping, Optional
+from typing import Any, Dict, Iterable, List, Mapping, Optional
 
 from mmengine.runner import Runner
 from torch import nn
 
 from isvit_det.checkpoint import file_hash, plain
+from isvit_det.core.digests import checksum, digest_of
 from isvit_det.core.files import write_atomically
-from isvit_det.engine.images import unwrap
+from isvit_det.core.ranks import num_ranks, of_first
+from isvit_det.engine.images import evaluation_paths, unwrap
 from isvit_det.engine.provenance import versions
-from isvit_det.packed_state import checksum
+from isvit_det.engine.tasks import metric_configs
+
+
+def prediction_key(runner: Runner, model: nn.Module) -> str:
+    """One string for all that a model's predictions depend on.
+
+    Args:
+        runner: about to evaluate.
+        model: its model, on its device.
+    """
+    cfg, dataset = runner.cfg, runner.test_loop.dataloader.dataset
+    return _digest([
+        checksum(model.state_dict()),
+        versions(),
+        next(model.parameters()).device.type,
+        num_ranks(),
+        [cfg.model, cfg.test_dataloader,
+         cfg.get('test_cfg')],
+        _hashes(getattr(data, 'ann_file', None) for data in unwrap(dataset)),
+        [_state(path) for path in evaluation_paths(dataset)],
+    ])
 
 
 class FloatMetrics:
@@ -20,35 +43,63 @@ class FloatMetrics:
     Args:
         directory: of the file.
         runner: about to evaluate.
-        model: its model, with float weights.
+        predictions: key of what the metrics are of.
     """
 
     def __init__(self, directory: Path, runner: Runner,
-                 model: nn.Module) -> None:
+                 predictions: str) -> None:
         self.path = directory / 'float_metrics.json'
-        cfg = runner.cfg
-        depends = plain([
-            checksum(model.state_dict()),
-            versions(),
-            str(next(model.parameters()).device),
-            [cfg.model, cfg.test_dataloader, cfg.test_evaluator],
-            [
-                file_hash(Path(data.ann_file))
-                for data in unwrap(runner.test_loop.dataloader.dataset)
-            ],
+        self.logger = runner.logger
+        configs = metric_configs(runner.cfg)
+        self.key = _digest([
+            predictions, runner.cfg.test_evaluator,
+            _hashes(config.get('ann_file') for config in configs)
         ])
-        self.key = hashlib.sha256(
-            json.dumps(depends, sort_keys=True).encode()).hexdigest()
 
     def recall(self) -> Optional[Dict[str, Any]]:
-        """What was kept, or None if there is nothing of this key."""
+        """What was kept, or None if there is nothing of this key.
+
+        A file that was changed or damaged is told of and not used.
+        """
+        kept: Dict[str, Any] = {}
         try:
             kept = json.loads(self.path.read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
-            return None
-        return kept['found'] if kept['key'] == self.key else None
+            if kept.pop('checksum') != digest_of(kept):
+                raise ValueError('its checksum does not match its contents')
+            found = kept['found'] if kept['key'] == self.key else None
+        except FileNotFoundError:
+            found = None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError,
+                RecursionError) as error:
+            self.logger.warning(f'{self.path} is damaged ({error}): the '
+                                'float model is evaluated again')
+            found = None
+        return of_first(found)
 
     def keep(self, found: Mapping[str, Any]) -> None:
         """Replace what was kept."""
-        text = json.dumps(dict(key=self.key, found=plain(found))).encode()
+        kept = dict(key=self.key, found=plain(found))
+        kept['checksum'] = digest_of(kept)
+        text = json.dumps(kept).encode()
         write_atomically(self.path, lambda file: file.write(text))
+
+
+def _digest(depends: Any) -> str:
+    text = json.dumps(plain(depends), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _hashes(paths: Iterable[Any]) -> List[Optional[str]]:
+    """Of the contents of annotation files; None where there is no file."""
+    return [
+        file_hash(Path(path)) if path and Path(path).is_file() else None
+        for path in paths
+    ]
+
+
+def _state(path: Path) -> List[Any]:
+    """What tells an image from one that replaces it."""
+    with contextlib.suppress(OSError):
+        found = path.stat()
+        return [path.name, found.st_size, found.st_mtime_ns]
+    return [path.name]

@@ -11,16 +11,20 @@ from mmengine.runner import Runner
 
 from isvit_det.calibration.sos import UnitRecord
 from isvit_det.calibration.store import ActivationPool
-from isvit_det.checkpoint import plain, save_packed
+from isvit_det.checkpoint import is_packed, plain, save_packed
+from isvit_det.core.digests import checksum
 from isvit_det.core.errors import QuantError
 from isvit_det.core.spec import SOSConfig
 from isvit_det.engine.calibrate import WORKSPACE, calibrate_detector_
+from isvit_det.engine.heads import find_products
 from isvit_det.engine.images import (CalibrationImages, calibration_images,
                                      evaluation_paths, refuse_overlap)
 from isvit_det.engine.provenance import describe_origin, fingerprint
 from isvit_det.engine.report import count_calls, list_sites_run
+from isvit_det.engine.tasks import metainfo
 from isvit_det.engine.tested_weights import take_tested_weights_
-from isvit_det.packed_state import checksum, is_calibrated
+from isvit_det.packed_header import check_others
+from isvit_det.packed_state import is_calibrated
 from isvit_det.registry import HOOKS
 
 
@@ -57,6 +61,8 @@ class SOSCalibrationHook(Hook):
 
     Attributes:
         outcome: None until a calibration has ended.
+        teacher: a copy of the float backbone that calibration compares
+            with and leaves as it is; None has it make its own.
         left_out: class names of the hooks that are left out.
     """
     priority = 'VERY_LOW'
@@ -71,6 +77,7 @@ class SOSCalibrationHook(Hook):
         self.out = out
         self.store_gb = store_gb
         self.outcome: Optional[Outcome] = None
+        self.teacher: Any = None
         self.left_out: List[str] = []
         self._weights: Optional[str] = None
         self._postponed = False
@@ -92,6 +99,16 @@ class SOSCalibrationHook(Hook):
         self.sos_config(runner)
         # Refuses a wrong budget.
         ActivationPool(Path(runner.work_dir), self.store_gb)
+
+    def after_load_checkpoint(self, runner: Runner,
+                              checkpoint: Dict[str, Any]) -> None:
+        """Check what lies beside a packed state, which no model sees.
+
+        Raises:
+            QuantError: if it is not what the calibration wrote.
+        """
+        if is_packed(checkpoint):
+            check_others(checkpoint)
 
     def sos_config(self, runner: Runner) -> SOSConfig:
         """Settings of the run, on top of the method's.
@@ -133,7 +150,10 @@ class SOSCalibrationHook(Hook):
                 'are calibrated; take it out.')
 
     def prepare(self, runner: Runner) -> CalibrationImages:
-        """Draw the calibration images and check that none is evaluated."""
+        """Draw the calibration images and check what can be checked.
+
+        None may be evaluated, and the model must predict on the first.
+        """
         if self._images is None:
             sos = self.sos_config(runner)
             loader = self.calib_dataloader
@@ -148,6 +168,8 @@ class SOSCalibrationHook(Hook):
                 runner.logger.warning(
                     f'{images.asked} calibration images asked for, there are '
                     f'{len(images)}: all are used')
+            model = bare_model(runner)
+            model.products = find_products(model, images)
             self._images = images
         return self._images
 
@@ -179,11 +201,16 @@ class SOSCalibrationHook(Hook):
         ], model)
         records = calibrate_detector_(model, images, sos,
                                       Path(runner.work_dir) / WORKSPACE, key,
-                                      runner.logger, self.store_gb)
+                                      runner.logger, self.store_gb,
+                                      self.teacher)
+        if model.float_layers:
+            # MMDetection's tools find the config beside the packed file.
+            runner.cfg.model['float_layers'] = model.float_layers
+            runner.dump_config()
         packed = Path(runner.work_dir) / self.out
         if is_main_process():
             save_packed(model, packed, origin,
-                        runner.test_loop.dataloader.dataset.metainfo)
+                        metainfo(runner.test_loop.dataloader.dataset))
             runner.logger.info(f'packed checkpoint: {packed}')
         self.outcome = Outcome(records, packed, origin)
         self._note_weights(runner)

@@ -190,8 +190,25 @@ def calibration_images(cfg: Mapping[str, Any], dataset: Any, num_images: int,
         for config in configs:
             config.update(pipeline=test['pipeline'], test_mode=True)
             config.pop('filter_cfg', None)
+            if test.get('return_classes'):
+                _take_prompt_(config)
     return CalibrationImages([build_dataset(config) for config in configs],
                              num_images, seed)
+
+
+def _take_prompt_(config: Dict[str, Any]) -> None:
+    """Let a training set bring the names of its classes, as a prompt.
+
+    Raises:
+        QuantError: if what it brings is of no use in a prediction.
+    """
+    name = str(config.get('type', '')).split('.')[-1]
+    if name == 'ODVGDataset':
+        raise QuantError(
+            f'train_dataloader: an {name} brings no prompt that a prediction '
+            "takes; give the hook's calib_dataloader a data set such as "
+            'CocoDataset with return_classes=True.')
+    config['return_classes'] = True
 
 
 def base_datasets(config: Mapping[str, Any]) -> List[Dict[str, Any]]:

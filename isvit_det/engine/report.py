@@ -12,6 +12,7 @@ from isvit_det.checkpoint import plain
 from isvit_det.core.errors import QuantError
 from isvit_det.core.files import write_atomically
 from isvit_det.core.layers import list_sites
+from isvit_det.engine.figures import Figures
 
 # Images that the backbone's error is measured on, at most.
 ERROR_IMAGES = 500
@@ -52,27 +53,6 @@ def relative_errors(found: Tensor, wanted: Tensor) -> Tensor:
     """
     found, wanted = found.double().flatten(1), wanted.double().flatten(1)
     return (found - wanted).square().sum(1) / wanted.square().sum(1)
-
-
-def average_precision(metrics: Optional[Mapping[str, float]],
-                      kind: str) -> Optional[float]:
-    """COCO AP of ``'bbox'`` or ``'segm'`` as a fraction, None if unknown.
-
-    MMDetection reports nothing when nothing at all was detected.
-    """
-    for key, value in (metrics or {}).items():
-        if key.endswith(f'{kind}_mAP'):
-            return float(value)
-    return None
-
-
-def in_points(fraction: Optional[float]) -> str:
-    """AP in points.
-
-    >>> in_points(.4567), in_points(None)
-    ('45.7', '-')
-    """
-    return '-' if fraction is None else f'{100 * fraction:.1f}'
 
 
 def format_table(rows: Sequence[Mapping[str, str]]) -> str:
@@ -167,17 +147,17 @@ def table_rows(result: Mapping[str, Any]) -> List[Dict[str, str]]:
     unquantized = result['float'] or {}
     quantized = result['quantized']
     error = result['backbone_error']
+    figures = Figures(unquantized, quantized)
 
     def row(model: str, found: Mapping[str, Any], size: Optional[int],
             memory: Mapping[str, int], **more: Optional[str]) -> dict:
         cells = {
             'model':
             model,
-            'box AP':
-            in_points(found.get('box_ap')),
-            'mask AP':
-            in_points(found.get('mask_ap')),
-            'bits':
+            **{
+                title: figures.cell(found, name)
+                for title, name in figures.columns.items()
+            }, 'bits':
             more.get('bits'),
             'scope':
             more.get('scope'),
@@ -215,6 +195,17 @@ def table_rows(result: Mapping[str, Any]) -> List[Dict[str, str]]:
             calibration=_whole(seconds.get('calibration')),
             evaluation=_whole(seconds.get('quantized_evaluation'))),
     ]
+
+
+def further_lines(result: Mapping[str, Any]) -> List[str]:
+    """What a table has no room for: other figures, and notes.
+
+    Args:
+        result: of a run, as ``result.json`` holds it.
+    """
+    figures = Figures(result['float'] or {}, result['quantized'])
+    lines = figures.list_rest() if figures.rest else []
+    return lines + [f'note: {note}' for note in result['notes']]
 
 
 def _whole(seconds: Optional[float]) -> Optional[str]:

@@ -4,25 +4,32 @@ import copy
 import shutil
 import time
 from pathlib import Path
-from typing import Any, Dict, Iterator, Mapping, Optional
+from typing import Any, Callable, Dict, Iterator, Mapping, Optional
 
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner
+from mmengine.runner.checkpoint import load_state_dict
 
 from isvit_det.checkpoint import read_checkpoint
 from isvit_det.core.files import check_writable
 from isvit_det.core.spec import QuantConfig
 from isvit_det.detector import float_modules
+from isvit_det.engine.agreement import plan_evaluation
 from isvit_det.engine.calibrate import WORKSPACE
-from isvit_det.engine.configs import check_evaluator, config_errors
+from isvit_det.engine.configs import config_errors
 from isvit_det.engine.data_checks import check_test_data, test_data_errors
 from isvit_det.engine.data_errors import TestWatch, read
-from isvit_det.engine.float_metrics import FloatMetrics
+from isvit_det.engine.evaluation import PREDICTIONS, Evaluation
+from isvit_det.engine.figures import explain_gaps
+from isvit_det.engine.float_metrics import FloatMetrics, prediction_key
 from isvit_det.engine.hook import SOSCalibrationHook, bare_model
-from isvit_det.engine.report import (average_precision, backbone_error,
-                                     count_calls, list_sites_run, peak_memory,
-                                     sum_calls, weight_bytes, write_result)
+from isvit_det.engine.metric_annotations import read_annotations
+from isvit_det.engine.predictions import PredictionFile
+from isvit_det.engine.report import (backbone_error, count_calls,
+                                     list_sites_run, peak_memory, sum_calls,
+                                     weight_bytes, write_result)
+from isvit_det.engine.trial import try_metrics
 from isvit_det.packed_state import is_calibrated
 
 FORMAT_VERSION = 1
@@ -50,7 +57,7 @@ class QuantizationRun:
         self.checkpoint = Path(cfg.load_from)
         check_writable(self.work_dir)
         with config_errors():
-            check_evaluator(cfg)
+            annotations = read_annotations(cfg)
             self.runner = Runner.from_cfg(cfg)
             self.hook = next(
                 hook for hook in self.runner.hooks
@@ -64,7 +71,7 @@ class QuantizationRun:
         if device is not None:
             self.model.to(device)
         self.runner.call_hook('before_run')
-        self.runner.load_or_resume()
+        load_weights_(self.runner, self.model, self.checkpoint)
         self.model.eval()
         self.calibrated = is_calibrated(self.model)
         if not self.calibrated:
@@ -77,6 +84,10 @@ class QuantizationRun:
         if not self.calibrated:
             with config_errors():
                 self.hook.prepare(self.runner)
+        self.plan = plan_evaluation(self.runner, self.model, annotations)
+        try_metrics(self.plan, annotations, self.model)
+        for note in self.plan.notes:
+            self.runner.logger.warning(note)
 
     def run(self, float_eval: bool) -> Dict[str, Any]:
         """Go through all phases and write the report, a JSON file.
@@ -92,14 +103,17 @@ class QuantizationRun:
         if not self.calibrated:
             if float_eval:
                 found['float'] = self._evaluate_float()
-            teacher = copy.deepcopy(self.model.backbone)
+            # Calibration compares with it too: one copy serves both.
+            teacher = self.hook.teacher = copy.deepcopy(self.model.backbone)
             with self._timed('calibration'):
                 self.hook.before_test(self.runner)
         calls = count_calls(self.model)
-        with self._timed('quantized_evaluation'), self.watch.errors():
-            metrics = self.runner.test_loop.run()
-        found['sites'] = sum_calls(list_sites_run(self.model, calls))
-        found['quantized'] = _precision(metrics)
+        evaluation = self._evaluation(
+            'packed' if self.calibrated else 'quantized',
+            lambda: dict(sites=list_sites_run(self.model, calls)))
+        found['quantized'] = evaluation.run()
+        found['sites'] = sum_calls(evaluation.about['sites'])
+        self.seconds['quantized_evaluation'] = evaluation.seconds
         if teacher is not None:
             with self._timed('backbone_error'):
                 found['backbone_error'] = backbone_error(
@@ -112,24 +126,31 @@ class QuantizationRun:
             if not self.calibrated:
                 # Nothing is left to resume.
                 shutil.rmtree(self.work_dir / WORKSPACE, ignore_errors=True)
+        evaluation.file.settle()
         return result
 
+    def _evaluation(self, name: str,
+                    describe: Callable[[], Mapping[str, Any]]) -> Evaluation:
+        key = prediction_key(self.runner, self.model)
+        file = PredictionFile(self.work_dir / PREDICTIONS, name, key)
+        return Evaluation(self.runner, self.plan, file, describe,
+                          self.watch.errors)
+
     def _evaluate_float(self) -> Dict[str, Any]:
-        memory = FloatMetrics(self.work_dir, self.runner, self.model)
+        evaluation = self._evaluation('float',
+                                      lambda: dict(peak_memory=peak_memory()))
+        memory = FloatMetrics(self.work_dir, self.runner, evaluation.file.key)
         found = memory.recall()
         if found is not None:
             self.runner.logger.info('the float evaluation of an earlier run '
                                     'is taken over')
         else:
-            with self._timed('float_evaluation'), self.hook.postponed():
-                with self.watch.errors():
-                    metrics = self.runner.test_loop.run()
-            found = dict(
-                _precision(metrics),
-                seconds=self.seconds['float_evaluation'],
-                peak_memory=peak_memory())
+            with self.hook.postponed():
+                found = evaluation.run()
+            found.update(evaluation.about, seconds=evaluation.seconds)
             if is_main_process():
                 memory.keep(found)
+            evaluation.file.settle()
         self.seconds['float_evaluation'] = found['seconds']
         return found
 
@@ -168,6 +189,14 @@ class QuantizationRun:
                 dict(name=name, type=kind)
                 for name, kind in float_modules(self.model)
             ],
+            float_layers=self.model.float_layers,
+            images=dict(
+                evaluated=found['quantized']['images'],
+                annotated=[
+                    None if ids is None else len(ids)
+                    for ids in self.plan.annotated
+                ]),
+            notes=self.plan.notes + explain_gaps(found, self.plan.nothing),
             provenance=origin)
 
     @property
@@ -186,15 +215,18 @@ class QuantizationRun:
         self.seconds[phase] = time.perf_counter() - start
 
 
-def _precision(metrics: Mapping[str, float]) -> Dict[str, Any]:
-    return dict(
-        box_ap=average_precision(metrics, 'bbox'),
-        mask_ap=average_precision(metrics, 'segm'),
-        metrics=dict(metrics))
+def load_weights_(runner: Runner, model: Any, path: Path) -> None:
+    """Load a file's weights into a runner's model, as MMEngine would.
+
+    MMEngine's own reader takes ``state_dict`` alone and refuses what some
+    trainings leave beside it.
+    """
+    content = read_checkpoint(path)
+    runner.logger.info(content['taken'])
+    runner.call_hook('after_load_checkpoint', checkpoint=content)
+    load_state_dict(model, content['state_dict'])
 
 
 def _weight_bytes(path: Path) -> int:
     """Bytes of a checkpoint's weights, without what training adds."""
-    content = read_checkpoint(path)
-    state = content.get('state_dict', content)
-    return weight_bytes(state)
+    return weight_bytes(read_checkpoint(path)['state_dict'])

@@ -61,7 +61,7 @@ def trained(request, tiny, tmp_path_factory):
     cfg.train_cfg = dict(
         type='EpochBasedTrainLoop', max_epochs=1, val_interval=9)
     cfg.param_scheduler = []
-    cfg.optim_wrapper.optimizer.lr = 1e-3
+    cfg.optim_wrapper.optimizer.lr = 1e-4
     cfg.train_dataloader.batch_size = 1
     Runner.from_cfg(cfg).train()
     return config, folder / 'train/epoch_1.pth'

@@ -1,0 +1,231 @@
+"""Predictions: kept in a file while an evaluation lasts, and after it."""
+import contextlib
+import io
+import json
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence
+
+import numpy as np
+import torch
+from mmdet.structures.bbox import BaseBoxes, get_box_type
+from mmdet.structures.mask import BitmapMasks, PolygonMasks
+from mmengine.logging import MMLogger
+from pycocotools import mask as coco_mask
+from torch import Tensor
+
+from isvit_det.core.ranks import gather, num_ranks, rank
+
+# Key of what stands for something else than a dict.
+KIND = '#kind'
+ABOUT = 'about.json'
+# What damaged files raise.
+UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError,
+              zlib.error, zipfile.BadZipFile)
+
+
+class PredictionFile:
+    """The predictions of one model: a zip file for each process.
+
+    Until ``settle`` is called its name says that they wait to be evaluated,
+    and the next run of the same key takes them over.
+
+    Args:
+        directory: of the file.
+        name: of the model.
+        key: of all that the predictions depend on.
+    """
+
+    def __init__(self, directory: Path, name: str, key: str) -> None:
+        several = f'_{rank()}of{num_ranks()}' * (num_ranks() > 1)
+        self.kept = directory / f'{name}{several}.zip'
+        self.waiting = directory / f'{name}{several}.waiting.zip'
+        self.partial = directory / f'{name}{several}.partial.zip'
+        self.key = key
+        self._file: Optional[zipfile.ZipFile] = None
+        self._count = 0
+
+    def start(self) -> None:
+        """Forget what was kept, and take new predictions."""
+        self.discard()
+        with self._writing():
+            self.partial.parent.mkdir(parents=True, exist_ok=True)
+            self._file = zipfile.ZipFile(
+                self.partial, 'w', zipfile.ZIP_DEFLATED, compresslevel=1)
+
+    def add(self, samples: Sequence[Mapping[str, Any]]) -> None:
+        """Append the predictions of a batch."""
+        if self._file is None:
+            return
+        with self._writing():
+            memory = io.BytesIO()
+            torch.save([encode(sample) for sample in samples], memory)
+            self._file.writestr(str(self._count), memory.getvalue())
+            self._count += 1
+
+    def finish(self, about: Mapping[str, Any]) -> None:
+        """Close the file; its predictions wait to be evaluated.
+
+        Args:
+            about: plain values that ``find`` gives back.
+        """
+        if self._file is None:
+            return
+        with self._writing():
+            content = dict(key=self.key, count=self._count, about=about)
+            self._file.writestr(ABOUT, json.dumps(content))
+            self._file.close()
+            self.partial.replace(self.waiting)
+        self._file = None
+
+    def find(self) -> Optional[Dict[str, Any]]:
+        """What ``finish`` was told, if predictions of this key wait.
+
+        All processes find theirs, or none does.
+        """
+        about = self._read_about()
+        return about if None not in gather(about) else None
+
+    def read(self) -> Iterator[List[Dict[str, Any]]]:
+        """The predictions, batch by batch, on the CPU."""
+        with zipfile.ZipFile(self.waiting) as file:
+            for index in range(len(file.namelist()) - 1):
+                memory = io.BytesIO(file.read(str(index)))
+                batch = torch.load(memory, weights_only=True)
+                yield [decode(sample) for sample in batch]
+
+    def settle(self) -> None:
+        """Say that what was predicted has been evaluated."""
+        if self.waiting.exists():
+            self.waiting.replace(self.kept)
+
+    def discard(self) -> None:
+        """Remove all predictions."""
+        self._close()
+        for path in (self.kept, self.waiting, self.partial):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+    def abandon(self) -> None:
+        """Remove predictions that were not finished."""
+        self._close()
+        with contextlib.suppress(OSError):
+            self.partial.unlink()
+
+    def _close(self) -> None:
+        if self._file is not None:
+            file, self._file = self._file, None
+            # Closing writes a directory, for which there may be no room.
+            with contextlib.suppress(OSError):
+                file.close()
+
+    def _read_about(self) -> Optional[Dict[str, Any]]:
+        try:
+            with zipfile.ZipFile(self.waiting) as file:
+                content = json.loads(file.read(ABOUT))
+                whole = (
+                    content['key'] == self.key
+                    and content['count'] == len(file.namelist()) - 1
+                    and file.testzip() is None)
+                return content['about'] if whole else None
+        except UNREADABLE:
+            return None
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Go on without a file where it cannot be written."""
+        try:
+            yield
+        except (OSError, RuntimeError, TypeError) as error:
+            self.abandon()
+            MMLogger.get_current_instance().warning(
+                f'the predictions are not kept in {self.kept}: {error}')
+
+
+def encode(value: Any) -> Any:
+    """Predictions in tensors and plain values, masks run-length encoded.
+
+    Raises:
+        TypeError: naming a type that is not kept.
+    """
+    if isinstance(value, BaseBoxes):
+        name, _ = get_box_type(type(value))
+        return {KIND: 'boxes', 'name': name, 'tensor': encode(value.tensor)}
+    if isinstance(value, Tensor):
+        value = value.detach().cpu()
+        if value.dtype == torch.bool and value.ndim == 3:
+            return {
+                KIND: 'masks',
+                'shape': list(value.shape),
+                'counts': [_counts(mask) for mask in value.numpy()]
+            }
+        # A view would bring all that it is a view of.
+        return value.clone()
+    if isinstance(value, np.ndarray) and value.dtype.kind in 'biuf':
+        return {
+            KIND: 'array',
+            'dtype': value.dtype.str,
+            'shape': list(value.shape),
+            'bytes': _bytes_tensor(np.ascontiguousarray(value).tobytes())
+        }
+    if isinstance(value, np.generic):
+        return {
+            KIND: 'number',
+            'dtype': value.dtype.str,
+            'value': value.item()
+        }
+    if isinstance(value, (BitmapMasks, PolygonMasks)):
+        return {
+            KIND: type(value).__name__,
+            'masks': encode(value.masks),
+            'size': [value.height, value.width]
+        }
+    if isinstance(value, bytes):
+        return {KIND: 'bytes', 'bytes': _bytes_tensor(value)}
+    if isinstance(value, Mapping):
+        return {key: encode(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(encode, value))
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    raise TypeError(f'they hold a {type(value).__name__}')
+
+
+def decode(value: Any) -> Any:
+    """What ``encode`` was given."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(decode, value))
+    if not isinstance(value, dict):
+        return value
+    kind = value.get(KIND)
+    if kind is None:
+        return {key: decode(item) for key, item in value.items()}
+    if kind == 'boxes':
+        return get_box_type(value['name'])[1](value['tensor'], clone=False)
+    if kind == 'masks':
+        masks = np.zeros(value['shape'], bool)
+        for mask, counts in zip(masks, value['counts']):
+            mask[:] = coco_mask.decode(
+                dict(size=value['shape'][1:], counts=counts))
+        return torch.from_numpy(masks)
+    if kind == 'array':
+        raw = value['bytes'].numpy().tobytes()
+        array = np.frombuffer(raw, np.dtype(value['dtype']))
+        return array.reshape(value['shape']).copy()
+    if kind == 'number':
+        return np.dtype(value['dtype']).type(value['value'])
+    if kind == 'bytes':
+        return value['bytes'].numpy().tobytes()
+    classes = {'BitmapMasks': BitmapMasks, 'PolygonMasks': PolygonMasks}
+    return classes[kind](decode(value['masks']), *value['size'])
+
+
+def _counts(mask: np.ndarray) -> str:
+    encoded = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return encoded['counts'].decode()
+
+
+def _bytes_tensor(raw: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(raw), dtype=torch.uint8) \
+        if raw else torch.empty(0, dtype=torch.uint8)
