@@ -5,8 +5,8 @@ SHELL := bash
 .SHELLFLAGS := -e -o pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help demo methods accuracy bench-calibration bench-scaling bench-memory \
-	bench-deit-tiny learn-coco60 bench-coco60 test test-openmmlab test-slow \
-	check train format clean
+	learn-coco60 bench-coco60 test test-openmmlab test-slow check train format \
+	clean
 
 # The demo's detector: MODEL=mask with BACKBONE=swin or deit, or MODEL=cascade.
 MODEL := mask
@@ -34,6 +34,11 @@ CODE := $(wildcard isvit_det tools tests benchmarks)
 # The package is not installed: commands use this folder's.
 IN_ENV = env=$$(tools/setup_env.sh); \
 	export PATH="$$env/bin:$$PATH" PYTHONPATH='$(CURDIR)';
+
+# Processes that share the tests, each with one thread. What remains of one's
+# tests goes to another that has none left.
+WORKERS = $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || \
+	getconf _NPROCESSORS_ONLN)
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-18s %s\n", $$1, $$2}' \
@@ -66,11 +71,6 @@ accuracy:  ## methods and ablations; COCO_ROOT, DEIT_TINY, BUDGET=MINUTES
 	@$(IN_ENV) python -m benchmarks.accuracy \
 		$(if $(BUDGET),--budget $(BUDGET))
 
-bench-deit-tiny:  ## methods and bits on a real DeiT-tiny, COCO_ROOT, DEIT_TINY
-	@$(IN_ENV) run="python -m benchmarks.classifier deit_tiny_patch16_224 \
-		$(DEIT_TINY) $(COCO_ROOT)/train2017 $(COCO_ROOT)/val2017"; \
-	$$run; $$run --bits w3a3 --methods isvit_paper isvit --iters 500 --seeds 0
-
 learn-coco60:  ## fine-tune DeiT-tiny on 60 images, COCO_ROOT, DEIT_TINY
 	@$(IN_ENV) python "$$(python -c 'import mmdet; print(mmdet.__path__[0])' \
 		)/.mim/tools/train.py" $(COCO60)_320px_coco60.py \
@@ -83,8 +83,9 @@ bench-coco60:  ## bits and scopes on the detector of learn-coco60
 		--bits w3a3 w4a4 w6a6 --scopes backbone detector \
 		--learned $(COCO60)_isvit-w4a4_320px_coco60_learned.py
 
-test:  ## run the tests that take seconds
-	@$(IN_ENV) pytest -q
+test:  ## run the tests that take seconds, on all cores; ARGS='-k WORD'
+	@$(IN_ENV) OMP_NUM_THREADS=1 pytest -q -n $(WORKERS) --dist worksteal \
+		$(ARGS)
 
 test-openmmlab:  ## the same tests on OpenMMLab's own last releases
 	@$(MAKE) --no-print-directory test STACK=openmmlab

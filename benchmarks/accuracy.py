@@ -4,11 +4,11 @@
 Four models: the embedded detectors with Swin and DeiT; a real DeiT-tiny as a
 classifier, where COCO_ROOT names a folder and DEIT_TINY a file; and, where
 COCO_ROOT does, the detector of `make learn-coco60` on the images that it has
-learned. From 6 bits up only `isvit` is run. An ablation, on Swin and the
-classifier, with --tune on DeiT too, is `isvit` with one option as in
+learned. From 6 bits up only `isvit` is run. An ablation, on Swin, with
+--tune on DeiT and the classifier too, is `isvit` with one option as in
 `isvit_paper` or set otherwise; its table shows by how much that changes the
-figures of the same seeds. A third table has other numbers of images and of
-iterations, on the first seed.
+figures of the same seeds. A third table, of the same models, has other numbers
+of images and of iterations, on the first seed.
 
 A run is a cell, a line of cells.jsonl in the work directory; cells found
 there, of the same weights and names of images, are not run again, so the
@@ -157,7 +157,7 @@ def subjects(args: argparse.Namespace) -> Dict[str, Subject]:
         if not args.tune:
             options += ['--val', f'{images}/val2017']
         found['deit-tiny'] = Subject('deit_tiny_patch16_224', weights, (),
-                                     True, tuple(options), Path(images))
+                                     args.tune, tuple(options), Path(images))
     learned = Path('work_dirs/coco60/float.pth')
     if images and learned.is_file() and not args.tune:
         found['coco60'] = Subject(

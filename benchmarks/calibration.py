@@ -16,11 +16,11 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Dict, Sequence
+from typing import Any, Dict, List, Optional, Sequence
 
 import torch
 from mmdet.utils import register_all_modules
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from torch import Tensor
 
 from benchmarks.restart import calibrate_by_restart
@@ -30,7 +30,7 @@ from isvit_det.core.errors import QuantError
 from isvit_det.core.spec import SOSConfig
 from isvit_det.core.units import State
 from isvit_det.engine.configs import load_config, quantize_config_
-from isvit_det.engine.console import run_command, settings
+from isvit_det.engine.console import Parser, run_command, settings
 from isvit_det.engine.images import calibration_images
 from isvit_det.engine.report import format_table, peak_memory, relative_errors
 from isvit_det.registry import MODELS
@@ -39,8 +39,8 @@ SCHEMES = ('items', 'images', 'restart')
 DRAWN = 'configs/drawn/mask-rcnn_swin-mini_fpn_drawn.py'
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add('config', nargs='?', default=DRAWN, help='a float config')
     add('checkpoint',
@@ -51,13 +51,14 @@ def parse_args() -> argparse.Namespace:
     add('--held-out', type=int, default=8, help='images to score on')
     add('--iters', type=int, default=100)
     add('--seed', type=int, default=0)
-    add('--cfg-options', nargs='+', action=DictAction)
+    parser.add_overrides('override settings of the config, or of the '
+                         'quantization: quant.KEY=VALUE, sos.KEY=VALUE')
     add('--store-gb', type=float, help='memory for activations, streaming')
     add('--scheme', choices=SCHEMES, help='run one, and print JSON')
     add('--method',
         default='isvit_paper',
         help='of a streaming scheme that is run alone')
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def build(cfg: Config, checkpoint: str, seed: int) -> Any:
@@ -72,7 +73,7 @@ def build(cfg: Config, checkpoint: str, seed: int) -> Any:
         model.init_weights()
     else:
         content = read_checkpoint(Path(checkpoint))
-        model.load_state_dict(content.get('state_dict', content))
+        model.load_state_dict(content['state_dict'])
     return model.eval()
 
 
@@ -103,10 +104,18 @@ def measure(args: argparse.Namespace) -> Dict[str, float]:
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         if args.scheme == 'restart':
-            calibrate_by_restart(backbone, images, model.quant_config, sos)
+            calibrate_by_restart(backbone, teacher, images, model.quant_config,
+                                 sos)
         else:
-            calibrate(backbone, images, model.quant_config, sos, Path(folder),
-                      'benchmark', args.store_gb)
+            calibrate(
+                backbone,
+                images,
+                model.quant_config,
+                sos,
+                Path(folder),
+                'benchmark',
+                args.store_gb,
+                teacher=teacher)
     seconds = time.perf_counter() - start
     peak = peak_memory()['host']
     with torch.no_grad():

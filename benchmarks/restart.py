@@ -5,7 +5,6 @@ network run from the images again, the unit's inputs and outputs of all images
 are held in memory, and every iteration runs and differentiates one whole map.
 As in ours, a unit goes through all stages before the next one starts.
 """
-import copy
 import math
 from typing import Any, Iterable, List, NamedTuple
 
@@ -26,12 +25,12 @@ class Cached(NamedTuple):
     target: Tensor
 
 
-def calibrate_by_restart(student: Any, images: Iterable[Tensor],
+def calibrate_by_restart(student: Any, teacher: Any, images: Iterable[Tensor],
                          quant: QuantConfig, sos: SOSConfig) -> None:
-    """Calibrate a backbone, in place."""
+    """Calibrate a backbone, in place, and leave its copy as it is."""
     every = list(images)
     units = student.units()
-    teachers = copy.deepcopy(student).units()
+    teachers = teacher.units()
     generator = torch.Generator().manual_seed(sos.seed)
     for index, unit in enumerate(units):
         pairs = unit.pairs() if quant.channelwise else []

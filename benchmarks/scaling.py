@@ -6,21 +6,25 @@ number of images and each depth, in processes of their own.
 """
 import argparse
 import sys
+from typing import List, Optional
 
 from benchmarks.calibration import DRAWN, run_alone
-from isvit_det.engine.console import run_command
+from isvit_det.engine.console import Parser, run_command
+from isvit_det.engine.overrides import check_pairs
 from isvit_det.engine.report import format_table
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add('config', nargs='?', default=DRAWN, help='a float config')
     add('--images', type=int, nargs='+', default=[4, 8, 16])
     add('--depths', nargs='+', default=['2,2,2,2', '2,2,6,2'])
     add('--iters', type=int, default=100)
     add('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE')
-    return parser.parse_args()
+    args = parser.parse_args(argv)
+    check_pairs(parser, args.cfg_options)
+    return args
 
 
 def main() -> None:

@@ -29,9 +29,9 @@ def keep_backbone(config: str, weights: Path, packed: Path, out: Path) -> None:
     whole = _model(config, content['quant'], 'detector')
     whole.load_state_dict(content['state_dict'])
     model = _model(config, content['quant'], 'backbone')
-    found = read_checkpoint(weights)
-    model.load_state_dict(found.get('state_dict', found))
+    model.load_state_dict(read_checkpoint(weights)['state_dict'])
     model.backbone.load_state_dict(whole.backbone.state_dict())
+    model.products = whole.products
     origin = dict(content['provenance'], quant=model.quant_config.to_dict())
     save_packed(model, out, origin, content['meta']['dataset_meta'])
 

@@ -1,6 +1,7 @@
 """Quantizing from Python, as MMDetection's ``mmdet.apis`` does the rest."""
 import copy
 import hashlib
+import inspect
 import tempfile
 from contextlib import nullcontext
 from pathlib import Path
@@ -8,26 +9,32 @@ from typing import (Any, ContextManager, Dict, List, Mapping, Optional,
                     Sequence, Tuple, Union)
 
 import numpy as np
-from mmcv.transforms import Compose
+from mmcv.transforms import Compose, LoadAnnotations, LoadImageFromFile
+from mmdet.registry import TRANSFORMS
 from mmdet.utils import get_test_pipeline_cfg
+from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.logging import MMLogger
+from mmengine.model import is_model_wrapper
 
 from isvit_det.checkpoint import file_hash, plain, save_packed
 from isvit_det.core.errors import QuantError
+from isvit_det.core.files import write_atomically
 from isvit_det.core.spec import SOSConfig
+from isvit_det.detector import language_model
 from isvit_det.engine.calibrate import WORKSPACE, calibrate_detector_
+from isvit_det.engine.config_forms import class_of, name_types_
 from isvit_det.engine.configs import config_errors, quantize_config_
-from isvit_det.engine.images import Images, reading_images
+from isvit_det.engine.data_errors import GuardedPipeline
+from isvit_det.engine.given_images import Image, as_images
+from isvit_det.engine.images import Images
 from isvit_det.engine.provenance import describe_origin, fingerprint
 from isvit_det.packed_state import is_calibrated
 from isvit_det.registry import MODELS
 
-Image = Union[str, Path, np.ndarray]
-
 
 def quantize_detector(model: Any,
-                      calib_images: Sequence[Image],
+                      calib_images: Any,
                       bits: str = 'w4a4',
                       scope: str = 'backbone',
                       method: str = 'isvit',
@@ -35,16 +42,19 @@ def quantize_detector(model: Any,
                       seed: int = 0,
                       work_dir: Optional[Union[str, Path]] = None,
                       quant: Optional[Mapping[str, Any]] = None,
-                      sos: Optional[Mapping[str, Any]] = None) -> Any:
+                      sos: Optional[Mapping[str, Any]] = None,
+                      text_prompt: Union[str, Sequence[str], None] = None,
+                      custom_entities: bool = False) -> Any:
     """Make a detector in low bits from a float one.
 
     What is evaluated later must not be among the images; nobody checks it
     here.
 
     Args:
-        model: of ``mmdet.apis.init_detector``; it stays as it is.
-        calib_images: files, or arrays (H, W, 3) in BGR order as OpenCV reads
-            them; all are used.
+        model: of ``mmdet.apis.init_detector``, maybe wrapped for several
+            devices or of half precision; it stays as it is.
+        calib_images: files, arrays (H, W, 3) of uint8 in BGR order as OpenCV
+            reads them, or images of Pillow; see ``as_images``. All are used.
         bits: ``'wNaM'`` with N and M in 2..8.
         scope: ``'backbone'``, or ``'detector'`` for neck and heads as well.
         method: ``'isvit'``, ``'isvit_paper'``, ``'repq'`` or ``'minmax'``.
@@ -54,26 +64,30 @@ def quantize_detector(model: Any,
             goes on from there, or has nothing left to do; None keeps none.
         quant: other settings of ``QuantConfig``, by name.
         sos: other settings of ``SOSConfig``, by name.
+        text_prompt: what a detector that reads text looks for, as
+            ``inference_detector`` takes it.
+        custom_entities: whether the prompt has names that end with full
+            stops, and is no sentence.
 
     Returns:
-        The detector on the same device. ``inference_detector`` takes it.
+        The detector in float32 on the same device. ``inference_detector``
+        takes it.
 
     Raises:
-        QuantError: if the backbone is not supported, a setting is wrong, or
-            an image cannot be read.
+        QuantError: if the backbone is not supported, a setting is wrong, an
+            image cannot be read, or a detector that reads text has no
+            prompt or another has one.
     """
-    cfg = getattr(model, 'cfg', None)
-    if cfg is None:
-        raise QuantError('model: it has no cfg; build it with '
-                         'mmdet.apis.init_detector.')
-    if hasattr(model, 'quant_config'):
-        raise QuantError('model: it is quantized already; give a float one.')
-    cfg = copy.deepcopy(cfg)
-    quantize_config_(cfg,
-                     dict(quant or {}, bits=bits, scope=scope, method=method))
-    images = GivenImages(calib_images, get_test_pipeline_cfg(cfg.copy()))
+    model = _bare(model)
+    cfg = _config_of(model)
+    prompt = _prompt(model, text_prompt, custom_entities)
     with config_errors():
-        quantized = MODELS.build(cfg.model)
+        quantize_config_(
+            cfg, dict(quant or {}, bits=bits, scope=scope, method=method))
+        images = GivenImages(
+            calib_images,
+            without_annotations(get_test_pipeline_cfg(cfg.copy())), prompt)
+        quantized = MODELS.build(copy.deepcopy(cfg.model))
     settings = dict(sos or {}, num_images=len(images), seed=seed)
     if iters is not None:
         settings['iters'] = iters
@@ -81,7 +95,10 @@ def quantize_detector(model: Any,
     quantized.load_state_dict(model.state_dict())
     quantized.cfg, quantized.dataset_meta = cfg, model.dataset_meta
     quantized.to(next(model.parameters()).device).eval()
+    images.check(quantized)
     origin = plain(describe_origin(quantized, None, images, config))
+    if prompt:
+        origin['prompt'] = plain(prompt)
     key = fingerprint(origin, images.hashes(), [cfg.model, images.pipeline],
                       quantized)
     folder: ContextManager[Any] = nullcontext(work_dir)
@@ -91,8 +108,72 @@ def quantize_detector(model: Any,
         calibrate_detector_(quantized, images, config,
                             Path(place) / WORKSPACE, key,
                             MMLogger.get_current_instance())
+    if quantized.float_layers:
+        cfg.model['float_layers'] = quantized.float_layers
     quantized.provenance = origin
     return quantized
+
+
+def without_annotations(
+        pipeline: Sequence[Dict[str, Any]]) -> List[Dict[str, Any]]:
+    """Transforms of a test, less those that read what images show.
+
+    Those of panoptic segmentation ask for a package when they are built.
+    """
+    kinds = [TRANSFORMS.get(step['type']) for step in pipeline]
+    return [
+        step for step, kind in zip(pipeline, kinds)
+        if not (isinstance(kind, type) and issubclass(kind, LoadAnnotations))
+    ]
+
+
+def _prompt(model: Any, text: Union[str, Sequence[str], None],
+            custom_entities: bool) -> Dict[str, Any]:
+    """What the test pipeline is given beside an image.
+
+    Raises:
+        QuantError: if there is no prompt for a model that reads one, or one
+            for another.
+    """
+    if language_model(model) is None:
+        if text:
+            raise QuantError(f'text_prompt: a {type(model).__name__} reads no '
+                             'text; leave it out.')
+        return {}
+    if not text:
+        raise QuantError(f'text_prompt: a {type(model).__name__} looks for '
+                         "what a text says; give one, such as 'cat. dog.' "
+                         'with custom_entities=True.')
+    return dict(text=text, custom_entities=custom_entities)
+
+
+def _bare(model: Any) -> Any:
+    """A model without what wraps it for several devices or compiles it."""
+    while is_model_wrapper(model) or hasattr(model, '_orig_mod'):
+        model = model.module if is_model_wrapper(model) else model._orig_mod
+    return model
+
+
+def _config_of(model: Any) -> Config:
+    """A copy of a float detector's config.
+
+    Raises:
+        QuantError: if it is no detector of ``init_detector``, or quantized.
+    """
+    if hasattr(model, 'quant_config'):
+        raise QuantError('model: it is quantized already; give a float one.')
+    for name in ('cfg', 'dataset_meta'):
+        if getattr(model, name, None) is None:
+            raise QuantError(f'model: it has no {name}; build it with '
+                             'mmdet.apis.init_detector.')
+    cfg = copy.deepcopy(model.cfg)
+    cfg = cfg if isinstance(cfg, Config) else Config(dict(cfg))
+    if not cfg.get('test_dataloader'):
+        raise QuantError('model: its cfg has no test_dataloader, whose '
+                         'pipeline prepares images; build it with '
+                         'mmdet.apis.init_detector and a whole config.')
+    name_types_(cfg)
+    return cfg
 
 
 def save_detector(model: Any, folder: Union[str, Path]) -> Tuple[str, str]:
@@ -109,12 +190,14 @@ def save_detector(model: Any, folder: Union[str, Path]) -> Tuple[str, str]:
     Raises:
         QuantError: if the model is not quantized, or nothing can be written.
     """
+    model = _bare(model)
     if not hasattr(model, 'provenance') or not is_calibrated(model):
         raise QuantError('model: it is not of quantize_detector; quantize it '
                          'first.')
     config, packed = Path(folder) / 'config.py', Path(folder) / 'packed.pth'
     save_packed(model, packed, model.provenance, model.dataset_meta)
-    model.cfg.dump(str(config))
+    text = model.cfg.pretty_text.encode()
+    write_atomically(config, lambda file: file.write(text))
     return str(config), str(packed)
 
 
@@ -122,25 +205,26 @@ class GivenImages(Images):
     """Images that somebody has at hand.
 
     Args:
-        images: files or arrays (H, W, 3).
-        pipeline: transforms of the test, the first of which reads a file.
+        images: what ``as_images`` takes.
+        pipeline: transforms of the test.
+        prompt: what they are given beside an image.
 
     Attributes:
         asked: how many there are.
     """
 
-    def __init__(self, images: Sequence[Image],
-                 pipeline: List[Dict[str, Any]]) -> None:
-        if isinstance(images, (str, Path)) or len(images) == 0:
-            raise QuantError('calib_images: give a list of at least 1 file or '
-                             'array.')
-        self.images = list(images)
+    def __init__(self,
+                 images: Any,
+                 pipeline: List[Dict[str, Any]],
+                 prompt: Optional[Mapping[str, Any]] = None) -> None:
+        self.images = as_images(images)
         self.asked = len(self.images)
         self.pipeline = pipeline
-        from_file = Compose(pipeline)
-        from_array = Compose(
-            [dict(type='mmdet.LoadImageFromNDArray'), *pipeline[1:]])
-        self._pipelines = from_file, from_array
+        self.prompt = dict(prompt or {})
+        self._pipelines = [
+            GuardedPipeline(Compose(transforms))
+            for transforms in (pipeline, _from_array(pipeline))
+        ]
 
     def __len__(self) -> int:
         return len(self.images)
@@ -162,19 +246,45 @@ class GivenImages(Images):
         Raises:
             QuantError: naming a file that cannot be read.
         """
-        with reading_images():
-            return [
-                hashlib.sha256(image.tobytes()).hexdigest() if isinstance(
-                    image, np.ndarray) else file_hash(Path(image))
-                for image in self.images
-            ]
+        try:
+            return [_content_hash(image) for image in self.images]
+        except OSError as error:
+            raise QuantError(f'calib_images: {error.filename} cannot be read '
+                             f'({error.strerror}).') from error
 
     def read(self, index: int) -> Dict[str, Any]:
         image = self.images[index]
-        with reading_images():
-            if isinstance(image, np.ndarray):
-                data = self._pipelines[1](dict(img=image, img_id=index))
-            else:
-                data = self._pipelines[0](
-                    dict(img_path=str(image), img_id=index))
+        is_array = isinstance(image, np.ndarray)
+        source = dict(img=image) if is_array else dict(img_path=str(image))
+        source.update(self.prompt, img_id=index)
+        try:
+            data = self._pipelines[is_array](source)
+        except QuantError as error:
+            raise QuantError(f'calib_images[{index}]: {error}') from error
         return pseudo_collate([data])
+
+
+def _from_array(pipeline: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
+    """A pipeline that is given an image where another one reads a file.
+
+    Its first transform is replaced if none is known to read one, as
+    ``inference_detector`` does.
+    """
+    readers = [
+        place for place, step in enumerate(pipeline)
+        if inspect.isclass(class_of(step.get('type')))
+        and issubclass(class_of(step['type']), LoadImageFromFile)
+    ]
+    changed = list(pipeline)
+    place = readers[0] if readers else 0
+    changed[place] = dict(pipeline[place], type='mmdet.LoadImageFromNDArray')
+    return changed
+
+
+def _content_hash(image: Image) -> str:
+    """SHA-256 of a file, or of an array's type, shape and values."""
+    if not isinstance(image, np.ndarray):
+        return file_hash(Path(image))
+    digest = hashlib.sha256(f'{image.dtype.str} {image.shape}\n'.encode())
+    digest.update(image.tobytes())
+    return digest.hexdigest()

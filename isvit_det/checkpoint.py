@@ -1,17 +1,31 @@
 """Files: packed checkpoints, and the float checkpoints they are made from."""
 import hashlib
-import pickle
+import re
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Dict, Mapping
 
 import torch
 
 from isvit_det.core.errors import QuantError
 from isvit_det.core.files import write_atomically
-from isvit_det.packed_state import HEADER, pack_state, read_header
+from isvit_det.core.weights import read_weights
+from isvit_det.packed_header import HEADER, check_others
+from isvit_det.packed_state import CODES, pack_state
 
 FORMAT = 'isvit_det.packed'
+# Names that other projects give a detector's weights, whose they are, and
+# what to do.
+CONVERT = 'run python {} {{path}} OUT.pth --config CONFIG and give OUT.pth'
+LAYOUTS = (
+    (r'backbone\.layers\.\d+\.blocks\.', 'Swin-Transformer-Object-Detection, '
+     'MMDetection 2', CONVERT.format('tools/convert_swin_od.py')),
+    (r'backbone\.(net\.|simfp_\d)', "Detectron2's ViTDet",
+     CONVERT.format('tools/convert_vitdet.py')),
+    (r'(?:blocks|layers)\.\d+\..*attn\.qkv\.weight', 'a classifier or a '
+     "backbone by itself, timm's", "give a detector's; tools/quantize_cls.py "
+     "takes a classifier's, and a detector learns from a backbone's when its "
+     "config names them in model.backbone.init_cfg"),
+)
 
 
 def save_packed(model: Any, path: Path, provenance: Mapping[str, Any],
@@ -27,12 +41,13 @@ def save_packed(model: Any, path: Path, provenance: Mapping[str, Any],
     Raises:
         QuantError: if the file cannot be written; an older one stays.
     """
-    content = dict(
+    others = dict(
         format=FORMAT,
-        state_dict=pack_state(model, model.quant_config),
-        quant=model.quant_config.to_dict(),
+        quant=plain(model.quant_config.to_dict()),
         provenance=plain(provenance),
         meta=dict(dataset_meta=plain_metainfo(dataset_meta)))
+    content = dict(
+        others, state_dict=pack_state(model, model.quant_config, others))
     write_atomically(path, lambda file: torch.save(content, file))
 
 
@@ -40,98 +55,48 @@ def read_checkpoint(path: Path) -> Dict[str, Any]:
     """Read a float or packed checkpoint without running code it may hold.
 
     Returns:
-        Its content; a packed one has been verified.
+        Its content, whose ``'state_dict'`` is its weights whatever the file
+        calls them; a packed one has been verified. ``'taken'`` says which
+        they are.
 
     Raises:
-        QuantError: if there is no such file, or it is damaged, or holds
-            more than tensors and plain values.
+        QuantError: if there is no such file, it is damaged, or holds no
+            weights.
     """
-    if not path.is_file():
-        raise QuantError(f'checkpoint: there is no file {path}; give the '
-                         'path of a float or packed checkpoint.')
-    try:
-        content = torch.load(path, map_location='cpu', weights_only=True)
-    except pickle.UnpicklingError as error:
-        content = _read_mmengine(path, error)
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise QuantError(
-            f'checkpoint: {path} cannot be read, it is truncated or no '
-            'checkpoint; download or make it again.') from error
-    if not isinstance(content, dict):
-        raise QuantError(f'checkpoint: {path} holds a '
-                         f'{type(content).__name__}, expected a dict with '
-                         "'state_dict'.")
+    found = read_weights(path)
+    content = dict(found.rest, state_dict=found.state_dict)
     if is_packed(content):
-        read_header(content['state_dict'])
-    elif content.get('format') == FORMAT:
+        check_others(content)
+    elif content.get('format') == FORMAT or _has_codes(content):
         raise QuantError(f'checkpoint: {path} says it is packed and has no '
                          'header; it was changed, make it again.')
-    return content
+    return dict(content, taken=found.summary)
 
 
-class _Ignored:
-    """Stands for what MMEngine's training log holds; nothing is run."""
+def refuse_other_layouts(state: Mapping[str, Any], path: Path) -> None:
+    """Raise if a file's weights are known to need conversion for MMDetection.
 
-    def __init__(self, *args: Any) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-
-# Of MMEngine's training log.
-IGNORED = {
-    'builtins.getattr', '__builtin__.getattr', '_codecs.encode', 'numpy.dtype',
-    'numpy.ndarray', 'mmengine.logging.history_buffer.HistoryBuffer',
-    *(f'numpy.{core}.multiarray.{name}' for core in ('core', '_core')
-      for name in ('_reconstruct', 'scalar'))
-}
-# What torch writes for tensors.
-TENSOR_PARTS = {
-    'collections.OrderedDict', 'torch.Size', 'torch._utils._rebuild_parameter',
-    'torch._utils._rebuild_tensor_v2',
-    *(f'torch.{name}' for name in dir(torch) if name.endswith('Storage'))
-}
-
-
-class _Unpickler(pickle.Unpickler):
-    """Makes tensors and plain values, and runs nothing else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        full = f'{module}.{name}'
-        if full in IGNORED:
-            return _Ignored
-        if full in TENSOR_PARTS:
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f'{full} is not read')
-
-
-def _read_mmengine(path: Path, error: Exception) -> Any:
-    """Read a file of MMEngine's training, whose log holds its own classes."""
-    with open(path, 'rb') as file:
-        # A zip archive, or a pickle as torch wrote them before 1.6.
-        if file.read(2) not in (b'PK', b'\x80\x02'):
-            raise QuantError(f'checkpoint: {path} is no checkpoint; download '
-                             'or make it again.') from error
-    reader = SimpleNamespace(
-        __name__='pickle',
-        Unpickler=_Unpickler,
-        load=lambda file, **kwargs: _Unpickler(file, **kwargs).load())
-    try:
-        # Older torch cannot be told of classes that weights_only=True reads.
-        return torch.load(
-            path, map_location='cpu', pickle_module=reader, weights_only=False)
-    except (pickle.UnpicklingError, AttributeError, TypeError):
-        raise QuantError(
-            f'checkpoint: {path} holds more than weights and is not read for '
-            "safety; if you trust it, keep its 'state_dict' and 'meta' only "
-            '(MMDetection: tools/model_converters/publish_model.py).'
-        ) from error
+    Args:
+        state: of the file.
+        path: of the file.
+    """
+    for pattern, whose, advice in LAYOUTS:
+        if any(re.match(pattern, key) for key in state):
+            raise QuantError(f'checkpoint: {path} has the names of {whose}; '
+                             f'{advice.format(path=path)}.')
 
 
 def is_packed(content: Mapping[str, Any]) -> bool:
     """Whether a checkpoint's content is a packed one's."""
-    return HEADER in content.get('state_dict', {})
+    state = content.get('state_dict')
+    return isinstance(state, Mapping) and HEADER in state
+
+
+def _has_codes(content: Mapping[str, Any]) -> bool:
+    """Whether a content holds codes, as only packed ones do."""
+    state = content.get('state_dict', content)
+    return isinstance(state, Mapping) and any(
+        str(key).endswith(f'.{CODES}') for key in state)
 
 
 def file_hash(path: Path) -> str:

@@ -1,22 +1,17 @@
 """quantized_detector: a detector of mmdet in low bits, heads included."""
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
 
-from mmcv.cnn import GeneralizedAttention, NonLocal2d
 from mmcv.cnn.bricks import wrappers
-from mmcv.ops import MultiScaleDeformableAttention
-from mmdet.models.dense_heads import (CondInstMaskHead, DDQDETRHead,
-                                      MaskFormerHead, RTMDetInsHead,
-                                      SOLOV2Head, YOLACTProtonet)
-from mmdet.models.dense_heads.tood_head import TaskDecomposition
-from mmdet.models.layers import ConditionalAttention, DynamicConv
-from mmdet.models.roi_heads import SparseRoIHead
+from mmdet.models.mot import BaseMOTModel
 from mmdet.registry import MODELS as MMDET_MODELS
 from torch import nn
 
 from isvit_det.backbones import QUANTIZED
+from isvit_det.backbones.others import advice
 from isvit_det.core.errors import QuantError
-from isvit_det.core.layers import QuantConv2d, QuantLinear
 from isvit_det.core.spec import QuantConfig
+from isvit_det.core.swap import (QUANTIZED_LAYERS, make_float_, quantized_twin,
+                                 replace_)
 from isvit_det.packed_state import install_loading_
 from isvit_det.registry import MODELS
 
@@ -27,117 +22,146 @@ PLAIN_FORWARDS = [
 ]
 # Parameters that torch's modules multiply by.
 OPERANDS = ('weight', 'in_proj_weight')
-# Modules that multiply activations by activations, without a weight.
-PRODUCTS = (MultiScaleDeformableAttention, ConditionalAttention,
-            GeneralizedAttention, NonLocal2d, DynamicConv, MaskFormerHead,
-            CondInstMaskHead, RTMDetInsHead, SOLOV2Head, YOLACTProtonet)
+LANGUAGE = 'a language model, which is not quantized'
 
 
 @MODELS.register_module()
-def quantized_detector(base: str,
+def quantized_detector(base: Union[str, type],
                        backbone: Mapping[str, Any],
                        quant: Optional[Mapping[str, Any]] = None,
+                       float_layers: Optional[Mapping[str, str]] = None,
                        **kwargs: Any) -> nn.Module:
     """Build a detector of mmdet in low bits.
 
     A function and not a class, so that the model keeps mmdet's class and the
     swap happens where every tool builds: with ``scope='detector'`` each
     Conv2d and Linear outside of the backbone is replaced by its quantized
-    twin. Transposed and deformable convolutions, layers that compute more
-    than these two do and what is inside of ``nn.MultiheadAttention`` stay in
-    float, and so do layers that no prediction runs.
+    twin. Language models, transposed and deformable convolutions, and layers
+    that compute more than these two do stay in float. A layer whose forward
+    no prediction runs, such as one for training only or one of which another
+    module reads the weight, is turned back into float when calibration ends,
+    and named in the run's config and in the packed file.
 
     Args:
-        base: name of the detector's class, such as ``'MaskRCNN'``.
+        base: the detector's class or its name, such as ``'MaskRCNN'``.
         backbone: config of a quantized backbone, without ``quant``.
         quant: values of ``QuantConfig``.
+        float_layers: layers outside of the backbone that stay in float where
+            the scope is the detector, with the reason for each. Those of a
+            packed file need not be named: it says so itself.
         **kwargs: of the detector's class.
 
     Returns:
-        The detector, with an attribute ``quant_config``. It loads float,
-        calibrated and packed states strictly.
+        The detector, with attributes ``quant_config``, ``float_layers`` (as
+        above; a calibration or a packed file adds what is turned back, and a
+        language model is named as a whole) and ``products`` (names of the
+        modules that multiply activations by activations; None until a
+        calibration or a packed file says so). It loads float, calibrated and
+        packed states strictly.
 
     Raises:
-        QuantError: if ``base`` or the backbone cannot be used, or nothing
-            outside of the backbone could be quantized.
+        QuantError: if ``base``, the backbone or ``float_layers`` cannot be
+            used, or nothing outside of the backbone could be quantized.
     """
     config = QuantConfig.from_dict(quant or {})
     if 'quant' in backbone:
         raise QuantError("model.backbone.quant: give these settings as "
                          "model.quant, where the heads read them too.")
-    if MMDET_MODELS.get(base) is None:
+    detector = MMDET_MODELS.get(base) if isinstance(base, str) else base
+    if detector is None:
         raise QuantError(f'model.base: {base!r} is not a registered detector; '
                          "give the float config's model.type.")
+    if isinstance(detector, type) and issubclass(detector, BaseMOTModel):
+        raise QuantError(f'model.base: {base!r} reads videos, and calibration '
+                         'and its evaluation read images; give a detector of '
+                         'images.')
     name = backbone.get('type')
     kind = MMDET_MODELS.get(name) if isinstance(name, str) else name
     if not hasattr(kind, 'units'):
+        instead = advice(name)
+        more = f', or in a float config {instead}' if instead else ''
         raise QuantError(f'model.backbone.type: {name!r} is not a quantized '
                          'backbone; use one of '
-                         f'{sorted(set(QUANTIZED.values()))}.')
+                         f'{sorted(set(QUANTIZED.values()))}{more}.')
     model = MMDET_MODELS.build(
-        dict(kwargs, type=base, backbone=dict(backbone, quant=config)))
+        dict(
+            _without_checkpoints(kwargs),
+            type=base,
+            backbone=dict(backbone, quant=config)))
     model.quant_config = config
+    model.float_layers, model.products = {}, None
     if config.scope == 'detector':
         if quantize_layers_(model, model.backbone, config) == 0:
             raise QuantError("quant.scope: 'detector' found no Conv2d and no "
                              "Linear outside of the backbone; use 'backbone'.")
+        _keep_float_(model, float_layers)
     install_loading_(model, config)
     return model
+
+
+def _without_checkpoints(parts: Mapping[str, Any]) -> Dict[str, Any]:
+    """Parts of a transformer that forget nothing in training to save memory.
+
+    What does that wraps their layers, comes from a package of its own, and
+    changes nothing else.
+    """
+    return {
+        name:
+        dict(part, num_cp=0)
+        if isinstance(part, Mapping) and part.get('num_cp') else part
+        for name, part in parts.items()
+    }
 
 
 def quantize_layers_(model: nn.Module, backbone: nn.Module,
                      config: QuantConfig) -> int:
     """Replace the Conv2d and Linear layers of a model but its backbone's.
 
-    A layer that occurs twice is replaced by one and the same twin.
+    Those of a language model are left alone as well. A layer that occurs
+    twice is replaced by one and the same twin.
 
     Returns:
         The number of layers replaced.
     """
-    twins: Dict[Any, nn.Module] = {}
     kept = set(backbone.modules())
-    for module in model.modules():
-        kept.update(*(part.modules() for part in unrun_parts(module)))
-    for parent in list(model.modules()):
-        if parent in kept:
-            continue
-        for name, child in list(parent._modules.items()):
-            twin = twins.get(child)
-            if twin is None and child not in kept and _is_plain(child):
-                twins[child] = twin = _twin(child, config)
-            if twin is not None:
-                setattr(parent, name, twin)
+    language = language_model(model)
+    if language is not None:
+        kept.update(language.modules())
+    twins: Dict[nn.Module, nn.Module] = {
+        layer: quantized_twin(layer, config)
+        for layer in model.modules() if layer not in kept and _is_plain(layer)
+    }
+    replace_(model, twins)
     return len(twins)
 
 
-def unrun_parts(module: Any) -> List[nn.Module]:
-    """Parts of a module whose own forward no prediction runs.
-
-    Another forward reads their weights, or they are there for training.
-    """
-    if isinstance(module, nn.MultiheadAttention):
-        return [module.out_proj]
-    if isinstance(module, TaskDecomposition):
-        return [module.reduction_conv]
-    if isinstance(module, DDQDETRHead):
-        return [
-            module.aux_cls_branches, module.aux_reg_branches,
-            module.cls_branches[-1], module.reg_branches[-1]
-        ]
-    if isinstance(module, SparseRoIHead) and module.with_mask:
-        return list(module.mask_head[:-1])
-    if isinstance(module, YOLACTProtonet):
-        return [part for part in [module.segm_branch] if part is not None]
-    return []
+def language_model(model: Any) -> Optional[nn.Module]:
+    """The language model of a detector that reads a prompt, else None."""
+    return getattr(model, 'language_model', None)
 
 
-def _twin(layer: Any, config: QuantConfig) -> nn.Module:
-    is_linear = isinstance(layer, nn.Linear)
-    twin = (QuantLinear if is_linear else QuantConv2d)(layer, config)
-    return twin.train(layer.training)
+def _keep_float_(model: Any, layers: Optional[Mapping[str, str]]) -> None:
+    if not isinstance(layers or {}, Mapping):
+        raise QuantError(f'model.float_layers: {layers!r} is no dict; give '
+                         'the reason for each name of a layer.')
+    inside = set(model.backbone.modules())
+    known = {
+        name
+        for name, layer in model.named_modules(remove_duplicate=False)
+        if isinstance(layer, QUANTIZED_LAYERS) and layer not in inside
+    }
+    if language_model(model) is not None:
+        known.add('language_model')
+        model.float_layers = {'language_model': LANGUAGE}
+    unknown = sorted(set(layers or {}) - known)
+    if unknown:
+        raise QuantError(f'model.float_layers: {unknown} are no Conv2d or '
+                         'Linear outside of the backbone; leave them out.')
+    model.float_layers.update(layers or {})
+    make_float_(model, model.float_layers)
 
 
-def _is_plain(module: Optional[nn.Module]) -> bool:
+def _is_plain(module: nn.Module) -> bool:
     """Whether a layer computes what nn.Linear or nn.Conv2d computes."""
     # Subclasses normalise weights, mask inputs, take offsets and more.
     return getattr(type(module), 'forward', None) in PLAIN_FORWARDS
@@ -148,15 +172,26 @@ def float_modules(model: nn.Module) -> List[Tuple[str, str]]:
 
     Norms and embeddings aside: any module that holds a parameter of two or
     more dimensions named ``weight``, ``in_proj_weight`` or as its class says
-    in ``float_operands``, and those that multiply activations by each other.
+    in ``float_operands``, those that multiply activations by each other, as
+    far as ``model.products`` names them, and a language model as a whole.
     """
     found = []
+    products = set(getattr(model, 'products', None) or ())
+    language = language_model(model)
+    inside = set() if language is None else set(language.modules())
     for name, module in model.named_modules():
-        if isinstance(module, (QuantLinear, QuantConv2d, nn.Embedding)):
-            continue
-        own = dict(module.named_parameters(recurse=False))
-        keys = (*OPERANDS, *getattr(module, 'float_operands', ()))
-        if isinstance(module, PRODUCTS) or any(
-                key in own and own[key].ndim >= 2 for key in keys):
-            found.append((name, type(module).__name__))
+        if module is not language:
+            if isinstance(module, (*QUANTIZED_LAYERS, nn.Embedding)):
+                continue
+            if module in inside:
+                continue
+            if name not in products and not _holds_operand(module):
+                continue
+        found.append((name, type(module).__name__))
     return found
+
+
+def _holds_operand(module: nn.Module) -> bool:
+    own = dict(module.named_parameters(recurse=False))
+    keys = (*OPERANDS, *getattr(module, 'float_operands', ()))
+    return any(key in own and own[key].ndim >= 2 for key in keys)

@@ -4,8 +4,6 @@ MMEngine always loads without strictness and hands a model only the
 ``state_dict`` of a file. So a packed state carries a header of its own, and a
 hook of the model decodes and checks what comes in.
 """
-import hashlib
-import json
 from typing import (Any, Dict, Iterable, Iterator, List, Mapping, Optional,
                     Set, Tuple)
 
@@ -13,14 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from isvit_det.core.errors import QuantError
+from isvit_det.core.float_parts import float_parts, take_float_parts_
 from isvit_det.core.functional import uniform_decode
 from isvit_det.core.layers import QuantConv2d, QuantLinear, quantizers
 from isvit_det.core.packing import pack, unpack
 from isvit_det.core.quantizers import Quantizer
 from isvit_det.core.spec import QuantConfig
+from isvit_det.packed_header import (FORMAT_VERSION, HEADER, describe_others,
+                                     digest_of_classes, read_header,
+                                     write_header)
 
-FORMAT_VERSION = 1
-HEADER = 'isvit_det_header'
 CODES = 'weight_codes'
 # Settings that change what a model computes, not how it was calibrated.
 RUN_SETTINGS = ('weight_bits', 'act_bits', 'input_bits', 'scope', 'softmax',
@@ -44,12 +44,17 @@ def is_calibrated(model: nn.Module) -> bool:
     return not unfitted
 
 
-def pack_state(model: nn.Module, config: QuantConfig) -> Dict[str, Tensor]:
+def pack_state(
+        model: nn.Module,
+        config: QuantConfig,
+        others: Optional[Mapping[str, Any]] = None) -> Dict[str, Tensor]:
     """State of a calibrated model with weights as dense codes.
 
     Args:
-        model: all its quantizers are fitted.
+        model: all its quantizers are fitted. What its ``float_layers`` and
+            ``products`` say, if it has them, goes into the header.
         config: what it was built with.
+        others: what lies beside the state in its file, by name; plain.
 
     Returns:
         CPU tensors by name. ``X.weight`` of a quantized layer becomes
@@ -68,48 +73,16 @@ def pack_state(model: nn.Module, config: QuantConfig) -> Dict[str, Tensor]:
         key = f'{name}.weight_quantizer.zero_point'
         state[key] = _smallest(state[key])
     header = dict(version=FORMAT_VERSION, quant=config.to_dict())
-    header['checksum'] = _checksum_of(header, state)
-    text = json.dumps(header, sort_keys=True).encode()
-    state[HEADER] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+    header.update(float_parts(model))
+    header.update(describe_others(others or {}))
+    state[HEADER] = write_header(header, state)
     return state
 
 
-def read_header(state: Mapping[str, Tensor], prefix: str = '') -> dict:
-    """Header of a packed state, whose checksum it verifies.
-
-    Raises:
-        QuantError: if the version is newer than this package, or the state
-            is not what was packed.
-    """
-    key = prefix + HEADER
+def _settings_of(header: Mapping[str, Any]) -> QuantConfig:
+    """Settings that a state with this header was packed with."""
     try:
-        header = json.loads(bytes(state[key].tolist()).decode())
-        version, expected = header['version'], header.pop('checksum')
-    except (ValueError, KeyError, TypeError) as error:
-        raise QuantError('packed file: its header cannot be read; it was '
-                         'changed or damaged, pack it again.') from error
-    if version != FORMAT_VERSION:
-        raise QuantError(
-            f'packed file: format version {version} is not supported, '
-            f'expected {FORMAT_VERSION}; use the isvit_det that wrote it.')
-    rest = {
-        name[len(prefix):]: value
-        for name, value in state.items()
-        if name.startswith(prefix) and name != key
-    }
-    if _checksum_of(header, rest) != expected:
-        raise QuantError('packed file: its checksum does not match its '
-                         'contents; it was changed or damaged, pack it '
-                         'again.')
-    return header
-
-
-def _read_settings(state: Mapping[str, Tensor],
-                   prefix: str = '') -> QuantConfig:
-    """Settings that a state was packed with."""
-    values = read_header(state, prefix)['quant']
-    try:
-        return QuantConfig.from_dict(values)
+        return QuantConfig.from_dict(header['quant'])
     except QuantError as error:
         raise QuantError(f'packed file: made with settings that are not '
                          f'known here ({str(error).rstrip(".")}); use the '
@@ -123,7 +96,7 @@ def packed_config(state: Mapping[str, Tensor],
     Raises:
         QuantError: naming the settings that the state has not.
     """
-    found = _read_settings(state)
+    found = _settings_of(read_header(state))
     asked = QuantConfig.from_dict(given)
     differing = [
         f'{key} {getattr(found, key)} (asked for {getattr(asked, key)})'
@@ -136,36 +109,60 @@ def packed_config(state: Mapping[str, Tensor],
     return found
 
 
-def _checksum_of(header: Mapping[str, Any], state: Mapping[str, Any]) -> str:
-    """SHA-256 over a header without its checksum, and a state."""
-    text = json.dumps(header, sort_keys=True) + checksum(state)
-    return hashlib.sha256(text.encode()).hexdigest()
+class _LoadingHook:
+    """Decodes and checks a state before a model loads it; can be pickled."""
 
+    def __init__(self, config: QuantConfig) -> None:
+        self.config = config
 
-def checksum(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes, in order of names."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        value = state[name].detach().cpu().contiguous()
-        digest.update(f'{name} {value.dtype} {tuple(value.shape)}\n'.encode())
-        digest.update(value.view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def install_loading_(model: nn.Module, config: QuantConfig) -> None:
-    """Make a model decode and check every state it is asked to load.
-
-    Works for ``load_state_dict`` of torch and of MMEngine, strict or not. A
-    state that does not fit raises QuantError, naming keys.
-    """
-
-    def before_load(module: nn.Module, state: Dict[str, Tensor], prefix: str,
-                    *args: Any) -> None:
+    def __call__(self, module: Any, state: Dict[str, Tensor], prefix: str,
+                 *args: Any) -> None:
         if prefix + HEADER in state:
-            _decode_(module, config, state, prefix)
+            header = read_header(state, prefix)
+            _check_settings(self.config, header)
+            del state[prefix + HEADER]
+            take_float_parts_(module, header, state, prefix)
+            _decode_(module, state, prefix)
+            module.packed_classes = header.get('classes')
+        else:
+            take_float_parts_(module, {}, state, prefix)
         _check_(module, state, prefix)
 
-    model._register_load_state_dict_pre_hook(before_load, with_module=True)
+
+def install_loading_(model: Any, config: QuantConfig) -> None:
+    """Make a model decode and check every state it is asked to load.
+
+    Layers that are quantized in the model and in float in a calibrated state
+    are turned back into float before. Works for ``load_state_dict`` of torch
+    and of MMEngine, strict or not. A state that does not fit raises
+    QuantError, naming keys. Copies of the model, pickled ones too, do the
+    same.
+    """
+    model.packed_classes = None
+    model._register_load_state_dict_pre_hook(
+        _LoadingHook(config), with_module=True)
+    model.register_forward_pre_hook(check_classes_)
+
+
+def check_classes_(model: Any, args: Any) -> None:
+    """Compare class names with a packed file's, once, before a prediction.
+
+    MMDetection reads them from the file after the model has loaded its
+    state, and keeps them as ``model.dataset_meta``.
+
+    Raises:
+        QuantError: if they are not those of the calibration.
+    """
+    if model.packed_classes is not None:
+        meta = getattr(model, 'dataset_meta', None) or {}
+        if 'classes' in meta:
+            found = digest_of_classes(dict(dataset_meta=meta))
+            if found != model.packed_classes:
+                raise QuantError(
+                    'packed file: the class names in model.dataset_meta are '
+                    'not those of its calibration; it was changed or damaged, '
+                    'pack it again. Give other names after a prediction.')
+        model.packed_classes = None
 
 
 def refuse_packed(state: Mapping[str, Tensor], prefix: str, *args:
@@ -182,10 +179,9 @@ def refuse_packed(state: Mapping[str, Tensor], prefix: str, *args:
             "the detector's class as model.base.")
 
 
-def _decode_(model: nn.Module, config: QuantConfig, state: Dict[str, Tensor],
-             prefix: str) -> None:
-    """Replace the packed entries of a state by what the model holds."""
-    found = _read_settings(state, prefix)
+def _check_settings(config: QuantConfig, header: Mapping[str, Any]) -> None:
+    """Raise if a file's settings compute anything but the model's do."""
+    found = _settings_of(header)
     differing = [
         f'{key} {getattr(found, key)!r} (the config says '
         f'{getattr(config, key)!r})' for key in RUN_SETTINGS
@@ -195,7 +191,10 @@ def _decode_(model: nn.Module, config: QuantConfig, state: Dict[str, Tensor],
         raise QuantError(
             f'packed file: made with {", ".join(differing)}; load it with '
             'the config it was made from, or calibrate anew.')
-    del state[prefix + HEADER]
+
+
+def _decode_(model: nn.Module, state: Dict[str, Tensor], prefix: str) -> None:
+    """Replace the packed entries of a state by what the model holds."""
     own = model.state_dict()
     for key in _implied_keys(model):
         state.setdefault(prefix + key, own[key])

@@ -123,9 +123,15 @@ def test_a_classifier_is_tuned_on_the_train_split(bench, tmp_path,
         for argv in made:
             assert f'{tmp_path}/train2017' in argv
             assert (f'{tmp_path}/val2017' in argv) == (not words)
-        # What is left of the images would depend on their number.
-        extents = [argv[argv.index('--calib-images') + 1] for argv in made]
-        assert ('256' in extents) == (not words)
+        # Single options are for choosing settings; what is left of the
+        # images would depend on their number.
+        assert any('sos.rotate_heads=False' in argv
+                   for argv in made) == bool(words)
+        assert {argv[argv.index('--calib-images') + 1]
+                for argv in made} == {'64'}
+        iters = {argv[argv.index('--iters') + 1] for argv in made}
+        assert iters == ({'0', '100', '500'} if words else {'0', '100'})
+        assert (len(made) == 3) == (not words)
 
 
 @pytest.mark.parametrize('split', ['train2017', 'val2017'])
@@ -307,7 +313,7 @@ def test_the_readme_shows_what_was_measured(bench, tmp_path, monkeypatch,
         part for part in capsys.readouterr().out.split('\n\n')
         if part.startswith('|')
     ]
-    assert len(tables) == 8
+    assert len(tables) == 6
     for table in tables:
         assert table.strip() in readme, table
 

@@ -104,7 +104,7 @@ def test_bad_input_is_refused(tiny, model, tmp_path):
     path = pictures(tiny)[0]
     damaged = tmp_path / 'damaged.png'
     damaged.write_text('no picture')
-    for images, words in (([], 'at least 1'), (str(path), 'a list'),
+    for images, words in (([], 'at least 1'), (dict(a=path), 'a list'),
                           ([tmp_path / 'missing.png'],
                            'missing.png'), ([path, damaged], 'damaged.png')):
         with pytest.raises(QuantError, match=words):
@@ -115,6 +115,8 @@ def test_bad_input_is_refused(tiny, model, tmp_path):
         quantize_detector(model, [path], quant=dict(bit=4))
     with pytest.raises(QuantError, match='closed_form_start'):
         quantize_detector(model, [path], sos=dict(rate=4))
+    with pytest.raises(QuantError, match='MaskRCNN reads no text'):
+        quantize_detector(model, [path], text_prompt='disc')
     with pytest.raises(QuantError, match='init_detector'):
         quantize_detector(model.backbone, [path])
     with pytest.raises(QuantError, match='quantize it first'):

@@ -10,15 +10,19 @@ from mmcv.ops import DeformConv2d
 from mmdet.models.layers import NormedConv2d, NormedLinear
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from torch import nn
 
 from isvit_det.core.errors import QuantError
-from isvit_det.core.layers import QuantConv2d, QuantLinear, precision
-from isvit_det.core.spec import QuantConfig
+from isvit_det.core.layers import (QuantConv2d, QuantLinear, precision,
+                                   quantized_layers)
+from isvit_det.core.spec import QuantConfig, SOSConfig
 from isvit_det.detector import (float_modules, quantize_layers_,
                                 quantized_detector)
 from isvit_det.engine.configs import load_config
+from isvit_det.engine.heads import calibrate_heads_, find_products
+from isvit_det.engine.images import Images
 from isvit_det.registry import MODELS
 from tests.engine.tiny import FLOAT
 
@@ -91,21 +95,20 @@ class Shared(nn.Module):
 
 def test_a_shared_layer_keeps_being_one_with_one_quantizer():
     model = Shared()
-    assert quantize_layers_(model, model.backbone, QuantConfig()) == 1
+    # The attention's last layer is one more.
+    assert quantize_layers_(model, model.backbone, QuantConfig()) == 2
     assert model.levels[0] is model.levels[1]
     assert isinstance(model.levels[0], QuantConv2d)
 
 
-def test_layers_whose_forward_does_not_run_stay_float_and_are_listed():
+def test_what_is_no_plain_layer_stays_float_and_is_listed():
     model = Shared()
     quantize_layers_(model, model.backbone, QuantConfig())
     assert type(model.backbone[0]) is nn.Linear
-    assert not isinstance(model.attention.out_proj, QuantLinear)
     assert isinstance(model.deformable, DeformConv2d)
     assert {name
-            for name, _ in float_modules(model)} == {
-                'backbone.0', 'attention', 'attention.out_proj', 'deformable'
-            }
+            for name, _ in float_modules(model)
+            } == {'backbone.0', 'attention', 'deformable'}
 
 
 @pytest.mark.parametrize('layer', [
@@ -121,44 +124,110 @@ def test_layers_that_compute_something_else_stay_float(layer):
     assert [name for name, _ in float_modules(model)] == ['0']
 
 
-@pytest.mark.parametrize('name, unrun', [
-    ('tood/tood_r50_fpn_1x_coco.py', 'cls_decomp.reduction_conv.conv'),
-    ('ddq/ddq-detr-4scale_r50_8xb2-12e_coco.py', 'aux_reg_branches.5.4'),
-    ('yolact/yolact_r50_1xb8-55e_coco.py', 'segm_branch.segm_conv'),
-    ('queryinst/queryinst_r50_fpn_1x_coco.py', 'mask_head.4.conv_logits'),
-])
-def test_all_that_is_quantized_runs_in_a_prediction(name, unrun):
-    """And what does not run, in training only or read by others, is kept."""
+class OneImage(Images):
+    """An image of noise."""
+
+    def __len__(self):
+        return 1
+
+    def read(self, index):
+        sample = DetDataSample(
+            metainfo=dict(
+                ori_shape=SIZE,
+                img_shape=SIZE,
+                scale_factor=(1., 1.),
+                batch_input_shape=SIZE))
+        torch.manual_seed(index)
+        return dict(inputs=[torch.rand(3, *SIZE)], data_samples=[sample])
+
+
+def shallow(name):
+    """A detector of MMDetection on a shallow backbone, random weights."""
     init_default_scope('mmdet')
     torch.manual_seed(0)
     cfg = load_config(f'mmdet::{name}', None).model
     cfg.backbone.init_cfg = None
+    if cfg.backbone.type == 'ResNet':
+        cfg.backbone.depth = 18
+        channels = [64 * 2**i for i in cfg.backbone.out_indices]
+        for part in (cfg.get('neck'), cfg.get('panoptic_head')):
+            if part is not None:
+                part.in_channels = channels
+    if cfg.get('mask_head', {}).get('num_grids'):
+        cfg.mask_head.num_grids = [8, 6, 4, 3, 2]
+        cfg.mask_head.feat_channels = 64
+    if 'num_proposals' in cfg.get('rpn_head', {}):
+        cfg.rpn_head.num_proposals = 10
+        cfg.test_cfg.rcnn.max_per_img = 10
     model = MODELS.build(cfg).eval()
     model.init_weights()
-    # Random boxes would leave the image.
-    for param in model.parameters():
+    # Random boxes would leave the image, or be of no size.
+    for name, param in model.named_parameters():
         param.data *= .1
+        if name.endswith('conv_reg.bias'):
+            param.data += 1
     model.test_cfg.update(score_thr=0.)
+    return model
+
+
+# What does not run in a prediction, or is read by others, and what multiplies
+# activations by activations, by a part of its name.
+@pytest.mark.parametrize('name, unrun, product', [
+    ('tood/tood_r50_fpn_1x_coco.py', 'cls_decomp.reduction_conv.conv',
+     'cls_decomp'),
+    ('ddq/ddq-detr-4scale_r50_8xb2-12e_coco.py', 'aux_reg_branches.5.4',
+     'cross_attn'),
+    ('yolact/yolact_r50_1xb8-55e_coco.py', 'segm_branch.segm_conv',
+     'mask_head'),
+    ('queryinst/queryinst_r50_fpn_1x_coco.py', 'mask_head.4.conv_logits',
+     'instance_interactive_conv'),
+    ('condinst/condinst_r50_fpn_ms-poly-90k_coco_instance.py', None,
+     'mask_head'),
+    ('rtmdet/rtmdet-ins_tiny_8xb32-300e_coco.py', None, 'bbox_head'),
+    ('solov2/solov2-light_r50_fpn_ms-3x_coco.py', None, 'mask_head'),
+    ('maskformer/maskformer_r50_ms-16xb1-75e_coco.py', 'attn.out_proj',
+     'panoptic_head'),
+])
+def test_what_no_prediction_runs_is_turned_back_and_products_are_found(
+        name, unrun, product):
+    model, images = shallow(name), OneImage()
     quantize_layers_(model, model.backbone, QuantConfig())
-    ran = set()
-    twins = {
-        module: name
-        for name, module in model.named_modules()
-        if isinstance(module, (QuantLinear, QuantConv2d))
-    }
-    for twin in twins:
-        twin.register_forward_hook(lambda module, *_: ran.add(module))
-    sample = DetDataSample(
-        metainfo=dict(
-            ori_shape=SIZE,
-            img_shape=SIZE,
-            scale_factor=(1., 1.),
-            batch_input_shape=SIZE))
-    with torch.no_grad():
-        model.test_step(
-            dict(inputs=[torch.rand(3, *SIZE)], data_samples=[sample]))
-    assert [name for twin, name in twins.items() if twin not in ran] == []
-    assert any(name.endswith(unrun) for name, _ in float_modules(model))
+    model.float_layers = {}
+    model.products = find_products(model, images)
+    assert any(found.endswith(product) for found in model.products)
+    calibrate_heads_(model, images, SOSConfig(),
+                     MMLogger.get_current_instance())
+    assert any(found.endswith(unrun or '')
+               for found in model.float_layers) == bool(unrun
+                                                        or model.float_layers)
+    listed = {found for found, _ in float_modules(model)}
+    assert listed >= {*model.float_layers, *model.products}
+    for module in model.float_layers:
+        assert type(model.get_submodule(module)) in (nn.Linear, nn.Conv2d)
+    # What is left has run.
+    assert all(
+        layer.input_quantizer.is_fitted for layer in quantized_layers(model))
+
+
+def test_the_config_may_name_layers_that_stay_float(float_config):
+    layers = {'roi_head.bbox_head.fc_cls': 'a choice'}
+    model = quantized(float_config, float_layers=layers)
+    assert type(model.roi_head.bbox_head.fc_cls) is nn.Linear
+    assert isinstance(model.roi_head.bbox_head.fc_reg, QuantLinear)
+    assert model.float_layers == layers
+    # The config of one scope serves the other.
+    quantized(float_config, 'backbone', float_layers=layers)
+    for wrong in ({
+            'roi_head': ''
+    }, {
+            'nowhere': ''
+    }, {
+            'backbone.patch_embed.projection': ''
+    }):
+        with pytest.raises(QuantError, match='model.float_layers: .*are no'):
+            quantized(float_config, float_layers=wrong)
+    with pytest.raises(QuantError, match='model.float_layers: .* no dict'):
+        quantized(float_config, float_layers=['neck'])
 
 
 def test_mmcvs_plain_layers_are_quantized():

@@ -16,6 +16,7 @@ FLOORS = (
     {'core'},
     {'host'},
     {'registry'},
+    {'packed_header'},
     {'packed_state'},
     {'calibration', 'backbones', 'necks', 'datasets'},
     {'detector'},

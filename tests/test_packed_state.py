@@ -9,9 +9,11 @@ from mmengine.hub import get_config
 from mmengine.registry import init_default_scope
 from mmengine.runner.checkpoint import load_state_dict as mmengine_load
 
+from isvit_det import packed_state
 from isvit_det.core.errors import QuantError
 from isvit_det.core.layers import fit_weights_, quantizers
 from isvit_det.core.spec import QuantConfig
+from isvit_det.core.swap import make_float_
 from isvit_det.engine.configs import quantize_config_
 from isvit_det.packed_state import (HEADER, is_calibrated, pack_state,
                                     packed_config, read_header)
@@ -269,3 +271,98 @@ def test_float_weights_make_a_calibrated_model_a_float_one(config, model):
 def test_the_header_holds_the_settings(packed, model):
     header = read_header(packed)
     assert QuantConfig.from_dict(header['quant']) == model.quant_config
+
+
+FLOAT_LAYERS = {
+    'rpn_head.rpn_cls': 'never ran',
+    'roi_head.mask_head.convs.0.conv': 'never ran'
+}
+
+
+@pytest.fixture(scope='module')
+def partly(config):
+    """A calibrated model some of whose layers were turned back."""
+    model = build(config)
+    make_float_(model, FLOAT_LAYERS)
+    model.float_layers = dict(FLOAT_LAYERS)
+    model.products = ['neck']
+    return fit_(model)
+
+
+def without_header_field(state, *fields):
+    """The state as it was packed before there were these fields."""
+    header = json.loads(bytes(state[HEADER].tolist()))
+    header = {key: header[key] for key in header if key not in fields}
+    rest = {key: state[key] for key in state if key != HEADER}
+    del header['checksum']
+    header['checksum'] = packed_state._checksum_of(header, rest)
+    text = json.dumps(header, sort_keys=True).encode()
+    return dict(
+        rest, **{HEADER: torch.frombuffer(bytearray(text), dtype=torch.uint8)})
+
+
+@pytest.mark.parametrize('kind', ['packed', 'before', 'plain'])
+@pytest.mark.parametrize('load', [
+    lambda model, state: model.load_state_dict(state),
+    lambda model, state: mmengine_load(model, state, strict=False)
+])
+def test_layers_in_float_in_a_state_are_in_float_in_what_loads_it(
+        config, partly, kind, load):
+    """Though no config names them, and by the keys where no header does."""
+    state = partly.state_dict()
+    if kind != 'plain':
+        state = pack_state(partly, partly.quant_config)
+        assert read_header(state)['float_layers'] == FLOAT_LAYERS
+    if kind == 'before':
+        state = without_header_field(state, 'float_layers', 'products')
+    twin = build(config)
+    load(twin, dict(state))
+    assert is_calibrated(twin)
+    for name in FLOAT_LAYERS:
+        layer = twin.get_submodule(name)
+        assert type(layer) is torch.nn.Conv2d
+        assert torch.equal(layer.weight, partly.get_submodule(name).weight)
+    assert twin.float_layers.keys() == FLOAT_LAYERS.keys()
+    assert twin.products == (['neck'] if kind == 'packed' else None)
+    x = torch.randn(1, 3, 40, 56)
+    one, two = (m.rpn_head(m.extract_feat(x)) for m in (partly, twin))
+    assert all(torch.equal(a, b) for a, b in zip(one[0], two[0]))
+    if kind == 'packed':
+        again = pack_state(twin, twin.quant_config)
+        assert all(torch.equal(again[key], state[key]) for key in state)
+
+
+def test_a_config_that_names_them_loads_the_file_too(config, partly):
+    cfg = copy.deepcopy(config)
+    cfg.model.float_layers = FLOAT_LAYERS
+    twin = build(cfg)
+    twin.load_state_dict(pack_state(partly, partly.quant_config))
+    assert twin.float_layers == FLOAT_LAYERS
+
+
+def test_a_layer_that_only_the_config_has_in_float_is_named(
+        config, model, packed):
+    cfg = copy.deepcopy(config)
+    cfg.model.float_layers = {'rpn_head.rpn_cls': 'a choice'}
+    with pytest.raises(QuantError, match='rpn_head.rpn_cls'):
+        build(cfg).load_state_dict(dict(packed))
+
+
+def test_float_weights_turn_no_layer_back(config):
+    model = build(config)
+    plain = MODELS.build(dict(copy.deepcopy(config.model),
+                              train_cfg=None)).state_dict()
+    model.load_state_dict(plain)
+    assert model.float_layers == {}
+    assert len(list(quantizers(model))) == len(list(quantizers(build(config))))
+
+
+def test_a_state_with_no_quantized_layer_outside_of_the_backbone_is_refused(
+        config, model):
+    state = {
+        key: value
+        for key, value in model.state_dict().items()
+        if key.startswith('backbone.') or 'quantizer' not in key
+    }
+    with pytest.raises(QuantError, match='keys missing'):
+        build(config).load_state_dict(state)

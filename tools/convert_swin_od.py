@@ -32,10 +32,10 @@ if importlib.util.find_spec('isvit_det') is None:
 
 from isvit_det.checkpoint import read_checkpoint
 from isvit_det.core.errors import QuantError
-from isvit_det.engine.conversion import (check_foreign, check_weights,
-                                         drop_extras_, read_target,
-                                         run_converter, save_float,
-                                         source_name, weights_of)
+from isvit_det.engine.conversion import (as_floats, check_foreign,
+                                         check_weights, drop_extras_,
+                                         read_target, run_converter,
+                                         save_float, source_name)
 
 # What both models derive from their settings; attn_mask is of classifiers.
 EXTRAS = (r'backbone\.layers\.\d+\.blocks\.\d+\.'
@@ -120,7 +120,8 @@ def check_classes(meta: Any, metainfo: Mapping[str, Any]) -> None:
 def convert_file(source: Path, out: Path, config: str) -> None:
     """Convert a file."""
     content = read_checkpoint(source)
-    weights = weights_of(content, 'state_dict', source)
+    print(content['taken'])
+    weights = as_floats(content['state_dict'])
     extras = drop_extras_(weights, EXTRAS)
     target, metainfo = read_target(config)
     state = convert(weights, target)

@@ -21,25 +21,20 @@ What is more than a change of names:
   PIL. AP is therefore not exactly the published one.
 """
 import importlib.util
-import pickle
 import sys
-from collections import OrderedDict
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, Union
+from typing import Callable, Dict, List, Mapping, Optional, Tuple, Union
 
-import numpy as np
-import torch
 from torch import Tensor
 
 if importlib.util.find_spec('isvit_det') is None:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from isvit_det.checkpoint import read_checkpoint
-from isvit_det.core.errors import QuantError
-from isvit_det.engine.conversion import (check_foreign, check_weights,
-                                         drop_extras_, read_target,
-                                         run_converter, save_float,
-                                         source_name, weights_of)
+from isvit_det.engine.conversion import (as_floats, check_foreign,
+                                         check_weights, drop_extras_,
+                                         read_target, run_converter,
+                                         save_float, source_name)
 
 # Buffers of Detectron2 that the config has as settings.
 EXTRAS = (r'pixel_mean|pixel_std|'
@@ -92,86 +87,12 @@ def detectron2_name(name: str) -> str:
     return source_name(name, NAMES)
 
 
-def _encode(text: str, encoding: str) -> bytes:
-    """How pickles of protocol 2 write the bytes of an array."""
-    if encoding != 'latin1':
-        raise pickle.UnpicklingError(f'_codecs.encode to {encoding}')
-    return text.encode('latin1')
-
-
-FLOATS = (np.float16, np.float32, np.float64)
-# What rebuilds an array, whatever numpy calls it.
-RECONSTRUCT = np.zeros(0).__reduce__()[0]
-ALLOWED = {
-    '_codecs.encode': _encode,
-    'collections.OrderedDict': OrderedDict,
-    'numpy.dtype': np.dtype,
-    'numpy.ndarray': np.ndarray,
-    'numpy.core.multiarray._reconstruct': RECONSTRUCT,
-    'numpy._core.multiarray._reconstruct': RECONSTRUCT,
-}
-
-
-class ArrayUnpickler(pickle.Unpickler):
-    """Reads numpy arrays and plain containers, and refuses all else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if f'{module}.{name}' not in ALLOWED:
-            raise pickle.UnpicklingError(f'{module}.{name}')
-        return ALLOWED[f'{module}.{name}']
-
-
-def read_pickle(path: Path) -> Any:
-    """Content of a pickle of numpy arrays; nothing else in it is run.
-
-    Raises:
-        QuantError: if there is no such file, it is damaged, or holds more.
-    """
-    try:
-        with open(path, 'rb') as file:
-            return ArrayUnpickler(file, encoding='latin1').load()
-    except pickle.UnpicklingError as error:
-        raise QuantError(
-            f'checkpoint: {path} holds more than numpy arrays ({error}) and '
-            'is not read for safety, or is damaged; download it '
-            'again.') from error
-    # A damaged pickle raises anything.
-    except Exception as error:
-        lines = str(error).splitlines() or [type(error).__name__]
-        raise QuantError(f'checkpoint: {path} cannot be read ({lines[0]}); '
-                         'download it again.') from error
-
-
-def _as_tensor(value: Any) -> Any:
-    """A tensor for an array of floats, anything else as it is."""
-    if isinstance(value, np.ndarray) and value.dtype in FLOATS:
-        return torch.tensor(value)
-    return value
-
-
-def read_source(path: Path) -> Dict[str, Tensor]:
-    """Weights of a Detectron2 checkpoint in its own names.
-
-    Args:
-        path: a ``.pkl`` of numpy arrays, or a file of ``torch.save``.
-
-    Raises:
-        QuantError: if it cannot be read or holds anything but weights.
-    """
-    content = (read_pickle if path.suffix == '.pkl' else read_checkpoint)(path)
-    if isinstance(content, dict):
-        content = content.get('model', content)
-    if isinstance(content, dict):
-        content = {name: _as_tensor(value) for name, value in content.items()}
-    return weights_of(content, 'model', path)
-
-
 def convert(source: Mapping[str, Tensor],
             target: Mapping[str, Tensor]) -> Dict[str, Tensor]:
     """Give Detectron2's weights our names.
 
     Args:
-        source: what ``read_source`` gave, extras aside.
+        source: of the file, extras aside.
         target: state dict of the model to fill, for names and shapes.
 
     Raises:
@@ -191,7 +112,9 @@ def convert(source: Mapping[str, Tensor],
 
 def convert_file(source: Path, out: Path, config: str) -> None:
     """Convert a file."""
-    weights = read_source(source)
+    content = read_checkpoint(source)
+    print(content['taken'])
+    weights = as_floats(content['state_dict'])
     extras = drop_extras_(weights, EXTRAS)
     target, metainfo = read_target(config)
     state = convert(weights, target)

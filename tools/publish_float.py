@@ -11,7 +11,7 @@ if importlib.util.find_spec('isvit_det') is None:
 from isvit_det.checkpoint import read_checkpoint
 from isvit_det.core.errors import QuantError
 from isvit_det.engine.console import Parser, run_command
-from isvit_det.engine.conversion import save_float, weights_of
+from isvit_det.engine.conversion import as_floats, save_float
 
 
 def find_checkpoint(source: Path) -> Path:
@@ -30,8 +30,11 @@ def publish(source: Path, out: Path) -> None:
     """Write weights and class names only, with no trace of the training."""
     path = find_checkpoint(source)
     content = read_checkpoint(path)
-    save_float(out, weights_of(content, 'state_dict', path),
-               content.get('meta', {}).get('dataset_meta', {}))
+    print(content['taken'])
+    meta = content.get('meta')
+    known = meta.get('dataset_meta') if isinstance(meta, dict) else None
+    save_float(out, as_floats(content['state_dict']),
+               known if isinstance(known, dict) else {})
 
 
 def main(argv: Optional[List[str]] = None) -> int:

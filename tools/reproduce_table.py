@@ -29,6 +29,7 @@ from isvit_det.engine.cells import Cell, Result
 from isvit_det.engine.configs import config_errors, load_config
 from isvit_det.engine.console import Parser, run_command
 from isvit_det.engine.figures import in_points
+from isvit_det.engine.overrides import check_pairs
 from isvit_det.engine.report import format_table
 
 REPO = Path(__file__).resolve().parents[1]
@@ -65,7 +66,9 @@ def parse_args(argv: Optional[List[str]]) -> argparse.Namespace:
         metavar='KEY=VALUE',
         help='override settings of every config')
     add('--metafile', type=Path, default=METAFILE)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    check_pairs(parser, args.cfg_options)
+    return args
 
 
 class Entry(NamedTuple):

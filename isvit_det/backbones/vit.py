@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from isvit_det.backbones.vit_layers import Block, PatchEmbed
-from isvit_det.backbones.vit_weights import (PREFIX_TOKENS, fit_weights,
-                                             read_weights)
+from isvit_det.backbones.vit_weights import (PREFIX_TOKENS, find_weights,
+                                             fit_weights)
 from isvit_det.core.errors import QuantError
 from isvit_det.core.units import State
 from isvit_det.registry import MODELS
@@ -160,10 +160,12 @@ class VisionTransformer(BaseModule):
                 f'init_cfg: {self.init_cfg!r} is not allowed; expected '
                 "dict(type='Pretrained', checkpoint=FILE) or None.")
         prefix = self.init_cfg.get('prefix', '')
+        found = find_weights(self.init_cfg['checkpoint'])
+        MMLogger.get_current_instance().info(found.summary)
         weights = {
             key[len(prefix):]: value
-            for key, value in read_weights(
-                self.init_cfg['checkpoint']).items() if key.startswith(prefix)
+            for key, value in found.state_dict.items()
+            if key.startswith(prefix)
         }
         self.load_state_dict(fit_weights(weights, self), strict=False)
 

@@ -2,6 +2,7 @@
 import math
 from typing import Any, Dict, Mapping, Tuple
 
+import timm
 import torch
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor
@@ -9,6 +10,7 @@ from torch.nn import functional as F
 
 from isvit_det.core.errors import QuantError
 from isvit_det.core.files import local_checkpoint
+from isvit_det.core.weights import Weights, read_weights
 
 TIMM = 'timm://'
 PREFIX_TOKENS = ('cls_token', 'dist_token')
@@ -16,56 +18,28 @@ PREFIX_TOKENS = ('cls_token', 'dist_token')
 HEADS = ('head.', 'head_dist.', 'fc_norm.', 'pre_logits.', 'neck.')
 
 
-def read_weights(source: str) -> Dict[str, Tensor]:
-    """State dict of a file, of an address, or of a timm model by name.
+def find_weights(source: str) -> Weights:
+    """Weights of a file, of an address, or of a timm model by name.
 
     Args:
         source: path or address of a checkpoint (``.safetensors`` too), or
             ``timm://NAME``, which timm downloads.
 
     Raises:
-        QuantError: if it cannot be had or holds more than tensors and plain
-            values.
+        QuantError: if they cannot be had.
     """
-    if source.startswith(TIMM):
-        return _timm_weights(source[len(TIMM):])
-    path = local_checkpoint(source)
-    if not path.is_file():
-        raise QuantError(f'weights: there is no file {path}; give a path, an '
-                         f'address or {TIMM}NAME.')
+    if not source.startswith(TIMM):
+        return read_weights(local_checkpoint(source))
+    name = source[len(TIMM):]
     try:
-        if path.suffix == '.safetensors':
-            from safetensors.torch import load_file
-            content: Any = load_file(path)
-        else:
-            content = torch.load(path, map_location='cpu', weights_only=True)
-    # Damaged files raise anything.
-    except Exception as error:
-        raise QuantError(f'weights: {path} cannot be read '
-                         f'({_first_line(error)}); give a checkpoint of '
-                         'tensors and plain values.') from error
-    for key in ('state_dict', 'model'):
-        if isinstance(content, dict):
-            content = content.get(key, content)
-    if not isinstance(content, dict):
-        raise QuantError(f'weights: {path} holds a {type(content).__name__}, '
-                         "expected a dict of tensors or one with 'model' or "
-                         "'state_dict'.")
-    return dict(content)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def _timm_weights(name: str) -> Dict[str, Tensor]:
-    import timm
-    try:
-        return timm.create_model(name, pretrained=True).state_dict()
+        state = timm.create_model(name, pretrained=True).state_dict()
+    # A download fails with anything.
     except Exception as error:
         raise QuantError(f'weights: timm could not provide {name!r} '
-                         f'({_first_line(error)}); give a name that '
-                         'timm.list_pretrained() lists.') from error
+                         f'({type(error).__name__}); give a name that '
+                         'timm.list_pretrained() lists, where the network '
+                         'reaches them.') from error
+    return Weights(state, {}, f'weights of {source}')
 
 
 def fit_weights(weights: Mapping[str, Tensor],

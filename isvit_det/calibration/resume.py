@@ -1,5 +1,6 @@
 """Files that hold the finished units of a calibration, for resuming it."""
-import pickle
+import hashlib
+import io
 from pathlib import Path
 from typing import Any, Dict, Optional
 
@@ -9,7 +10,9 @@ from isvit_det.core.errors import QuantError
 from isvit_det.core.files import write_atomically
 from isvit_det.core.units import Unit
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+# Bytes of the checksum that a file starts with.
+CHECKSUM = 32
 
 
 class ProgressFiles:
@@ -21,17 +24,20 @@ class ProgressFiles:
 
     Attributes:
         discarded: whether there were files of another fingerprint.
+        damaged: whether the file asked for last was there and is not what
+            was saved.
     """
 
     def __init__(self, directory: Path, fingerprint: str) -> None:
         self.directory = directory
         self.fingerprint = f'{FORMAT_VERSION}:{fingerprint}'
         self.discarded = False
+        self.damaged = False
         try:
             directory.mkdir(parents=True, exist_ok=True)
             note = directory / 'fingerprint'
-            old = note.read_text() if note.exists() else None
-            if old != self.fingerprint:
+            old = note.read_bytes() if note.exists() else None
+            if old != self.fingerprint.encode():
                 for path in directory.glob('*.pth'):
                     path.unlink()
                     self.discarded = True
@@ -50,22 +56,38 @@ class ProgressFiles:
         Raises:
             QuantError: if the disk is full; units saved before stay.
         """
-        content = dict(
-            name=unit.name, state=unit.module.state_dict(), record=record)
+        content = io.BytesIO()
+        torch.save(
+            dict(state=unit.module.state_dict(), record=record), content)
+        value = content.getvalue()
         write_atomically(
-            self._path(index), lambda file: torch.save(content, file))
+            self._path(index),
+            lambda file: file.write(self._checksum(unit, value) + value))
 
     def load(self, index: int, unit: Unit) -> Optional[Dict[str, Any]]:
         """Put a saved unit's state in place.
 
         Returns:
-            Its record, or None if there is none that can be read.
+            Its record, or None if none was saved or the file is damaged.
         """
+        self.damaged = False
         try:
-            saved = torch.load(
-                self._path(index), map_location='cpu', weights_only=True)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
+            found = self._path(index).read_bytes()
+        except FileNotFoundError:
             return None
-        assert saved['name'] == unit.name
+        except OSError:
+            found = b''
+        # What is read by torch is what was saved, to the last bit.
+        value = found[CHECKSUM:]
+        if found[:CHECKSUM] != self._checksum(unit, value):
+            self.damaged = True
+            return None
+        saved = torch.load(
+            io.BytesIO(value), map_location='cpu', weights_only=True)
         unit.module.load_state_dict(saved['state'])
         return saved['record']
+
+    def _checksum(self, unit: Unit, value: bytes) -> bytes:
+        """Of a file's content, of this unit in this run."""
+        origin = f'{self.fingerprint} {unit.name}\n'.encode()
+        return hashlib.sha256(origin + value).digest()

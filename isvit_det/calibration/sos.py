@@ -89,16 +89,15 @@ class UnitRecord:
     resumed: bool = False
 
 
-def calibrate(
-        student: Any,
-        images: Iterable[Tensor],
-        quant: QuantConfig,
-        sos: SOSConfig,
-        workspace: Path,
-        fingerprint: str,
-        store_gb: Optional[float] = None,
-        on_event: Optional[Callable[[Event],
-                                    None]] = None) -> List[UnitRecord]:
+def calibrate(student: Any,
+              images: Iterable[Tensor],
+              quant: QuantConfig,
+              sos: SOSConfig,
+              workspace: Path,
+              fingerprint: str,
+              store_gb: Optional[float] = None,
+              on_event: Optional[Callable[[Event], None]] = None,
+              teacher: Optional[HasUnits] = None) -> List[UnitRecord]:
     """Calibrate and reconstruct a quantized backbone (I&S-ViT, Algorithm 1).
 
     Every finished unit is saved in ``workspace``, so that a run that was
@@ -118,6 +117,8 @@ def calibrate(
             another fingerprint is discarded.
         store_gb: memory for activations in GB (1e9 bytes).
         on_event: is told of progress.
+        teacher: a copy of ``student`` to compare with, which shares nothing
+            with it and stays as it is; None makes one.
 
     Raises:
         RuntimeError: if ``student`` is in training mode.
@@ -126,26 +127,33 @@ def calibrate(
     """
     if student.training:
         raise RuntimeError('call eval() before calibrate().')
-    run = _Run(student, quant, sos, workspace, fingerprint, store_gb, on_event
-               or (lambda event: None))
-    return run.all_units(images)
+    if teacher is None:
+        teacher = copy.deepcopy(student)
+    run = _Run(student, teacher, quant, sos, workspace, fingerprint, store_gb,
+               on_event or (lambda event: None))
+    try:
+        return run.all_units(images)
+    finally:
+        # A full disk has room again.
+        run.pool.clear()
 
 
 class _Run:
     """One calibration: the two streams and how they advance."""
 
-    def __init__(self, student: HasUnits, quant: QuantConfig, sos: SOSConfig,
-                 workspace: Path, fingerprint: str, store_gb: Optional[float],
+    def __init__(self, student: HasUnits, teacher: HasUnits,
+                 quant: QuantConfig, sos: SOSConfig, workspace: Path,
+                 fingerprint: str, store_gb: Optional[float],
                  on_event: Callable[[Event], None]) -> None:
         self.quant = quant
         self.sos = sos
         self.on_event = on_event
         self.pool = ActivationPool(workspace / 'spilled' / str(rank()),
                                    store_gb)
+        self.pool.clear()
         self.files: Optional[ProgressFiles] = None
         if rank() == 0:
             self.files = ProgressFiles(workspace / 'units', fingerprint)
-        teacher = copy.deepcopy(student)
         self.units = student.units()
         self.teacher_units = teacher.units()
         self.device = next(self.units[0].module.parameters()).device
@@ -217,6 +225,12 @@ class _Run:
         """Put the state of a unit finished by an earlier run in place."""
         unit = self.units[index]
         values = of_first(self.files and self.files.load(index, unit))
+        if self.files and self.files.damaged:
+            self.on_event(
+                Event(
+                    'warning',
+                    message=f'the state saved of unit {unit.name} is damaged: '
+                    'it is calibrated again'))
         if values is None:
             return None
         state = unit.module.state_dict()

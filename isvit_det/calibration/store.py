@@ -1,6 +1,7 @@
 """Activations of all calibration images, within a memory budget."""
 import itertools
 import os
+import shutil
 from pathlib import Path
 from typing import Dict, List, Optional, Union
 
@@ -34,6 +35,10 @@ class ActivationPool:
                              'expected 0 or more, or leave it out.')
         self.used = 0
         self.names = itertools.count()
+
+    def clear(self) -> None:
+        """Remove all files, those of a run that was killed as well."""
+        shutil.rmtree(self.directory, ignore_errors=True)
 
 
 class ActivationStore:
@@ -69,7 +74,8 @@ class ActivationStore:
         path = self.pool.directory / f'{self._name}_{index}.bin'
         try:
             self.pool.directory.mkdir(parents=True, exist_ok=True)
-            tensor.view(-1).view(torch.uint8).numpy().tofile(path)
+            with open(path, 'wb') as file:
+                file.write(tensor.view(-1).view(torch.uint8).numpy().data)
         except OSError as error:
             raise QuantError(
                 f'store: {path} could not be written ({error}); '

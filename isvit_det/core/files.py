@@ -1,15 +1,53 @@
 """Files that are written whole or not at all, and downloads."""
+import errno
+import glob
 import hashlib
 import os
 import tempfile
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Optional
 from urllib.error import URLError
 from urllib.parse import urlparse
 
 import torch
 
 from isvit_det.core.errors import QuantError
+
+# What a write raises for want of room or of leave.
+CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+# Bytes that there must be room for before any work is done.
+PROBE = 2**16
+
+
+def disk_error(error: BaseException) -> Optional[QuantError]:
+    """What to tell of an error for want of disk, None of another one."""
+    if not isinstance(error, OSError) or error.errno not in CANNOT_WRITE:
+        return None
+    path = 'a file' if error.filename is None else error.filename
+    return QuantError(f'{path} could not be written ({error.strerror}); free '
+                      'some disk or choose another work directory, and give '
+                      'the same command again.')
+
+
+class _Watched:
+    """A file that remembers why it could not be written.
+
+    torch's writer of archives tells of any error as one of its own.
+    """
+
+    def __init__(self, file: Any) -> None:
+        self.file = file
+        self.error: Optional[OSError] = None
+
+    def write(self, content: Any) -> int:
+        try:
+            return self.file.write(content)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
 
 
 def write_atomically(path: Path, write: Callable[[Any], Any]) -> None:
@@ -18,14 +56,17 @@ def write_atomically(path: Path, write: Callable[[Any], Any]) -> None:
     Raises:
         QuantError: if the directory cannot be written or the disk is full.
     """
-    temporary = None
+    temporary = watched = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
         with tempfile.NamedTemporaryFile(
-                dir=path.parent, prefix=f'.{path.name}.',
+                dir=path.parent,
+                prefix=f'.{path.name}.{os.getpid()}.',
                 delete=False) as file:
             temporary = file.name
-            write(file)
+            watched = _Watched(file)
+            write(watched)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
@@ -33,14 +74,27 @@ def write_atomically(path: Path, write: Callable[[Any], Any]) -> None:
     except (OSError, RuntimeError) as error:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
-        raise QuantError(f'{path} could not be written ({error}); free some '
+        reason = error if watched is None else watched.error or error
+        raise QuantError(f'{path} could not be written ({reason}); free some '
                          'disk or choose another work directory.') from error
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove temporary files of processes that were killed while writing."""
+    for old in path.parent.glob(f'.{glob.escape(path.name)}.*.*'):
+        number = old.name[len(path.name) + 2:].split('.')[0]
+        try:
+            os.kill(int(number), 0)
+        except ProcessLookupError:
+            old.unlink(missing_ok=True)
+        except (ValueError, PermissionError):
+            continue
 
 
 def check_writable(directory: Path) -> None:
     """Raise unless files can be made in a directory, which is made."""
     probe = directory / '.probe'
-    write_atomically(probe, lambda file: None)
+    write_atomically(probe, lambda file: file.write(bytes(PROBE)))
     # Another process may have been here first.
     probe.unlink(missing_ok=True)
 

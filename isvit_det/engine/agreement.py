@@ -11,10 +11,10 @@ from mmengine.runner import Runner
 from torch import nn
 
 from isvit_det.core.errors import QuantError
-from isvit_det.engine.annotations import (Annotations, check_entries,
-                                          file_name, nothing_to_measure,
-                                          read_json)
 from isvit_det.engine.images import unwrap
+from isvit_det.engine.metric_annotations import (Annotations, check_entries,
+                                                 file_name, nothing_to_measure,
+                                                 read_json)
 from isvit_det.engine.tasks import (Planned, Task, is_coco, list_tasks,
                                     metainfo, planned_images, planned_indices)
 

@@ -1,191 +1,250 @@
-"""Annotations: the files that metrics count against, in COCO's format."""
-from dataclasses import dataclass, field
+"""Annotation files in COCO's format: which entry lacks what."""
+import json
+import math
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence
+from typing import (Any, Callable, Dict, Iterator, List, Mapping, NamedTuple,
+                    Optional, Sequence, Union)
 
-from mmdet.evaluation import LVISMetric
-from mmengine.config import Config
-from mmengine.fileio import load
+from mmdet.datasets.api_wrappers import COCO
+from mmdet.evaluation import CocoMetric
 
 from isvit_det.core.errors import QuantError
-from isvit_det.engine.tasks import is_coco, metric_class, metric_configs
+
+SECTIONS = ('images', 'annotations', 'categories')
+# What mmdet's data sets name otherwise than the file.
+KEYS = {'mask': 'segmentation', 'bbox_label': 'category_id', 'img_id': 'id'}
+Path_ = Union[str, Path]
 
 
-@dataclass
-class Annotations:
-    """What an annotation file holds.
+class Need(NamedTuple):
+    """What an entry must have.
 
     Attributes:
-        path: of the file.
-        content: all of it.
-        images: entries by id.
+        key: of the entry.
+        form: in words.
+        fits: whether a value is of that form.
     """
-    path: str
-    content: Dict[str, Any]
-    images: Dict[Any, Mapping[str, Any]] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.images = {image['id']: image for image in self.content['images']}
-
-    @property
-    def entries(self) -> List[Mapping[str, Any]]:
-        """All annotations."""
-        return self.content.get('annotations') or []
-
-    @property
-    def categories(self) -> List[Mapping[str, Any]]:
-        return self.content['categories']
-
-    def names(self) -> List[str]:
-        """Names of the categories, in order."""
-        return [category['name'] for category in self.categories]
-
-    def of_images(self, ids: Sequence[Any]) -> Dict[str, Any]:
-        """The content, of some images alone."""
-        kept = set(ids)
-        return dict(
-            self.content,
-            images=[self.images[i] for i in ids],
-            annotations=[
-                entry for entry in self.entries if entry['image_id'] in kept
-            ])
-
-    def of_classes(self, classes: Sequence[str],
-                   ids: Sequence[Any]) -> List[Mapping[str, Any]]:
-        """The annotations of some images that have a class among some."""
-        names = set(classes)
-        kept = {c['id'] for c in self.categories if c['name'] in names}
-        places = set(ids)
-        return [
-            entry for entry in self.entries
-            if entry['category_id'] in kept and entry['image_id'] in places
-        ]
+    key: str
+    form: str
+    fits: Callable[[Any], bool]
 
 
-def read_annotations(cfg: Config) -> List[Optional[Annotations]]:
-    """The annotation files of a config's metrics, None where there is none.
-
-    Raises:
-        QuantError: if a metric's file cannot be read, or lacks what the
-            metric builds on, naming the entry.
-    """
-    known: Dict[str, Annotations] = {}
-    found: List[Optional[Annotations]] = []
-    for config in metric_configs(cfg):
-        path = config.get('ann_file')
-        if not isinstance(path, str) or not path.endswith('.json'):
-            found.append(None)
-            continue
-        if path not in known:
-            content = read_json(path, config.get('backend_args'))
-            coco = is_coco(metric_class(config))
-            if not coco and not _looks_like_coco(content):
-                found.append(None)
-                continue
-            _check_structure(path, content, coco)
-            known[path] = Annotations(path, content)
-        found.append(known[path])
-    return found
+def _is_number(value: Any) -> bool:
+    return (isinstance(value, (int, float)) and not isinstance(value, bool)
+            and math.isfinite(value))
 
 
-def read_json(path: str, backend_args: Any = None) -> Any:
+def _is_box(value: Any) -> bool:
+    return (isinstance(value, (list, tuple)) and len(value) == 4
+            and all(map(_is_number, value)))
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, (int, str)) and not isinstance(value, bool)
+
+
+def _is_mask(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return {'size', 'counts'} <= set(value)
+    return isinstance(value, list) and len(value) > 0
+
+
+ID = Need('id', 'a number', _is_id)
+AREA = Need('area', 'a number', _is_number)
+BOX = Need('bbox', 'four numbers [x, y, width, height]', _is_box)
+CROWD = Need('iscrowd', '0 or 1', lambda value: value in (0, 1))
+SHAPE = [Need(key, 'a number', _is_number) for key in ('height', 'width')]
+MASK = Need('segmentation', 'polygons, or a dict with size and counts',
+            _is_mask)
+OBJECT = [ID, *(Need(key, 'the id of one', _is_id) for key in
+                ('image_id', 'category_id'))]  # yapf: disable
+CATEGORY = [ID, Need('name', 'a text', lambda value: isinstance(value, str))]
+# What mmdet's CocoDataset reads, and what pycocotools compares with.
+DATASET: Dict[str, List[Need]] = dict(
+    images=[
+        ID,
+        Need('file_name', 'a text', lambda value: isinstance(value, str)),
+        *SHAPE
+    ],
+    annotations=[*OBJECT, BOX, AREA],
+    categories=CATEGORY)
+METRIC: Dict[str, List[Need]] = dict(
+    images=[ID], annotations=[*OBJECT, BOX, AREA, CROWD], categories=CATEGORY)
+
+
+def read_annotations(path: Path_) -> Dict[str, Any]:
     """The content of an annotation file.
 
     Raises:
-        QuantError: if it is no JSON.
+        QuantError: if it is no JSON, or not laid out as COCO's.
     """
     try:
-        return load(path, backend_args=backend_args)
-    except (ValueError, UnicodeDecodeError) as error:
-        raise QuantError(f'test_evaluator.ann_file: {path} is no JSON '
-                         f'({error}); make it again.') from error
+        content = json.loads(Path(path).read_bytes())
+    except OSError as error:
+        raise QuantError(f'annotation file: {path} cannot be read '
+                         f'({error.strerror}); check ann_file.') from error
+    except ValueError as error:
+        size = Path(path).stat().st_size
+        why = 'it is empty' if size == 0 else f'it is no JSON ({error})'
+        raise QuantError(f'annotation file: {path}: {why}; give one in '
+                         "COCO's format.") from error
+    check_layout(path, content)
+    return content
 
 
-def _looks_like_coco(content: Any) -> bool:
-    return isinstance(content, dict) and all(
-        isinstance(content.get(key), list) for key in ('images', 'categories'))
+def check_layout(path: Path_, content: Any) -> None:
+    """Raise unless a file has COCO's lists of entries.
+
+    One without annotations is read as such.
+    """
+    if not isinstance(content, dict):
+        raise QuantError(
+            f'annotation file: {path} holds a {type(content).__name__}; '
+            f'expected a dict with {", ".join(SECTIONS)}.')
+    for section in SECTIONS:
+        if section not in content and section != 'annotations':
+            raise QuantError(f'annotation file: {path} has no {section!r}; '
+                             f'expected a dict with {", ".join(SECTIONS)}.')
+        entries = content.get(section, [])
+        if not isinstance(entries, list):
+            raise QuantError(f'annotation file: {path}: {section!r} is a '
+                             f'{type(entries).__name__}, expected a list.')
 
 
-def _check_structure(path: str, content: Any, coco: bool) -> None:
-    for key in ('images', 'categories'):
-        if not isinstance(content, dict) or not isinstance(
-                content.get(key), list):
-            raise QuantError(f'test_evaluator.ann_file: {path} has no list '
-                             f'{key!r}; give annotations in COCO format.')
-    needed = [('images', ['id']), ('categories', ['id', 'name'])]
-    if coco:
-        keys = ['id', 'image_id', 'category_id', 'bbox', 'area']
-        needed.append(('annotations', keys))
-    for part, keys in needed:
-        check_keys(path, part, content.get(part) or [], keys)
-
-
-def check_keys(path: str, part: str, entries: Sequence[Mapping[str, Any]],
-               keys: Sequence[str]) -> None:
-    """Check that every entry of a part of a file has something in its keys.
+def check_entries(path: Path_, content: Mapping[str, Any],
+                  needs: Mapping[str, Sequence[Need]]) -> None:
+    """Raise unless every entry of a file has what is needed.
 
     Raises:
-        QuantError: naming the file, the entry and what is missing.
+        QuantError: naming the file, the first entry without, and what.
     """
-    for key in keys:
-        lacking = [
-            place for place, entry in enumerate(entries)
-            if key not in entry or entry[key] in ([], {}, None)
-        ]
-        if lacking:
-            entry = entries[lacking[0]]
-            name = entry.get('id', f'at place {lacking[0]}')
-            raise QuantError(
-                f'test_evaluator.ann_file: {path}: {part[:-1]} {name} has no '
-                f'{key!r}, as have {len(lacking)} of {len(entries)}; the '
-                'metric needs it.')
+    for section in SECTIONS:
+        for place, entry in enumerate(content.get(section, [])):
+            name = _entry_name(section, place, entry)
+            if not isinstance(entry, dict):
+                raise QuantError(f'annotation file: {path}: {name} is '
+                                 f'{entry!r}, expected a dict.')
+            if entry.get('ignore') and section == 'annotations':
+                continue
+            for need in needs[section]:
+                if need.key not in entry:
+                    raise missing(path, name, need.key, need.form)
+                if not need.fits(entry[need.key]):
+                    raise QuantError(
+                        f'annotation file: {path}: {name} has {need.key!r} '
+                        f'{short(entry[need.key])}, expected {need.form}; '
+                        'mend the entry.')
 
 
-def check_entries(file: Annotations, metric: Any,
-                  entries: Sequence[Mapping[str, Any]]) -> None:
-    """Check that annotations have what a CocoMetric counts with.
+def missing(path: Path_, name: str, key: str, form: str = '') -> QuantError:
+    """The error for an entry without something."""
+    what = f' ({form})' if form else ''
+    return QuantError(f'annotation file: {path}: {name} has no {key!r}{what}; '
+                      'add it to all entries that lack it.')
+
+
+def _entry_name(section: str, place: int, entry: Any) -> str:
+    """What an entry is called.
+
+    >>> _entry_name('annotations', 4, dict(id=7, image_id=2))
+    'annotations[4] (id 7, image_id 2)'
+    """
+    known = [
+        f'{key} {entry[key]}' for key in ('id', 'image_id', 'file_name')
+        if isinstance(entry, dict) and key in entry
+    ]
+    return f'{section}[{place}]' + (f' ({", ".join(known)})' if known else '')
+
+
+def short(value: Any) -> str:
+    """A value in a few words."""
+    text = repr(value)
+    return text if len(text) < 60 else f'{text[:57]}...'
+
+
+def explain(path: Path_, error: BaseException, is_plain: bool) -> None:
+    """Raise a QuantError if the file is why something raised an error.
 
     Args:
-        file: that they are of.
-        metric: a CocoMetric.
-        entries: those that it is going to count.
-
-    Raises:
-        QuantError: naming the file, the entry and what is missing.
+        path: of the file.
+        error: of what read it.
+        is_plain: whether that was mmdet's ``CocoDataset`` or ``CocoMetric``,
+            whose needs are known.
     """
-    if not isinstance(metric, LVISMetric):
-        check_keys(file.path, 'annotations', entries, ['iscrowd'])
-    if 'segm' in metric.metrics:
-        check_keys(file.path, 'annotations', entries, ['segmentation'])
-        check_keys(file.path, 'images', list(file.images.values()),
-                   ['height', 'width'])
+    content = read_annotations(path)
+    if isinstance(error, KeyError) and error.args:
+        key = KEYS.get(error.args[0], error.args[0])
+        for section in SECTIONS:
+            entries = content.get(section, [])
+            lacking = [
+                place for place, entry in enumerate(entries)
+                if isinstance(entry, dict) and key not in entry
+            ]
+            # Without any entry that has it, it may belong to another list.
+            known = section in _sections_of(key)
+            if lacking and (known or len(lacking) < len(entries)):
+                name = _entry_name(section, lacking[0], entries[lacking[0]])
+                raise missing(path, name, key) from error
+    if is_plain:
+        check_entries(path, content, DATASET)
 
 
-def nothing_to_measure(file: Annotations, classes: Sequence[str],
-                       ids: Sequence[Any]) -> Optional[str]:
-    """Why a file leaves nothing to measure; None if it does not.
+def _sections_of(key: str) -> Iterator[str]:
+    """Where a key belongs, even if no entry has it."""
+    for section, needs in METRIC.items():
+        if key in [need.key for need in (*needs, *DATASET[section])]:
+            yield section
 
-    Args:
-        file: of annotations.
-        classes: that are evaluated.
-        ids: of the images that are predicted.
-    """
-    if not file.entries:
-        return f'{file.path} has no annotations'
-    places = set(ids)
-    here = [entry for entry in file.entries if entry['image_id'] in places]
-    if not here:
-        return (f'none of the {len(file.entries)} annotations of '
-                f'{file.path} is of an image that is predicted')
-    entries = file.of_classes(classes, ids)
-    if not entries:
-        return (f'none of the {len(here)} annotations that {file.path} has '
-                'of the images is of a class that is evaluated')
-    if all(entry.get('iscrowd') for entry in entries):
-        return f'all {len(entries)} annotations of {file.path} are crowds'
+
+def entry_without(path: Path_, image_id: Any, key: str) -> Optional[str]:
+    """Name of an image's first annotation without a value, if one is."""
+    content = read_annotations(path)
+    for place, entry in enumerate(content.get('annotations', [])):
+        if entry.get('image_id') == image_id and not entry.get(key):
+            return _entry_name('annotations', place, entry)
     return None
 
 
-def file_name(image: Mapping[str, Any]) -> str:
-    """Name of an image's file without folders and ending, or ''."""
-    return Path(str(image.get('file_name', ''))).stem
+def check_metric(metric: Any, path: Path_) -> List[str]:
+    """Check the annotations that a metric compares predictions with.
+
+    Args:
+        metric: any; those of COCO AP are checked.
+        path: of its annotation file.
+
+    Returns:
+        What counts for nothing, in sentences for the log.
+
+    Raises:
+        QuantError: naming the file's entry that lacks something.
+    """
+    api = getattr(metric, '_coco_api', None)
+    if not isinstance(metric, CocoMetric) or not isinstance(api, COCO):
+        return []
+    content = dict(api.dataset)
+    objects = content.get('annotations', [])
+    # pycocotools does not look at the others.
+    content['annotations'] = [
+        entry for entry in objects if entry['image_id'] in api.imgs
+    ]
+    needs = dict(METRIC)
+    if 'segm' in metric.metrics:
+        needs['annotations'] = [*METRIC['annotations'], MASK]
+        needs['images'] = [ID, *SHAPE]
+    check_entries(path, content, needs)
+    strange = {
+        'images':
+        len(objects) - len(content['annotations']),
+        'categories':
+        sum(entry['category_id'] not in api.cats for entry in objects)
+    }
+    return [
+        f'{count} of {len(objects)} annotations of {path} are of {section} '
+        'that it does not list: they count for nothing'
+        for section, count in strange.items() if count
+    ]
+
+
+def measures_masks(metric: Any) -> bool:
+    """Whether a metric is COCO AP of masks."""
+    return isinstance(metric, CocoMetric) and 'segm' in metric.metrics

@@ -10,7 +10,7 @@ from isvit_det.core.errors import QuantError
 from isvit_det.core.layers import set_precision_
 from isvit_det.core.ranks import take_first_
 from isvit_det.core.spec import SOSConfig
-from isvit_det.engine.heads import calibrate_heads_
+from isvit_det.engine.heads import calibrate_heads_, find_products
 from isvit_det.engine.images import Images
 from isvit_det.engine.progress import CalibrationProgress, announcement
 from isvit_det.packed_state import is_calibrated
@@ -25,8 +25,11 @@ def calibrate_detector_(model: Any,
                         workspace: Path,
                         fingerprint: str,
                         logger: MMLogger,
-                        store_gb: Optional[float] = None) -> List[UnitRecord]:
+                        store_gb: Optional[float] = None,
+                        teacher: Any = None) -> List[UnitRecord]:
     """Calibrate a detector of ``quantized_detector``; it ends quantized.
+
+    Its ``float_layers`` and ``products`` end as what was found.
 
     Args:
         model: in eval mode, with float weights.
@@ -38,14 +41,20 @@ def calibrate_detector_(model: Any,
         logger: gets a line for every unit.
         store_gb: memory for activations in GB (1e9 bytes); None takes half
             of what is available.
+        teacher: a copy of the float backbone, which stays as it is; None
+            makes one.
 
     Raises:
-        QuantError: if an image cannot be read, or something to quantize
+        QuantError: if an image cannot be read, the detector cannot predict
+            on the first one, or something to quantize
             never ran on the images.
     """
+    if model.products is None:
+        model.products = find_products(model, images)
     quant = model.quant_config
     logger.info(announcement(quant, sos, len(images)))
-    with CalibrationProgress(logger, is_main_process()) as progress:
+    with images.blamed(model), CalibrationProgress(
+            logger, is_main_process()) as progress:
         records = calibrate(
             model.backbone,
             images.tensors(model, sos.mirror_images),
@@ -54,10 +63,12 @@ def calibrate_detector_(model: Any,
             workspace,
             fingerprint,
             store_gb=store_gb,
-            on_event=progress)
+            on_event=progress,
+            teacher=teacher)
     if quant.scope == 'detector':
         logger.info('calibrating neck and heads')
-        calibrate_heads_(model, images, sos, logger)
+        with images.blamed(model):
+            calibrate_heads_(model, images, sos, logger)
     set_precision_(model, weights=True, acts=True)
     if not is_calibrated(model):
         raise QuantError('quant: nothing in the model was quantized.')

@@ -37,12 +37,15 @@ class Cell:
 
         Weights are known by their content, wherever they lie.
         """
-        path = self.folder / self.report
-        if not path.is_file() or not self._note.is_file():
+        try:
+            result = json.loads((self.folder / self.report).read_text())
+            made_from = result['provenance'].get('float_checkpoint_sha256')
+            noted = self._is_noted()
+        # What was damaged is made again.
+        except (FileNotFoundError, ValueError, KeyError, TypeError,
+                AttributeError):
             return None
-        result = json.loads(path.read_text())
-        made_from = result['provenance'].get('float_checkpoint_sha256')
-        if self._is_noted() and made_from == file_hash(self.weights):
+        if noted and made_from == file_hash(self.weights):
             return result
         return None
 
@@ -89,7 +92,9 @@ def run_tool(tool: Path, argv: Sequence[str]) -> None:
                           errors='replace') as process:
         try:
             for line in process.stderr or ():
-                sys.stderr.write(line)
+                # An error is told once, by who started the tool.
+                if not line.startswith('error: '):
+                    sys.stderr.write(line)
                 last = line.strip() or last
         except BaseException:
             # It would go on alone.

@@ -3,7 +3,6 @@ import argparse
 from pathlib import Path
 from typing import List, Optional
 
-from mmengine.config import DictAction
 from mmengine.device import get_device
 
 from isvit_det.core.errors import QuantError
@@ -38,9 +37,10 @@ def parse_args(argv: Optional[List[str]]) -> argparse.Namespace:
     add('--val',
         type=Path,
         metavar='DIR',
-        help='images to evaluate: a folder for each class gives top-1 and '
-        'top-5, any other agreement and KL only; default: those of --calib '
-        'that were not drawn')
+        help='images to evaluate: a folder for each class, empty or not, '
+        'gives top-1 and top-5, any other agreement and KL only; hidden '
+        'files and folders are passed by; default: those of --calib that '
+        'were not drawn')
     add('--bits', help='wNaM with N and M in 2..8; default w4a4')
     add('--method', help=', '.join(METHODS))
     add('--calib-images', type=int, metavar='N', help='drawn by the seed')
@@ -53,11 +53,8 @@ def parse_args(argv: Optional[List[str]]) -> argparse.Namespace:
         type=int,
         metavar='N',
         help='items, or whole images, per iteration')
-    add('--cfg-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help='other settings, such as quant.exponent=integer or sos.lr=1e-4')
+    parser.add_overrides(
+        'other settings, such as quant.exponent=integer or sos.lr=1e-4')
     add('--work-dir',
         help='default: work_dirs/MODEL, with the bits and the method given '
         'here added to the name')
@@ -72,7 +69,7 @@ def parse_args(argv: Optional[List[str]]) -> argparse.Namespace:
         default=0,
         metavar='N',
         help='processes that read evaluation images')
-    return parser.parse(argv, 'quant.exponent=integer')
+    return parser.parse_args(argv)
 
 
 def quantize(args: argparse.Namespace) -> None:
@@ -111,6 +108,8 @@ def quantize(args: argparse.Namespace) -> None:
     result = run.run()
     scores = result['scores']
     print(f'\n{table(result)}\n\n{scores["images"]} images evaluated')
+    for note in [*result['notes'], result['weights']]:
+        print(note)
     if result['units'] is not None:
         sos = result['provenance']['sos']
         print(f'{result["provenance"]["images_used"]} calibration images, '

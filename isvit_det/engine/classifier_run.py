@@ -10,7 +10,7 @@ from mmengine.logging import MMLogger
 from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor
 
-from isvit_det.backbones.vit_weights import TIMM, read_weights
+from isvit_det.backbones.vit_weights import TIMM, find_weights
 from isvit_det.calibration.sos import UnitRecord, calibrate
 from isvit_det.calibration.store import ActivationPool
 from isvit_det.checkpoint import is_packed, plain, read_checkpoint, save_packed
@@ -39,6 +39,8 @@ CLASSIFIER_SOS: Mapping[str, Mapping[str, Any]] = {
 }
 # Images evaluated without --val, at most.
 MAX_REST = 1000
+# Of files and folders that a message names.
+SHOWN_NAMES = 5
 
 
 @dataclass
@@ -135,9 +137,13 @@ class ClassifierRun:
         if not weights.startswith(TIMM):
             weights = str(local_checkpoint(weights))
         self.checkpoint = weights
-        state = read_weights(weights)
+        found = find_weights(weights)
+        state = found.state_dict
         self.packed = is_packed(dict(state_dict=state))
+        self.origin: Dict[str, Any] = {}
         if self.packed:
+            content = read_checkpoint(Path(weights))
+            self.origin = content.get('provenance', {})
             config = packed_config(state, quant)
         else:
             config = QuantConfig.from_dict(quant)
@@ -153,6 +159,9 @@ class ClassifierRun:
             **resolve_model_data_config(self.source))
         self.logger = MMLogger.get_instance(
             'quantize_cls', log_file=str(work_dir / 'quantize_cls.log'))
+        self.notes: List[str] = []
+        self.taken = found.summary
+        self.logger.info(self.taken)
         self.sample: Optional[FolderSample] = None
         if not self.packed:
             if calib is None:
@@ -161,12 +170,16 @@ class ClassifierRun:
             self.sample = FolderSample(calib, self.transform,
                                        self.sos.num_images, self.sos.seed)
             if len(self.sample) < self.sample.asked:
-                self.logger.warning(
-                    f'{self.sample.asked} calibration images asked for, there '
-                    f'are {len(self.sample)}: all are used')
+                self._note(f'{self.sample.asked} calibration images asked '
+                           f'for, there are {len(self.sample)}: all are used')
         self._choose_evaluation(val)
         if not len(self.evaluated):
-            self.logger.warning('no image is left to evaluate: give --val')
+            self._note('no image is left to evaluate: give --val')
+
+    def _note(self, text: str) -> None:
+        """Warn now, and have the report and the table say it again."""
+        self.logger.warning(text)
+        self.notes.append(text)
 
     def _choose_evaluation(self, val: Optional[Path]) -> None:
         """Images to evaluate, their labels, and hashes of the others."""
@@ -180,17 +193,34 @@ class ClassifierRun:
             rest = [path for path in rest if path not in overlap]
             self.evaluated = ImageList(rest, self.transform)
             return
-        paths = find_images(val, '--val')
-        self.hashes = refuse_overlap(drawn, paths)
+        self._choose_labels(val, find_images(val, '--val'))
+        self.hashes = refuse_overlap(drawn, list(self.evaluated.paths))
+
+    def _choose_labels(self, val: Path, paths: List[Path]) -> None:
+        """Evaluate a folder, by class where its folders are the classes."""
         self.evaluated = ImageList(paths, self.transform)
         classes, labels = class_labels(val, paths)
         known = self.model.head.num_classes
-        if len(classes) == known:
-            self.labels = labels
-        elif classes:
-            self.logger.warning(
-                f'--val has {len(classes)} class folders, the model '
-                f'{known} classes: no top-1, only agreement')
+        used = set(labels) - {None}
+        if not used:
+            # A flat folder.
+            return
+        empty = [name for i, name in enumerate(classes) if i not in used]
+        if len(classes) != known:
+            without = f', {len(empty)} without an image' if empty else ''
+            self._note(f'--val has {len(classes)} class folders{without}, the '
+                       f'model {known} classes: no top-1, only agreement')
+            return
+        kept = [(path, i) for path, i in zip(paths, labels) if i is not None]
+        self.labels = [i for _, i in kept]
+        self.evaluated = ImageList([path for path, _ in kept], self.transform)
+        if empty:
+            self._note(f'--val: {len(empty)} class folders have no image, and '
+                       f'keep their labels: {_few(empty)}')
+        strays = [path.name for path, i in zip(paths, labels) if i is None]
+        if strays:
+            self._note(f'--val: {len(strays)} images lie in no class folder '
+                       f'and are not evaluated: {_few(strays)}')
 
     def run(self) -> Dict[str, Any]:
         """Calibrate, pack, evaluate, and write ``result.json``.
@@ -201,11 +231,9 @@ class ClassifierRun:
         records: Optional[List[UnitRecord]] = None
         seconds: Dict[str, float] = {}
         packed = Path(self.checkpoint)
-        origin: Dict[str, Any] = {}
+        origin = self.origin
         start = time.perf_counter()
-        if self.packed:
-            origin = read_checkpoint(packed).get('provenance', {})
-        else:
+        if not self.packed:
             assert self.sample is not None
             origin = plain(
                 dict(
@@ -234,6 +262,8 @@ class ClassifierRun:
             units=None
             if records is None else [vars(record) for record in records],
             sites=sites,
+            notes=self.notes,
+            weights=self.taken,
             float_modules=[
                 dict(name=name, type=kind)
                 for name, kind in float_modules(self.model)
@@ -284,6 +314,11 @@ class ClassifierRun:
         sites = list_sites_run(self.model, before)
         assert not silent_sites(sites)
         return scores.means(not self.packed), sites
+
+
+def _few(names: Sequence[str]) -> str:
+    more = ' and others' if len(names) > SHOWN_NAMES else ''
+    return ', '.join(names[:SHOWN_NAMES]) + more
 
 
 def table(result: Mapping[str, Any]) -> str:

@@ -6,14 +6,16 @@ from typing import Any, Dict, List, Mapping, Optional
 
 from mmcv.ops import get_compiling_cuda_version
 from mmdet.utils import setup_cache_size_limit_of_dynamo
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import is_main_process
 
-from isvit_det.checkpoint import is_packed, read_checkpoint
+from isvit_det.checkpoint import (is_packed, read_checkpoint,
+                                  refuse_other_layouts)
 from isvit_det.core.errors import QuantError
 from isvit_det.core.files import local_checkpoint
 from isvit_det.core.spec import METHODS, SCOPES
+from isvit_det.engine.config_forms import as_python
 from isvit_det.engine.configs import (DETECTOR, config_errors, configure_hook_,
                                       load_config, quantize_config_)
 from isvit_det.engine.console import (Parser, check_device, given, run_command,
@@ -62,19 +64,15 @@ def parse_args(argv: Optional[List[str]]) -> argparse.Namespace:
         type=float,
         metavar='GB',
         help='memory for activations; default: half of what is free')
-    add('--cfg-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help='override settings of the config, or of the quantization: '
-        'quant.KEY=VALUE, sos.KEY=VALUE')
+    parser.add_overrides('override settings of the config, or of the '
+                         'quantization: quant.KEY=VALUE, sos.KEY=VALUE')
     add('--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],
         default='none',
         help='how this process was started as one of several, which share '
         'the images; on GPUs, or on CPUs where there are none')
     add('--local_rank', '--local-rank', type=int)
-    return parser.parse(argv, 'model.backbone.window_size=7')
+    return parser.parse_args(argv)
 
 
 def configure(args: argparse.Namespace) -> Config:
@@ -98,7 +96,10 @@ def configure(args: argparse.Namespace) -> Config:
         # loading compares one of ours with the file's.
         if cfg.get('model', {}).get('type') != DETECTOR:
             quant = found.to_dict()
+    else:
+        refuse_other_layouts(content['state_dict'], path)
     quantize_config_(cfg, quant)
+    cfg = as_python(cfg)
     sos = given(num_images=args.calib_images, iters=args.iters, seed=args.seed)
     configure_hook_(cfg, {**more.sos, **sos}, args.store_gb)
     cfg.load_from = str(path)
@@ -175,6 +176,9 @@ def show(run: QuantizationRun, result: Mapping[str, Any]) -> None:
     if silent:
         print(f'not reached in the evaluation, for want of detections: '
               f'{", ".join(silent)}')
+    if result['hooks_left_out']:
+        print('left out, since they change weights when a test begins: '
+              f'{", ".join(result["hooks_left_out"])}')
     print(f'packed checkpoint: {run.packed}\nreport: {run.report}')
 
 

@@ -1,5 +1,6 @@
 """Configs: reading them, and turning a float one into the quantized one."""
 import contextlib
+import re
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Optional
 
@@ -7,27 +8,41 @@ from mmengine.config import Config
 from mmengine.hub import get_config
 
 from isvit_det.backbones import QUANTIZED
+from isvit_det.backbones.others import advice
 from isvit_det.core.errors import QuantError
+from isvit_det.core.files import disk_error
 from isvit_det.core.spec import QuantConfig, optimises, parse_bits
+from isvit_det.engine.config_forms import (has_lists, name_types_,
+                                           restore_tuples_)
+from isvit_det.engine.console import describe_error
+from isvit_det.engine.overrides import check_overrides
 
 DETECTOR = 'isvit_det.quantized_detector'
 HOOK = 'isvit_det.SOSCalibrationHook'
+# What MMDetection's DETRs write into the config that they are built from, and
+# refuse to find there.
+WRITTEN = {
+    'bbox_head': ('share_pred_layer', 'num_pred_layer', 'as_two_stage'),
+    'dn_cfg': ('num_classes', 'embed_dims', 'num_matching_queries')
+}
 # What MMEngine and the classes it builds raise for a wrong config.
 CONFIG_ERRORS = (KeyError, TypeError, ValueError, AttributeError, OSError,
                  AssertionError, ImportError, SyntaxError, NotImplementedError)
 
 
 def load_config(name: str, overrides: Optional[Mapping[str, Any]]) -> Config:
-    """Read a config.
+    """Read a config; it is of one form, whichever form the file is of.
 
     Args:
         name: path of a file, or ``mmdet::FOLDER/NAME.py``.
         overrides: values by dotted key, as ``--cfg-options`` gives them.
 
     Raises:
-        QuantError: if there is no such config or it cannot be read.
+        QuantError: if there is no such config, or it cannot be read or has
+            no place for an override.
     """
-    with config_errors():
+    overrides = dict(overrides or {})
+    with config_errors(), _user_code(name):
         if name.startswith('mmdet::'):
             cfg = get_config(name)
         elif not Path(name).is_file():
@@ -35,8 +50,24 @@ def load_config(name: str, overrides: Optional[Mapping[str, Any]]) -> Config:
                              'of a config, or mmdet::FOLDER/NAME.py.')
         else:
             cfg = Config.fromfile(name)
-        cfg.merge_from_dict(dict(overrides or {}))
+        check_overrides(cfg._cfg_dict, overrides)
+        cfg.merge_from_dict(overrides)
+        name_types_(cfg)
+        if not str(cfg.filename).endswith('.py') or has_lists(overrides):
+            restore_tuples_(cfg._cfg_dict)
     return cfg
+
+
+@contextlib.contextmanager
+def _user_code(name: str) -> Iterator[None]:
+    """Name the config in what else it raises: it may run any code."""
+    try:
+        yield
+    except (QuantError, *CONFIG_ERRORS):
+        raise
+    except Exception as error:
+        raise QuantError(f'config: {name} cannot be read: '
+                         f'{describe_error(error)}') from error
 
 
 @contextlib.contextmanager
@@ -51,13 +82,15 @@ def config_errors() -> Iterator[None]:
         raise QuantError(f'config: {what}; check data_root, ann_file and '
                          '_base_.') from error
     except CONFIG_ERRORS as error:
-        lines = str(error).strip().splitlines() or ['no message']
+        _refuse_imports(str(error))
+        full = disk_error(error)
+        if full is not None:
+            raise full from error
         # MMEngine joins the bytes of all images, and there are none.
-        if 'at least one array' in lines[0]:
+        if 'at least one array' in str(error):
             raise QuantError('test_dataloader: no image is evaluated; check '
                              'ann_file, indices and filter_cfg.') from error
-        raise QuantError(
-            f'config: {type(error).__name__}: {lines[0]}') from error
+        raise QuantError(f'config: {describe_error(error)}') from error
     except RuntimeError as error:
         # mmdet's words on the packages that some of its classes need.
         if not any(
@@ -67,11 +100,26 @@ def config_errors() -> Iterator[None]:
         raise QuantError(f'config: {error}') from error
 
 
+def _refuse_imports(message: str) -> None:
+    """Raise if MMEngine says that custom imports of a config failed."""
+    found = re.search(r"custom modules from .*'imports': (\[.*?\]|'.*?')",
+                      message)
+    if found is None:
+        return
+    more = ''
+    if re.search('mmpretrain|mmcls', found[1]):
+        more = ("; backbones of theirs are not supported: use MMDetection's "
+                "'SwinTransformer' or 'isvit_det.VisionTransformer'")
+    raise QuantError(f'custom_imports: {found[1]} cannot be imported; install '
+                     f'the package, or take it out of the config{more}.')
+
+
 def quantize_config_(cfg: Config, quant: Mapping[str, Any]) -> None:
     """Make a config's model quantized, in place.
 
     A float config with a supported backbone becomes what our own configs
-    are; one of ours takes the settings over its own.
+    are, even after a model was built from it; one of ours takes the settings
+    over its own.
 
     Args:
         cfg: a whole config.
@@ -82,21 +130,33 @@ def quantize_config_(cfg: Config, quant: Mapping[str, Any]) -> None:
             a setting is wrong.
     """
     model = cfg.get('model')
-    if model is None:
+    if not isinstance(model, dict):
         raise QuantError(f'config: {cfg.filename} has no model; give a '
                          "detector's config.")
     if model.get('type') != DETECTOR:
-        backbone = model.get('backbone', {})
+        backbone = model.get('backbone')
+        if not isinstance(backbone, dict):
+            raise QuantError(f'config: model.backbone: expected a dict, got '
+                             f'{backbone!r}.')
         name = backbone.get('type')
         if name not in QUANTIZED:
-            raise QuantError(
-                f'model.backbone.type: {name!r} is not supported; expected '
-                f'one of {sorted(QUANTIZED)}, or one of '
-                f'{sorted(set(QUANTIZED.values()))} in a {DETECTOR}.')
+            instead = advice(name) or (
+                f'expected one of {sorted(QUANTIZED)}, or one of '
+                f'{sorted(set(QUANTIZED.values()))} in a {DETECTOR}')
+            raise QuantError(f'model.backbone.type: {name!r} is not '
+                             f'supported; {instead}.')
         backbone['type'] = QUANTIZED[name]
+        for part, keys in WRITTEN.items():
+            for key in keys if isinstance(model.get(part), dict) else ():
+                model[part].pop(key, None)
         model['base'] = model['type']
         model['type'] = DETECTOR
-    settings = dict(model.get('quant') or {})
+    settings = model.get('quant') or {}
+    if not isinstance(settings, dict):
+        raise QuantError(
+            f'config: model.quant: expected a dict of settings, got '
+            f'{settings!r}.')
+    settings = dict(settings)
     # There are two ways to name bits; the user's one counts.
     if 'bits' in quant:
         settings.pop('weight_bits', None)
@@ -121,8 +181,17 @@ def configure_hook_(cfg: Config,
         cfg: a whole config, after ``quantize_config_``.
         sos: values of ``SOSConfig`` that the user gave.
         store_gb: memory for activations; None leaves it as it is.
+
+    Raises:
+        QuantError: if the config's hooks are no list of dicts.
     """
-    hooks: List[Dict[str, Any]] = list(cfg.get('custom_hooks') or [])
+    given = cfg.get('custom_hooks') or []
+    if not isinstance(given, (list, tuple)) or not all(
+            isinstance(hook, dict) for hook in given):
+        raise QuantError(
+            f'config: custom_hooks: expected a list of dicts, got '
+            f'{given!r}.')
+    hooks: List[Dict[str, Any]] = list(given)
     ours = [hook for hook in hooks if hook.get('type') == HOOK]
     if not ours:
         ours = [dict(type=HOOK)]

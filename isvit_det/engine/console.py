@@ -1,12 +1,16 @@
 """What the commands share: one-line errors and exit statuses."""
 import argparse
+import contextlib
+import logging
 import sys
-from typing import (Any, Callable, Dict, Mapping, NamedTuple, NoReturn,
-                    Optional, Sequence)
+from typing import (Any, Callable, Dict, Iterator, Mapping, NamedTuple,
+                    NoReturn, Optional, Set)
 
 import torch
 
 from isvit_det.core.errors import QuantError
+from isvit_det.core.files import disk_error
+from isvit_det.engine.overrides import OverrideAction
 
 
 class Parser(argparse.ArgumentParser):
@@ -15,23 +19,14 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f'error: {message}\n')
 
-    def parse(self, argv: Optional[Sequence[str]],
-              option: str) -> argparse.Namespace:
-        """The arguments.
-
-        Args:
-            argv: what to parse; None for the command line.
-            option: an example of a --cfg-options.
-
-        Raises:
-            QuantError: if what --cfg-options has is no KEY=VALUE.
-        """
-        try:
-            return self.parse_args(argv)
-        except ValueError as error:
-            # Of DictAction.
-            raise QuantError(f'--cfg-options: give KEY=VALUE, such as '
-                             f'{option}.') from error
+    def add_overrides(self, purpose: str) -> None:
+        """Add ``--cfg-options``, read into a dict by dotted key."""
+        self.add_argument(
+            '--cfg-options',
+            nargs='+',
+            action=OverrideAction,
+            metavar='KEY=VALUE',
+            help=purpose)
 
 
 def given(**values: Any) -> Dict[str, Any]:
@@ -72,6 +67,16 @@ def settings(options: Optional[Mapping[str, Any]]) -> Settings:
     return found
 
 
+def describe_error(error: BaseException) -> str:
+    """The kind of an error and the first line of its message.
+
+    >>> describe_error(KeyError('mask'))
+    "KeyError: 'mask'"
+    """
+    lines = str(error).strip().splitlines() or ['no message']
+    return f'{type(error).__name__}: {lines[0]}'
+
+
 def check_device(device: str) -> None:
     """Raise unless tensors can be made on a device."""
     try:
@@ -81,15 +86,48 @@ def check_device(device: str) -> None:
                          'cpu, cuda or cuda:N.') from error
 
 
+@contextlib.contextmanager
+def log_errors_told_once() -> Iterator[None]:
+    """Tell in one line of a log file that cannot be written, and go on.
+
+    Otherwise logging prints a traceback for each line of the log.
+    """
+    told: Set[str] = set()
+
+    def tell(handler: logging.FileHandler, record: logging.LogRecord) -> None:
+        path, error = handler.baseFilename, sys.exc_info()[1]
+        if path not in told:
+            told.add(path)
+            reason = getattr(error, 'strerror', None) or error
+            print(
+                f'warning: {path} could not be written ({reason}); the run '
+                'goes on without that part of its log',
+                file=sys.stderr)
+
+    setattr(logging.FileHandler, 'handleError', tell)
+    try:
+        yield
+    finally:
+        # That of all handlers counts again.
+        delattr(logging.FileHandler, 'handleError')
+
+
 def run_command(work: Callable[[], None]) -> int:
     """Do a command's work; its exit status."""
     try:
-        work()
+        with log_errors_told_once():
+            work()
     except QuantError as error:
-        print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
-        return 2
+        return _refuse(error)
+    except OSError as error:
+        return _refuse(disk_error(error) or error)
     except KeyboardInterrupt:
         print(
             'interrupted: the same command goes on from here', file=sys.stderr)
         return 130
     return 0
+
+
+def _refuse(error: Exception) -> int:
+    print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
+    return 2

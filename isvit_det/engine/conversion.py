@@ -24,32 +24,12 @@ SHOWN_NAMES = 5
 SHOWN_PROBLEMS = 7
 
 
-def weights_of(content: Any, key: str, path: Path) -> Dict[str, Tensor]:
-    """Weights of a checkpoint in its own names, floating ones as float32.
-
-    Args:
-        content: of the file: a dict of weights, or one that has them as an
-            entry.
-        key: of that entry.
-        path: of the file.
-
-    Raises:
-        QuantError: if it holds anything but weights.
-    """
-    if isinstance(content, dict):
-        content = content.get(key, content)
-    if not isinstance(content, dict):
-        raise QuantError(f'checkpoint: {path} holds a '
-                         f'{type(content).__name__}, expected a dict of '
-                         f'weights or one with such a {key!r}.')
-    weights: Dict[str, Tensor] = {}
-    for name, value in content.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise QuantError(f'checkpoint: {name!r} of {path} is no tensor; '
-                             'give a dict of weights or one with such a '
-                             f'{key!r}.')
-        weights[name] = value.float() if value.is_floating_point() else value
-    return weights
+def as_floats(weights: Mapping[str, Tensor]) -> Dict[str, Tensor]:
+    """Weights in their own names, floating ones as float32."""
+    return {
+        name: value.float() if value.is_floating_point() else value
+        for name, value in weights.items()
+    }
 
 
 def drop_extras_(weights: Dict[str, Tensor], pattern: str) -> List[str]:
@@ -64,7 +44,7 @@ def read_target(config: str) -> Tuple[Dict[str, Tensor], Dict[str, Any]]:
     """State dict of a config's model, and the metainfo of its data set."""
     cfg = load_config(config, None)
     with config_errors():
-        init_default_scope(cfg.get('default_scope', 'mmdet'))
+        init_default_scope(cfg.get('default_scope') or 'mmdet')
         dataset = cfg.test_dataloader.dataset
         metainfo = dict(
             DATASETS.get(dataset.type).METAINFO, **dataset.get('metainfo', {}))

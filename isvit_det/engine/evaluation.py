@@ -3,7 +3,8 @@ import contextlib
 import time
 import traceback
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Sequence
+from typing import (Any, Callable, ContextManager, Dict, Iterator, List,
+                    Mapping, Sequence)
 
 from mmengine.evaluator import Evaluator
 from mmengine.runner import Runner
@@ -13,7 +14,6 @@ from isvit_det.core.errors import QuantError
 from isvit_det.core.ranks import gather, rank
 from isvit_det.engine.agreement import Plan, counts_part
 from isvit_det.engine.figures import average_precision, fractions, gaps, raw
-from isvit_det.engine.images import reading_images
 from isvit_det.engine.predictions import PredictionFile
 from isvit_det.engine.tasks import Task, is_split
 from isvit_det.engine.trial import explain
@@ -31,6 +31,7 @@ class Evaluation(Evaluator):
         file: of the predictions.
         describe: called when all images are predicted; plain values that
             are kept with the predictions.
+        watching: turns what a test raises at an image into one line.
 
     Attributes:
         about: what ``describe`` gave when the images were predicted.
@@ -38,7 +39,8 @@ class Evaluation(Evaluator):
     """
 
     def __init__(self, runner: Runner, plan: Plan, file: PredictionFile,
-                 describe: Callable[[], Mapping[str, Any]]) -> None:
+                 describe: Callable[[], Mapping[str, Any]],
+                 watching: Callable[[], ContextManager[None]]) -> None:
         self.runner = runner
         self.loop = runner.test_loop
         self.real: Evaluator = self.loop.evaluator
@@ -47,6 +49,7 @@ class Evaluation(Evaluator):
         self.plan = plan
         self.file = file
         self.describe = describe
+        self.watching = watching
         self.about: Dict[str, Any] = {}
         self.seconds = 0.
         self._ids: List[Any] = []
@@ -108,7 +111,7 @@ class Evaluation(Evaluator):
         self.file.start()
         self.loop.evaluator = self
         try:
-            with reading_images():
+            with self.watching():
                 return self.loop.run()
         finally:
             self.loop.evaluator = self.real

@@ -9,12 +9,12 @@ from mmengine.runner import Runner
 from torch import nn
 
 from isvit_det.checkpoint import file_hash, plain
+from isvit_det.core.digests import checksum, digest_of
 from isvit_det.core.files import write_atomically
 from isvit_det.core.ranks import num_ranks, of_first
 from isvit_det.engine.images import evaluation_paths, unwrap
 from isvit_det.engine.provenance import versions
 from isvit_det.engine.tasks import metric_configs
-from isvit_det.packed_state import checksum
 
 
 def prediction_key(runner: Runner, model: nn.Module) -> str:
@@ -49,6 +49,7 @@ class FloatMetrics:
     def __init__(self, directory: Path, runner: Runner,
                  predictions: str) -> None:
         self.path = directory / 'float_metrics.json'
+        self.logger = runner.logger
         configs = metric_configs(runner.cfg)
         self.key = _digest([
             predictions, runner.cfg.test_evaluator,
@@ -56,16 +57,30 @@ class FloatMetrics:
         ])
 
     def recall(self) -> Optional[Dict[str, Any]]:
-        """What was kept, or None if there is nothing of this key."""
+        """What was kept, or None if there is nothing of this key.
+
+        A file that was changed or damaged is told of and not used.
+        """
         kept: Dict[str, Any] = {}
-        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+        try:
             kept = json.loads(self.path.read_text())
-        return of_first(
-            kept.get('found') if kept.get('key') == self.key else None)
+            if kept.pop('checksum') != digest_of(kept):
+                raise ValueError('its checksum does not match its contents')
+            found = kept['found'] if kept['key'] == self.key else None
+        except FileNotFoundError:
+            found = None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError,
+                RecursionError) as error:
+            self.logger.warning(f'{self.path} is damaged ({error}): the '
+                                'float model is evaluated again')
+            found = None
+        return of_first(found)
 
     def keep(self, found: Mapping[str, Any]) -> None:
         """Replace what was kept."""
-        text = json.dumps(dict(key=self.key, found=plain(found))).encode()
+        kept = dict(key=self.key, found=plain(found))
+        kept['checksum'] = digest_of(kept)
+        text = json.dumps(kept).encode()
         write_atomically(self.path, lambda file: file.write(text))
 
 

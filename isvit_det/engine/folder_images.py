@@ -12,10 +12,17 @@ from torch.utils.data import DataLoader, Dataset
 from isvit_det.core.errors import QuantError
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
+# What systems leave in folders, besides hidden files: archives of macOS,
+# network disks, bins and notebooks.
+SYSTEM_FOLDERS = ('__MACOSX', '@eaDir', '#recycle', '#snapshot',
+                  '$RECYCLE.BIN', 'System Volume Information', 'lost+found',
+                  '__pycache__')
 
 
 def find_images(folder: Path, option: str) -> List[Path]:
     """Paths of all images in a folder and those below it, sorted.
+
+    Hidden files and folders, and those of ``SYSTEM_FOLDERS``, are passed by.
 
     Args:
         folder: to look in.
@@ -24,11 +31,7 @@ def find_images(folder: Path, option: str) -> List[Path]:
     Raises:
         QuantError: if there are none.
     """
-    # Class folders are often links, which Path.rglob passes by.
-    found = sorted(
-        Path(place) / name
-        for place, _, names in os.walk(folder, followlinks=True)
-        for name in names if name.lower().endswith(EXTENSIONS))
+    found = sorted(_walk(folder, ()))
     if not found:
         raise QuantError(f'{option}: {folder} holds no images; give a folder '
                          f'of {", ".join(EXTENSIONS)} files, flat or with a '
@@ -36,21 +39,65 @@ def find_images(folder: Path, option: str) -> List[Path]:
     return found
 
 
-def class_labels(folder: Path,
-                 paths: Sequence[Path]) -> Tuple[List[str], List[int]]:
-    """Classes of a folder, and one of each image.
+def _walk(folder: Path, above: Tuple[str, ...]) -> Iterator[Path]:
+    # Class folders are often links, and a link may lead back to above.
+    place = os.path.realpath(folder)
+    if place in above or not os.path.isdir(place):
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if is_hidden(entry.name):
+                continue
+            path = folder / entry.name
+            if entry.is_dir():
+                yield from _walk(path, (*above, place))
+            elif entry.name.lower().endswith(EXTENSIONS):
+                yield path
 
-    They come in the order of their names, numbers in them by value.
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is none that a user put there.
+
+    >>> [is_hidden(name) for name in ('.cache', '@eaDir', '._a.jpg', 'a.jpg')]
+    [True, True, True, False]
+    """
+    return name.startswith('.') or name in SYSTEM_FOLDERS
+
+
+def class_labels(
+        folder: Path,
+        paths: Sequence[Path]) -> Tuple[List[str], List[Optional[int]]]:
+    """The folders in a folder as classes, and one of each image.
+
+    A folder without images is a class too: without it the labels of others
+    would be other ones.
+
+    Args:
+        folder: with a folder for each class, or none.
+        paths: of ``find_images`` in it.
 
     Returns:
-        Names of the folders, none if an image lies in no folder, and labels.
+        Names of the folders in the order of their labels, numbers in them by
+        value; and labels, None of an image that lies in none of them.
+
+    Raises:
+        QuantError: naming a link to what is not there, which may be a class.
     """
-    names = [path.relative_to(folder).parts[:-1] for path in paths]
-    if not all(names):
-        return [], []
-    classes = sorted({name[0] for name in names}, key=_natural)
+    entries = [entry for entry in folder.iterdir()
+               if not is_hidden(entry.name)]  # yapf: disable
+    broken = [
+        entry for entry in entries
+        if not entry.exists() and not entry.name.lower().endswith(EXTENSIONS)
+    ]
+    if broken:
+        raise QuantError(f'image folder: {min(broken)} is a link to what is '
+                         'not there, perhaps a class; mend or remove it.')
+    classes = sorted((entry.name for entry in entries if entry.is_dir()),
+                     key=_natural)
     index = {name: i for i, name in enumerate(classes)}
-    return classes, [index[name[0]] for name in names]
+    # An image right in the folder is no folder.
+    owners = [path.relative_to(folder).parts[0] for path in paths]
+    return classes, [index.get(name) for name in owners]
 
 
 def _natural(name: str) -> List[Tuple[int, str]]:

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any, Callable, ContextManager, Dict, Iterator, List
 
 import torch
+from mmdet.models.roi_heads.base_roi_head import BaseRoIHead
 from mmengine.logging import MMLogger
 from torch import nn
 
@@ -15,8 +16,15 @@ from isvit_det.core.layers import (fit_weights_, observe, precision,
 from isvit_det.core.quantizers import Quantizer
 from isvit_det.core.ranks import mine
 from isvit_det.core.spec import SOSConfig
+from isvit_det.core.swap import QUANTIZED_LAYERS, make_float_
 from isvit_det.engine.images import Images
 from isvit_det.engine.locations import Locations
+from isvit_det.engine.products import watch_products
+
+# What a model raises that does not fit its data, its settings or its host.
+PREDICTION_ERRORS = (RuntimeError, ValueError, TypeError, LookupError,
+                     AttributeError, AssertionError, ImportError)
+NOT_RUN = 'no prediction on the calibration images runs it'
 
 
 def calibrate_heads_(model: nn.Module, images: Images, sos: SOSConfig,
@@ -26,22 +34,22 @@ def calibrate_heads_(model: nn.Module, images: Images, sos: SOSConfig,
     The detector predicts on the calibration images with its backbone as
     calibrated and its other layers in float. A layer shared by the levels of
     a pyramid sees all levels. Layers that only ever run on detections are
-    shown detections of any score if none passed the threshold.
+    shown detections of any score if none passed the threshold. A layer that
+    does not run even then, for any image of any process, is turned back into
+    float and named in ``model.float_layers``.
 
     Args:
         model: a detector whose backbone is calibrated.
         images: to predict on, once or twice; once more to correct.
         sos: says whether weights make up for rounding, in closed form, and
             whether dense heads are calibrated where they find objects.
-        logger: is told of layers that no detection reached.
+        logger: is told of layers that no detection reached, and of those
+            turned back.
 
     Raises:
-        QuantError: naming the layers that never ran.
+        QuantError: naming the layers of a head of which none ran.
     """
-    rest = nn.ModuleDict({
-        name: child
-        for name, child in model.named_children() if name != 'backbone'
-    })
+    rest = _all_but_backbone(model)
     threshold: Callable[[], ContextManager] = nullcontext
     with precision(rest, weights=False, acts=False):
         locations = Locations(rest if sos.weigh_locations else nn.Module())
@@ -56,11 +64,8 @@ def calibrate_heads_(model: nn.Module, images: Images, sos: SOSConfig,
             unreached = nn.ModuleList(_unreached(rest).values())
             with observe(unreached), threshold():
                 _predict(model, images)
-        if _unreached(rest):
-            raise QuantError(
-                f'quant.scope: {sorted(_unreached(rest))} never ran on the '
-                'calibration images and cannot be quantized; use '
-                "scope='backbone' or other images.")
+        _turn_back_unreached_(model, logger)
+        rest = _all_but_backbone(model)
         if sos.correct_heads:
             with correct_(
                     quantized_layers(rest),
@@ -68,6 +73,92 @@ def calibrate_heads_(model: nn.Module, images: Images, sos: SOSConfig,
                 _predict(model, images, correction.start_image)
         else:
             fit_weights_(rest)
+
+
+def find_products(model: Any, images: Images) -> List[str]:
+    """Names of the modules that multiply activations by activations.
+
+    The detector predicts on the first image, detections of any score
+    included, in every process alike.
+
+    Args:
+        model: with float weights, not calibrated.
+        images: to calibrate on.
+
+    Raises:
+        QuantError: if it cannot predict as it is.
+    """
+    batch = images.read(0)
+    try:
+        with _no_score_threshold(model), watch_products(model) as products:
+            model.test_step(batch)
+    except PREDICTION_ERRORS as error:
+        lines = str(error).strip().splitlines() or ['no message']
+        raise QuantError(
+            f'model: this {type(model).__name__} cannot predict on a '
+            'calibration image, before anything is quantized '
+            f'({type(error).__name__}: {lines[0]}); test it with the tools '
+            'of MMDetection first.') from error
+    return [
+        name for name, module in model.named_modules()
+        if module in products.found
+    ]
+
+
+def _all_but_backbone(model: nn.Module) -> nn.ModuleDict:
+    return nn.ModuleDict({
+        name: child
+        for name, child in model.named_children() if name != 'backbone'
+    })
+
+
+def _turn_back_unreached_(model: Any, logger: MMLogger) -> None:
+    """Turn layers that never ran into float.
+
+    Raises:
+        QuantError: if no layer of a whole head ran.
+    """
+    rest = _all_but_backbone(model)
+    unreached = [
+        name for name, layer in rest.named_modules()
+        if isinstance(layer, QUANTIZED_LAYERS)
+        and not layer.input_quantizer.is_fitted
+    ]
+    silent = [
+        name for name in unreached if any(
+            name.startswith(f'{head}.') for head in _silent_heads(model))
+    ]
+    if silent:
+        raise QuantError(f'quant.scope: {sorted(silent)} never ran on the '
+                         'calibration images and cannot be quantized; use '
+                         "scope='backbone' or other images.")
+    if unreached:
+        logger.info(f'these stay in float, since {NOT_RUN}: '
+                    f'{", ".join(unreached)}')
+        make_float_(model, unreached)
+        model.float_layers.update(dict.fromkeys(unreached, NOT_RUN))
+
+
+def _silent_heads(model: nn.Module) -> List[str]:
+    """Names of the parts of a detector of which no layer has run.
+
+    Its children are its parts, and so are those of a head of regions: what
+    finds their boxes, their masks and more.
+    """
+    parts = dict(_all_but_backbone(model).items())
+    for name, child in list(parts.items()):
+        if isinstance(child, BaseRoIHead):
+            del parts[name]
+            parts.update({
+                f'{name}.{inner}': part
+                for inner, part in child.named_children()
+            })
+    layers = {name: quantized_layers(part) for name, part in parts.items()}
+    return [
+        name for name, found in layers.items()
+        if found and not any(layer.input_quantizer.is_fitted
+                             for layer in found)
+    ]
 
 
 def _unreached(rest: nn.Module) -> Dict[str, Quantizer]:

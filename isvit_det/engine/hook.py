@@ -11,15 +11,19 @@ from mmengine.runner import Runner
 
 from isvit_det.calibration.sos import UnitRecord
 from isvit_det.calibration.store import ActivationPool
-from isvit_det.checkpoint import plain, save_packed
+from isvit_det.checkpoint import is_packed, plain, save_packed
+from isvit_det.core.digests import checksum
 from isvit_det.core.errors import QuantError
 from isvit_det.core.spec import SOSConfig
 from isvit_det.engine.calibrate import WORKSPACE, calibrate_detector_
+from isvit_det.engine.heads import find_products
 from isvit_det.engine.images import (CalibrationImages, calibration_images,
                                      evaluation_paths, refuse_overlap)
 from isvit_det.engine.provenance import describe_origin, fingerprint
 from isvit_det.engine.report import count_calls, list_sites_run
 from isvit_det.engine.tasks import metainfo
+from isvit_det.engine.tested_weights import take_tested_weights_
+from isvit_det.packed_header import check_others
 from isvit_det.packed_state import is_calibrated
 from isvit_det.registry import HOOKS
 
@@ -43,7 +47,9 @@ class SOSCalibrationHook(Hook):
     """Calibrate in ``before_test``, and write the packed checkpoint there.
 
     A model that is calibrated already is left alone, so a packed file can be
-    tested with the config it was made from.
+    tested with the config it was made from. What is calibrated are the
+    weights that the test would evaluate: other hooks that exchange them
+    (EMA) do so once before it, and are left out from then on.
 
     Args:
         sos: values of ``SOSConfig``.
@@ -55,6 +61,9 @@ class SOSCalibrationHook(Hook):
 
     Attributes:
         outcome: None until a calibration has ended.
+        teacher: a copy of the float backbone that calibration compares
+            with and leaves as it is; None has it make its own.
+        left_out: class names of the hooks that are left out.
     """
     priority = 'VERY_LOW'
 
@@ -68,6 +77,9 @@ class SOSCalibrationHook(Hook):
         self.out = out
         self.store_gb = store_gb
         self.outcome: Optional[Outcome] = None
+        self.teacher: Any = None
+        self.left_out: List[str] = []
+        self._weights: Optional[str] = None
         self._postponed = False
         self._calls: Dict[str, int] = {}
         self._images: Optional[CalibrationImages] = None
@@ -88,6 +100,16 @@ class SOSCalibrationHook(Hook):
         # Refuses a wrong budget.
         ActivationPool(Path(runner.work_dir), self.store_gb)
 
+    def after_load_checkpoint(self, runner: Runner,
+                              checkpoint: Dict[str, Any]) -> None:
+        """Check what lies beside a packed state, which no model sees.
+
+        Raises:
+            QuantError: if it is not what the calibration wrote.
+        """
+        if is_packed(checkpoint):
+            check_others(checkpoint)
+
     def sos_config(self, runner: Runner) -> SOSConfig:
         """Settings of the run, on top of the method's.
 
@@ -101,8 +123,37 @@ class SOSCalibrationHook(Hook):
                 "'isvit_det.quantized_detector'; build the detector with it.")
         return SOSConfig.from_dict(self.sos_values, quant)
 
+    def settle(self, runner: Runner, is_begun: bool = False) -> None:
+        """Decide which weights are meant, before anything is run.
+
+        Args:
+            runner: its float weights are loaded.
+            is_begun: whether its test has come to this hook.
+        """
+        if self._weights is None:
+            self.left_out = take_tested_weights_(runner, self, is_begun)
+            self._note_weights(runner)
+
+    def _note_weights(self, runner: Runner) -> None:
+        self._weights = checksum(bare_model(runner).state_dict())
+
+    def _check_weights(self, runner: Runner) -> None:
+        """Raise if the weights are not those that were noted last."""
+        if self._weights is None:
+            return
+        if checksum(bare_model(runner).state_dict()) != self._weights:
+            kinds = [hook['type'] for hook in runner.cfg['custom_hooks']]
+            names = [getattr(kind, '__name__', kind) for kind in kinds]
+            raise QuantError(
+                f'custom_hooks: one of {names} changes the weights during a '
+                'test, whose AP would be of other weights than those that '
+                'are calibrated; take it out.')
+
     def prepare(self, runner: Runner) -> CalibrationImages:
-        """Draw the calibration images and check that none is evaluated."""
+        """Draw the calibration images and check what can be checked.
+
+        None may be evaluated, and the model must predict on the first.
+        """
         if self._images is None:
             sos = self.sos_config(runner)
             loader = self.calib_dataloader
@@ -112,10 +163,13 @@ class SOSCalibrationHook(Hook):
             dataset = runner.test_loop.dataloader.dataset
             self._image_hashes = refuse_overlap(images.paths(),
                                                 evaluation_paths(dataset))
+            images.check(bare_model(runner))
             if len(images) < images.asked:
                 runner.logger.warning(
                     f'{images.asked} calibration images asked for, there are '
                     f'{len(images)}: all are used')
+            model = bare_model(runner)
+            model.products = find_products(model, images)
             self._images = images
         return self._images
 
@@ -134,6 +188,9 @@ class SOSCalibrationHook(Hook):
             raise QuantError('SOSCalibrationHook: a model is not calibrated '
                              'with --tta; calibrate it without, and give the '
                              'packed file to --tta.')
+        self.settle(runner, is_begun=True)
+        model = bare_model(runner)
+        model.eval()
         images = self.prepare(runner)
         sos = self.sos_config(runner)
         origin = plain(
@@ -144,17 +201,35 @@ class SOSCalibrationHook(Hook):
         ], model)
         records = calibrate_detector_(model, images, sos,
                                       Path(runner.work_dir) / WORKSPACE, key,
-                                      runner.logger, self.store_gb)
+                                      runner.logger, self.store_gb,
+                                      self.teacher)
+        if model.float_layers:
+            # MMDetection's tools find the config beside the packed file.
+            runner.cfg.model['float_layers'] = model.float_layers
+            runner.dump_config()
         packed = Path(runner.work_dir) / self.out
         if is_main_process():
             save_packed(model, packed, origin,
                         metainfo(runner.test_loop.dataloader.dataset))
             runner.logger.info(f'packed checkpoint: {packed}')
         self.outcome = Outcome(records, packed, origin)
+        self._note_weights(runner)
 
     def before_test_epoch(self, runner: Runner) -> None:
         """Note how often every site has run."""
         self._calls = count_calls(bare_model(runner))
+
+    def before_test_iter(self,
+                         runner: Runner,
+                         batch_idx: int,
+                         data_batch: Any = None) -> None:
+        """Check before the first image that the weights are as calibrated.
+
+        Raises:
+            QuantError: if another hook has changed them.
+        """
+        if batch_idx == 0:
+            self._check_weights(runner)
 
     def after_test_iter(self,
                         runner: Runner,
@@ -164,10 +239,14 @@ class SOSCalibrationHook(Hook):
         """Check on the first image that the backbone ran quantized.
 
         Raises:
-            QuantError: naming sites of the backbone that did not.
+            QuantError: naming sites of the backbone that did not, or if a
+                hook has changed the weights.
         """
         model = bare_model(runner)
-        if batch_idx == 0 and not self._postponed and is_calibrated(model):
+        if batch_idx != 0:
+            return
+        self._check_weights(runner)
+        if not self._postponed and is_calibrated(model):
             list_sites_run(model, self._calls)
 
 

@@ -12,24 +12,9 @@ from torch import Tensor
 from isvit_det.checkpoint import file_hash
 from isvit_det.core.errors import QuantError
 from isvit_det.core.ranks import mine
-
-
-@contextlib.contextmanager
-def reading_images() -> Iterator[None]:
-    """Turn what a missing or damaged image raises into a QuantError."""
-    try:
-        yield
-    except (OSError, AssertionError) as error:
-        # A worker process puts its traceback before the message.
-        message = (str(error).strip().splitlines() or [''])[-1]
-        if isinstance(error, OSError):
-            raise QuantError(f'data set: {message}; check data_root and '
-                             'data_prefix.') from error
-        # Of mmcv's LoadImageFromFile.
-        if 'failed to load image' not in message:
-            raise
-        raise QuantError(f'data set: {message}; it is damaged, get it '
-                         'again.') from error
+from isvit_det.engine.console import describe_error
+from isvit_det.engine.data_errors import (data_set_error, guard_, names,
+                                          preprocessing)
 
 
 class Images:
@@ -63,14 +48,49 @@ class Images:
                 far as ``img_shape`` leaves out padding.
         """
         for index in mine(len(self) * (1 + mirrored)):
-            batch = model.data_preprocessor(
-                self.read(index % len(self)), False)
+            data = self.read(index % len(self))
+            with preprocessing(data):
+                batch = model.data_preprocessor(data, False)
             image = batch['inputs']
             if index >= len(self):
                 height, width = batch['data_samples'][0].img_shape[:2]
                 inside = image[..., :height, :width]
                 inside.copy_(inside.flip(-1))
             yield image
+
+    def check(self, model: Any) -> None:
+        """Read and preprocess each image of this process once.
+
+        Raises:
+            QuantError: naming the first that fails.
+        """
+        for _ in self.tensors(model, False):
+            pass
+
+    @contextlib.contextmanager
+    def blamed(self, model: Any) -> Iterator[None]:
+        """Name the image that a model fails on, if the context fails.
+
+        Raises:
+            QuantError: if the model fails on one of them by itself as well.
+        """
+        try:
+            yield
+        except QuantError:
+            raise
+        except Exception as error:
+            for index in mine(len(self)):
+                batch = self.read(index)
+                label = ', '.join(names(batch))
+                try:
+                    with torch.no_grad():
+                        model.test_step(batch)
+                except Exception as again:
+                    raise QuantError(
+                        f'calibration set: image {label}: the detector '
+                        f'failed on it ({describe_error(again)}); leave out '
+                        'or mend the image.') from error
+            raise
 
 
 class CalibrationImages(Images):
@@ -101,6 +121,9 @@ class CalibrationImages(Images):
                 'images.')
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(every), generator=generator)
+        # Another image than the one drawn is none of the draw.
+        for dataset in datasets:
+            guard_(dataset, may_skip=False)
         self.picks: List[Tuple[Any, int]] = []
         self._infos: List[Dict[str, Any]] = []
         seen = set()
@@ -138,8 +161,7 @@ class CalibrationImages(Images):
 
     def read(self, index: int) -> Dict[str, Any]:
         dataset, place = self.picks[index]
-        with reading_images():
-            return pseudo_collate([dataset[place]])
+        return pseudo_collate([dataset[place]])
 
 
 def calibration_images(cfg: Mapping[str, Any], dataset: Any, num_images: int,
@@ -157,34 +179,56 @@ def calibration_images(cfg: Mapping[str, Any], dataset: Any, num_images: int,
         QuantError: if a data set's files are missing or it is empty.
     """
     if dataset is not None:
-        configs = _base_datasets(dataset)
+        configs = base_datasets(dataset)
     else:
         if not cfg.get('train_dataloader'):
             raise QuantError('train_dataloader: the config has none to draw '
                              'calibration images from; give the hook a '
                              'calib_dataloader.')
-        test = _base_datasets(cfg['test_dataloader']['dataset'])[0]
-        configs = _base_datasets(cfg['train_dataloader']['dataset'])
+        test = base_datasets(cfg['test_dataloader']['dataset'])[0]
+        configs = base_datasets(cfg['train_dataloader']['dataset'])
         for config in configs:
             config.update(pipeline=test['pipeline'], test_mode=True)
             config.pop('filter_cfg', None)
-    return CalibrationImages([_build(config) for config in configs],
+            if test.get('return_classes'):
+                _take_prompt_(config)
+    return CalibrationImages([build_dataset(config) for config in configs],
                              num_images, seed)
 
 
-def _base_datasets(config: Mapping[str, Any]) -> List[Dict[str, Any]]:
+def _take_prompt_(config: Dict[str, Any]) -> None:
+    """Let a training set bring the names of its classes, as a prompt.
+
+    Raises:
+        QuantError: if what it brings is of no use in a prediction.
+    """
+    name = str(config.get('type', '')).split('.')[-1]
+    if name == 'ODVGDataset':
+        raise QuantError(
+            f'train_dataloader: an {name} brings no prompt that a prediction '
+            "takes; give the hook's calib_dataloader a data set such as "
+            'CocoDataset with return_classes=True.')
+    config['return_classes'] = True
+
+
+def base_datasets(config: Mapping[str, Any]) -> List[Dict[str, Any]]:
     """Copies of the data sets that wrappers (Repeat, Concat, ...) hold."""
     if 'datasets' in config:
         return [
             base for inner in config['datasets']
-            for base in _base_datasets(inner)
+            for base in base_datasets(inner)
         ]
     if 'dataset' in config:
-        return _base_datasets(config['dataset'])
+        return base_datasets(config['dataset'])
     return [copy.deepcopy(dict(config))]
 
 
-def _build(config: Dict[str, Any]) -> Any:
+def build_dataset(config: Dict[str, Any]) -> Any:
+    """Build a data set; an empty list if it is empty.
+
+    Raises:
+        QuantError: naming the file, and the entry of it, that is at fault.
+    """
     try:
         return DATASETS.build(config)
     except FileNotFoundError as error:
@@ -193,9 +237,12 @@ def _build(config: Dict[str, Any]) -> Any:
             'data_root and ann_file.') from error
     except ValueError as error:
         # MMEngine joins the bytes of all images, and there are none.
-        if 'at least one array' not in str(error):
-            raise
-        return []
+        if 'at least one array' in str(error):
+            return []
+        raise data_set_error(config, error) from error
+    # Of what the data set's class, which may be the user's, raises.
+    except Exception as error:
+        raise data_set_error(config, error) from error
 
 
 def unwrap(dataset: Any) -> List[Any]:

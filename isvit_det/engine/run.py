@@ -9,19 +9,22 @@ from typing import Any, Callable, Dict, Iterator, Mapping, Optional
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner
+from mmengine.runner.checkpoint import load_state_dict
 
 from isvit_det.checkpoint import read_checkpoint
 from isvit_det.core.files import check_writable
 from isvit_det.core.spec import QuantConfig
 from isvit_det.detector import float_modules
 from isvit_det.engine.agreement import plan_evaluation
-from isvit_det.engine.annotations import read_annotations
 from isvit_det.engine.calibrate import WORKSPACE
 from isvit_det.engine.configs import config_errors
+from isvit_det.engine.data_checks import check_test_data, test_data_errors
+from isvit_det.engine.data_errors import TestWatch, read
 from isvit_det.engine.evaluation import PREDICTIONS, Evaluation
 from isvit_det.engine.figures import explain_gaps
 from isvit_det.engine.float_metrics import FloatMetrics, prediction_key
 from isvit_det.engine.hook import SOSCalibrationHook, bare_model
+from isvit_det.engine.metric_annotations import read_annotations
 from isvit_det.engine.predictions import PredictionFile
 from isvit_det.engine.report import (backbone_error, count_calls,
                                      list_sites_run, peak_memory, sum_calls,
@@ -59,14 +62,22 @@ class QuantizationRun:
             self.hook = next(
                 hook for hook in self.runner.hooks
                 if isinstance(hook, SOSCalibrationHook))
-            self.loader = self.runner.test_loop.dataloader
+            with test_data_errors(cfg):
+                self.loader = self.runner.test_loop.dataloader
+        check_test_data(self.runner)
+        self.watch = TestWatch()
+        self.runner.register_hook(self.watch)
         self.model = bare_model(self.runner)
         if device is not None:
             self.model.to(device)
         self.runner.call_hook('before_run')
-        self.runner.load_or_resume()
+        load_weights_(self.runner, self.model, self.checkpoint)
         self.model.eval()
         self.calibrated = is_calibrated(self.model)
+        if not self.calibrated:
+            self.hook.settle(self.runner)
+            self.model = bare_model(self.runner)
+            self.model.eval()
         # A packed file often lies beside the report of its calibration.
         name = 'result_packed.json' if self.calibrated else 'result.json'
         self.report = self.work_dir / name
@@ -92,7 +103,8 @@ class QuantizationRun:
         if not self.calibrated:
             if float_eval:
                 found['float'] = self._evaluate_float()
-            teacher = copy.deepcopy(self.model.backbone)
+            # Calibration compares with it too: one copy serves both.
+            teacher = self.hook.teacher = copy.deepcopy(self.model.backbone)
             with self._timed('calibration'):
                 self.hook.before_test(self.runner)
         calls = count_calls(self.model)
@@ -105,7 +117,7 @@ class QuantizationRun:
         if teacher is not None:
             with self._timed('backbone_error'):
                 found['backbone_error'] = backbone_error(
-                    self.model, teacher, self.loader)
+                    self.model, teacher, read(self.loader, 'test_dataloader'))
         self.runner.call_hook('after_run')
         self.seconds['total'] = time.perf_counter() - self.start
         result = self._result(found)
@@ -121,7 +133,8 @@ class QuantizationRun:
                     describe: Callable[[], Mapping[str, Any]]) -> Evaluation:
         key = prediction_key(self.runner, self.model)
         file = PredictionFile(self.work_dir / PREDICTIONS, name, key)
-        return Evaluation(self.runner, self.plan, file, describe)
+        return Evaluation(self.runner, self.plan, file, describe,
+                          self.watch.errors)
 
     def _evaluate_float(self) -> Dict[str, Any]:
         evaluation = self._evaluation('float',
@@ -171,10 +184,12 @@ class QuantizationRun:
             units=None if outcome is None else
             [vars(record) for record in outcome.records],
             sites=found['sites'],
+            hooks_left_out=self.hook.left_out,
             float_modules=[
                 dict(name=name, type=kind)
                 for name, kind in float_modules(self.model)
             ],
+            float_layers=self.model.float_layers,
             images=dict(
                 evaluated=found['quantized']['images'],
                 annotated=[
@@ -200,8 +215,18 @@ class QuantizationRun:
         self.seconds[phase] = time.perf_counter() - start
 
 
+def load_weights_(runner: Runner, model: Any, path: Path) -> None:
+    """Load a file's weights into a runner's model, as MMEngine would.
+
+    MMEngine's own reader takes ``state_dict`` alone and refuses what some
+    trainings leave beside it.
+    """
+    content = read_checkpoint(path)
+    runner.logger.info(content['taken'])
+    runner.call_hook('after_load_checkpoint', checkpoint=content)
+    load_state_dict(model, content['state_dict'])
+
+
 def _weight_bytes(path: Path) -> int:
     """Bytes of a checkpoint's weights, without what training adds."""
-    content = read_checkpoint(path)
-    state = content.get('state_dict', content)
-    return weight_bytes(state)
+    return weight_bytes(read_checkpoint(path)['state_dict'])

@@ -2,6 +2,9 @@
 from typing import Any, Mapping, Tuple
 
 import timm
+from timm.layers import PatchEmbed
+from timm.models import swin_transformer, vision_transformer
+from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor
 
 from isvit_det.backbones.classifier import QuantClassifier, is_same_function
@@ -14,6 +17,7 @@ BUILDERS = {'vit_': quantize_vit, 'deit': quantize_vit, 'swin_': quantize_swin}
 # Where a file says how many classes it knows.
 CLASS_KEYS = ('head.weight', 'head.fc.weight',
               'head.linears.0.weight_quantizer.scale')
+SHOWN_KEYS = 3
 
 
 def build_classifiers(name: str, weights: Mapping[str,
@@ -42,21 +46,22 @@ def build_classifiers(name: str, weights: Mapping[str,
                          f'model that starts with one of {list(BUILDERS)}.')
     classes = next((len(weights[k]) for k in CLASS_KEYS if k in weights), None)
     if classes is None:
+        other = ("; these are a detector's, which tools/quantize_det.py takes"
+                 if any(k.startswith('backbone.') for k in weights) else '')
         raise QuantError('weights: they have no classifier head; give those '
                          f'of a classifier, with one of {list(CLASS_KEYS[:2])}'
-                         '.')
-    overlay = dict(state_dict=dict(weights), custom_load=False)
+                         f'{other}.')
     try:
+        # With weights of its own it would have timm download parts.
         source: Any = timm.create_model(
-            name,
-            pretrained=not packed,
-            num_classes=classes,
-            pretrained_cfg_overlay=None if packed else dict(
-                overlay, num_classes=classes)).eval()
-    except (RuntimeError, KeyError, ValueError) as error:
-        lines = [line.strip() for line in str(error).splitlines()]
-        raise QuantError(f'weights: they do not fit {name} '
-                         f'({" ".join(lines)[:300]}).') from error
+            name, pretrained=False, num_classes=classes).eval()
+    # What timm cannot build of some version raises anything.
+    except Exception as error:
+        raise _unsupported(name) from error
+    if type(getattr(source, 'patch_embed', None)) is not PatchEmbed:
+        raise _unsupported(name)
+    if not packed:
+        _load_(source, weights, name)
     try:
         model = builder(source, config).eval()
         size = source.patch_embed.img_size
@@ -64,9 +69,51 @@ def build_classifiers(name: str, weights: Mapping[str,
     except (AttributeError, RuntimeError, TypeError, QuantError):
         same = False
     if not same:
-        raise QuantError(f'model: {name} has parts beyond a plain ViT, DeiT '
-                         'or Swin (Swin V1, one window size, mean or class '
-                         'token pooling) and is not supported.')
+        raise _unsupported(name)
     if packed:
         model.load_state_dict(dict(weights))
     return source, model
+
+
+def _unsupported(name: str) -> QuantError:
+    return QuantError(f'model: {name} has parts beyond a plain ViT, DeiT or '
+                      'Swin (Swin V1, one window size, mean or class token '
+                      'pooling, patches by one convolution) and is not '
+                      'supported.')
+
+
+def _load_(source: Any, weights: Mapping[str, Tensor], name: str) -> None:
+    """Load weights, in the names of timm or of the papers' own code.
+
+    Raises:
+        QuantError: naming weights that are missing, unknown or of other
+            shapes.
+    """
+    known = source.state_dict()
+    try:
+        if isinstance(source, SwinTransformer):
+            given = swin_transformer.checkpoint_filter_fn(
+                dict(weights), source)
+        else:
+            given = vision_transformer.checkpoint_filter_fn(
+                dict(weights), source, adapt_layer_scale=True)
+    # Weights of another model raise anything.
+    except Exception as error:
+        raise QuantError(f'weights: they do not fit {name}; give those of '
+                         'this model.') from error
+    problems = [
+        f'{len(keys)} {what}: {keys[:SHOWN_KEYS]}' for what, keys in (
+            ('missing', [key for key in known if key not in given]),
+            ('unknown', [key for key in given if key not in known]),
+        ) if keys
+    ]
+    problems += [
+        f'{key} is {tuple(given[key].shape)} instead of {tuple(value.shape)}'
+        for key, value in known.items()
+        if key in given and given[key].shape != value.shape
+    ][:SHOWN_KEYS]
+    if problems:
+        raise QuantError(f'weights: they do not fit {name} '
+                         f'({"; ".join(problems)}); give those of this '
+                         'model.')
+    source.load_state_dict(given)

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from isvit_det.core.errors import QuantError
 from isvit_det.engine.agreement import Plan, is_known
-from isvit_det.engine.annotations import Annotations
-from isvit_det.engine.images import reading_images
+from isvit_det.engine.data_errors import predicting
+from isvit_det.engine.metric_annotations import Annotations
 from isvit_det.engine.tasks import Task, is_coco, metainfo
 
 # Settings of metrics that say where they write.
@@ -73,9 +73,8 @@ def try_metrics(plan: Plan, files: Sequence[Optional[Annotations]],
 
 def _predict(task: Task, model: Any, index: int) -> List[Any]:
     """A batch with one image, and the model's prediction as a dict."""
-    with reading_images():
-        batch = pseudo_collate([task.dataset[index]])
-    with torch.no_grad():
+    batch = pseudo_collate([task.dataset[index]])
+    with torch.no_grad(), predicting(batch):
         sample = model.test_step(batch)[0]
     return [batch, sample.to_dict()]
 

@@ -117,6 +117,51 @@ def test_what_cannot_be_quantized_is_named(name, message):
         quantize_config_(load_config(name, None), {})
 
 
+@pytest.mark.parametrize('name, words', [
+    ('mmpretrain.SwinTransformer', "MMDetection's 'SwinTransformer'"),
+    ('mmcls.SwinTransformer', "MMDetection's 'SwinTransformer'"),
+    ('mmpretrain.SwinTransformerV2', 'version 2 is another network'),
+    ('mmpretrain.VisionTransformer', "use 'isvit_det.VisionTransformer'"),
+    ('mmpretrain.DistilledVisionTransformer', "use 'isvit_det.DeiT'"),
+    ('mmpretrain.TIMMBackbone', "the last two take timm's weights"),
+    ('TIMMBackbone', "the last two take timm's weights"),
+])
+def test_backbones_of_other_packages_name_what_to_use(name, words):
+    """Whether they are installed or not."""
+    cfg = load_config(SWIN, {'model.backbone.type': name})
+    with pytest.raises(QuantError, match=words) as caught:
+        quantize_config_(cfg, {})
+    assert name in str(caught.value) and '\n' not in str(caught.value)
+    init_default_scope('mmdet')
+    model = dict(
+        type=DETECTOR, base='RetinaNet', backbone=dict(type=name), quant={})
+    with pytest.raises(QuantError, match=words):
+        MODELS.build(model)
+
+
+def test_custom_imports_that_fail_are_named(tmp_path):
+    path = tmp_path / 'config.py'
+    path.write_text("custom_imports = dict(imports=['mmpretrain.nowhere'])\n"
+                    "model = dict(type='RetinaNet')\n")
+    with pytest.raises(QuantError, match="'SwinTransformer'") as caught:
+        load_config(str(path), None)
+    assert "custom_imports: ['mmpretrain.nowhere']" in str(caught.value)
+
+
+def test_a_config_that_a_detr_was_built_from_can_be_quantized():
+    """MMDetection writes into it what it refuses to find there."""
+    cfg = load_config('mmdet::dino/dino-5scale_swin-l_8xb2-12e_coco.py', None)
+    cfg.model.bbox_head.update(
+        share_pred_layer=False, num_pred_layer=7, as_two_stage=True)
+    cfg.model.dn_cfg.update(
+        num_classes=80, embed_dims=256, num_matching_queries=900)
+    quantize_config_(cfg, {})
+    again = load_config('mmdet::dino/dino-5scale_swin-l_8xb2-12e_coco.py',
+                        None)
+    for part in ('bbox_head', 'dn_cfg'):
+        assert cfg.model[part] == again.model[part]
+
+
 def test_a_package_that_a_config_needs_is_named():
     for missing in ('transformers is not installed, please install it.',
                     'Failed to import `cityscapesscripts`.'):

@@ -6,6 +6,7 @@ from mmengine.logging import MMLogger
 from isvit_det.core.errors import QuantError
 from isvit_det.core.layers import quantizers
 from isvit_det.core.spec import SOSConfig
+from isvit_det.core.swap import quantized_twin
 from isvit_det.engine import heads
 from isvit_det.engine.configs import load_config, quantize_config_
 from isvit_det.engine.images import calibration_images
@@ -76,6 +77,79 @@ def test_layers_that_never_run_are_named(tiny, monkeypatch):
     monkeypatch.setattr(heads, '_predict', lambda *args: None)
     with pytest.raises(QuantError, match='rpn_head.rpn_conv.* never ran'):
         calibrated_heads(tiny, .05)
+
+
+def add_unrun_(model):
+    """Layers that no prediction runs: one alone, and one at two places."""
+    config = model.quant_config
+    shared = quantized_twin(torch.nn.Linear(4, 4), config)
+    model.rpn_head.unrun = quantized_twin(torch.nn.Conv2d(3, 3, 1), config)
+    model.roi_head.bbox_head.unrun = shared
+    model.roi_head.bbox_head.again = shared
+    return shared.weight
+
+
+@pytest.mark.parametrize('correct', [False, True])
+def test_what_no_prediction_runs_is_turned_back_at_all_its_places(
+        tiny, correct, monkeypatch):
+    weights = []
+    monkeypatch.setattr(MODELS, 'build', built_with(add_unrun_, weights))
+    model = calibrated_heads(tiny, .05, correct)
+    bbox_head = model.roi_head.bbox_head
+    assert type(model.rpn_head.unrun) is torch.nn.Conv2d
+    assert type(bbox_head.unrun) is torch.nn.Linear
+    assert bbox_head.unrun is bbox_head.again
+    assert bbox_head.unrun.weight is weights[0]
+    assert model.float_layers == dict.fromkeys(
+        ['rpn_head.unrun', 'roi_head.bbox_head.unrun'], heads.NOT_RUN)
+    assert all(q.is_fitted for name, q in quantizers(model).items()
+               if not name.startswith('backbone.'))
+
+
+def built_with(change_, found):
+    build = MODELS.build
+
+    def changed(cfg):
+        model = build(cfg)
+        load = model.load_state_dict
+
+        def load_first(state):
+            load(state)
+            found.append(change_(model))
+
+        model.load_state_dict = load_first
+        return model
+
+    return changed
+
+
+def test_a_head_of_which_nothing_ran_is_an_error(tiny, monkeypatch):
+    """Though its layers could be turned back, and all others ran."""
+
+    def add_head_(model):
+        model.roi_head.shadow_head = torch.nn.Sequential(
+            quantized_twin(torch.nn.Linear(4, 4), model.quant_config))
+
+    monkeypatch.setattr(MODELS, 'build', built_with(add_head_, []))
+    with pytest.raises(
+            QuantError, match=r"\['roi_head.shadow_head.0'\] never"):
+        calibrated_heads(tiny, .05)
+
+
+def test_a_detector_that_cannot_predict_is_an_error_of_one_line(
+        tiny, monkeypatch):
+    model = calibrated_heads(tiny, .05)
+
+    def fail(*args, **kwargs):
+        raise RuntimeError('mat1 and mat2\nand more')
+
+    monkeypatch.setattr(model.roi_head.bbox_head, 'forward', fail)
+    images = calibration_images(load_config(tiny.config, None), None, 1, 0)
+    with pytest.raises(QuantError) as caught:
+        heads.find_products(model, images)
+    assert 'MaskRCNN cannot predict' in str(caught.value)
+    assert 'mat1 and mat2' in str(caught.value)
+    assert '\n' not in str(caught.value)
 
 
 @pytest.mark.parametrize('correct', [False, True])

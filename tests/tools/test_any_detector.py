@@ -13,16 +13,16 @@ import pytest
 import torch
 from mmdet.apis import init_detector
 from mmdet.registry import DATASETS
-from mmengine.config import config
+from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.fileio import load
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from yapf.yapflib import yapf_api
 
 from isvit_det.core.layers import QuantConv2d, QuantLinear, QuantMatMul
 from isvit_det.detector import float_modules
 from isvit_det.engine.command import main
+from isvit_det.packed_state import read_header
 from tests.engine.shrunk import (DINO, DYHEAD, MASK2FORMER, MASK_RCNN,
                                  RETINANET, Shrunk, draw_coco, make_shrunk)
 from tests.engine.tiny import NUM_PICTURES, REPO, same_file_state
@@ -39,7 +39,7 @@ RUNS: Dict[str, tuple] = {
     'dyhead': (DYHEAD, 'detector', MINMAX),
 }
 # Classes of what stays in float outside of the backbone, by run.
-ATTENTION = {'MultiheadAttention', 'NonDynamicallyQuantizableLinear'}
+ATTENTION = {'MultiheadAttention', 'Linear'}
 KEPT = {
     'retinanet-backbone': {'Conv2d'},
     'retinanet': set(),
@@ -64,20 +64,6 @@ class Done(NamedTuple):
     @property
     def packed(self) -> str:
         return str(self.work_dir / 'packed.pth')
-
-
-@pytest.fixture(scope='module', autouse=True)
-def unformatted_configs():
-    """MMEngine formats every config four times; that takes most of a run."""
-    with pytest.MonkeyPatch.context() as patch:
-        # Where MMEngine finds it depends on its version.
-        for module in (yapf_api, config):
-            patch.setattr(
-                module,
-                'FormatCode',
-                lambda text, **_: (text, True),
-                raising=False)
-        yield
 
 
 @pytest.fixture(scope='module')
@@ -135,6 +121,21 @@ def test_what_stays_in_float_is_listed(done):
     kept = done.report['float_modules']
     assert {module['type'] for module in kept} == KEPT[done.name]
     assert not any(m['name'].startswith('backbone.') for m in kept)
+
+
+def test_what_was_turned_back_is_named_everywhere(done):
+    layers = done.report['float_layers']
+    kept = {m['name']: m['type'] for m in done.report['float_modules']}
+    turned_back = {
+        name
+        for name, kind in kept.items()
+        if kind in ('Linear', 'Conv2d') and RUNS[done.name][1] == 'detector'
+    }
+    assert layers.keys() == turned_back
+    assert bool(layers) == (done.name in ('mask2former', 'dino'))
+    content = torch.load(done.packed, weights_only=True)
+    assert read_header(content['state_dict'])['float_layers'] == layers
+    assert Config.fromfile(done.config).model.get('float_layers', {}) == layers
 
 
 class Multiplications(TorchDispatchMode):

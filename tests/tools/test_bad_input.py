@@ -225,6 +225,16 @@ def test_a_packed_file_that_was_changed(refuse, packed, tmp_path):
     assert 'checksum' in refuse(tmp_path / 'changed.pth')
 
 
+@pytest.mark.parametrize('part', ['provenance', 'meta'])
+def test_a_packed_file_whose_origin_was_changed(refuse, packed, tmp_path,
+                                                part):
+    content = torch.load(packed, weights_only=True)
+    content[part]['more'] = 1
+    torch.save(content, tmp_path / 'changed.pth')
+    line = refuse(tmp_path / 'changed.pth')
+    assert f"'{part}' is not what the calibration wrote" in line
+
+
 @pytest.mark.parametrize('options, word', [
     (['--bits', 'w3a4'], 'w4a4'),
     (['--scope', 'detector'], 'backbone'),

@@ -150,11 +150,27 @@ def test_images_of_another_size_do_not_take_the_state_over(
     assert not any(unit['resumed'] for unit in report(tmp_path)['units'])
 
 
+def logged(work_dir, words):
+    logs = [path.read_text() for path in work_dir.glob('*/*.log')]
+    return any(words in log for log in logs)
+
+
 def test_a_damaged_file_of_a_unit_is_made_again(tiny, undisturbed, tmp_path):
     argv = command(tiny, tmp_path)
     kill_before(argv, calibrate, 'calibrate_heads_')
     path, = tmp_path.glob('calibration/units/0007.pth')
-    path.write_bytes(path.read_bytes()[:100])
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    check_end(argv, tmp_path, undisturbed, 7)
+    assert logged(tmp_path, 'state saved of unit stages.3.blocks.0 is damaged')
+
+
+def test_a_state_of_another_unit_is_not_taken(tiny, undisturbed, tmp_path):
+    argv = command(tiny, tmp_path)
+    kill_before(argv, calibrate, 'calibrate_heads_')
+    one, two = (tmp_path / f'calibration/units/000{i}.pth' for i in (6, 7))
+    two.write_bytes(one.read_bytes())
     check_end(argv, tmp_path, undisturbed, 7)
 
 

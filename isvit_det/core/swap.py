@@ -1,0 +1,72 @@
+"""Layers exchanged in a model for their quantized twins, and back."""
+from typing import Iterable, Mapping
+
+from torch import nn
+
+from isvit_det.core.layers import QuantConv2d, QuantLinear
+from isvit_det.core.spec import QuantConfig
+
+QUANTIZED_LAYERS = (QuantLinear, QuantConv2d)
+
+
+def quantized_twin(layer: nn.Module, config: QuantConfig) -> nn.Module:
+    """A quantized layer with the parameters of a float one."""
+    if isinstance(layer, nn.Linear):
+        twin: nn.Module = QuantLinear(layer, config)
+    else:
+        assert isinstance(layer, nn.Conv2d)
+        twin = QuantConv2d(layer, config)
+    return twin.train(layer.training)
+
+
+def float_twin(layer: nn.Module) -> nn.Module:
+    """A plain layer with the parameters of a quantized one."""
+    if isinstance(layer, QuantLinear):
+        twin: nn.Module = nn.Linear(
+            layer.in_features,
+            layer.out_features,
+            layer.bias is not None,
+            device='meta')
+    else:
+        assert isinstance(layer, QuantConv2d)
+        twin = nn.Conv2d(
+            layer.in_channels,
+            layer.out_channels,
+            layer.kernel_size,  # type: ignore
+            layer.stride,  # type: ignore
+            layer.padding,  # type: ignore
+            layer.dilation,  # type: ignore
+            layer.groups,
+            layer.bias is not None,
+            layer.padding_mode,
+            device='meta')
+    twin.weight = layer.weight
+    twin.bias = layer.bias  # type: ignore
+    return twin.train(layer.training)
+
+
+def replace_(model: nn.Module, twins: Mapping[nn.Module, nn.Module]) -> None:
+    """Replace modules by others, wherever in the model they occur."""
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if child is not None and child in twins:
+                setattr(parent, name, twins[child])
+
+
+def make_float_(model: nn.Module, names: Iterable[str]) -> None:
+    """Turn quantized layers back into plain ones with the same parameters.
+
+    A layer that occurs at several places is turned back at all of them.
+
+    Args:
+        model: holds the layers.
+        names: of the layers, at any of their places; those that are of no
+            quantized layer are left out.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    layers = {modules[name] for name in names if name in modules}
+    replace_(
+        model, {
+            layer: float_twin(layer)
+            for layer in layers if isinstance(layer, QUANTIZED_LAYERS)
+        })

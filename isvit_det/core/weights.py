@@ -1,0 +1,165 @@
+"""Which tensors of a file are the weights that its trainer evaluates."""
+import re
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
+
+from torch import Tensor
+
+from isvit_det.core.errors import QuantError
+from isvit_det.core.reading import read_file
+from isvit_det.core.unpickling import Inert, ordered
+
+# Entries that hold weights, the first of them wins. timm evaluates the
+# averaged ones and names its best checkpoint by them. Of a file of DeiT's
+# 'model' is what DeiT evaluates; in MMEngine's 'state_dict' are the averaged
+# ones and 'ema_state_dict' has those that training goes on from.
+ENTRIES = ('state_dict_ema', 'state_dict', 'model', 'model_state_dict')
+# Taken where there is none of those.
+ONLY = ('model_ema', 'ema_state_dict', 'ema', 'teacher')
+# What wrappers put before every name: of several processes, of a compiler,
+# of Lightning's modules. No model that is supported has but one child of such
+# a name.
+PREFIXES = ('module.', '_orig_mod.', 'model.')
+# What models that average others count beside their 'module.'.
+COUNTERS = ('n_averaged', 'steps')
+
+
+class Weights(NamedTuple):
+    """Weights of a file.
+
+    Attributes:
+        state_dict: tensors by name, as ``load_state_dict`` takes them.
+        rest: what else the file has beside its weights.
+        summary: a line that says what was taken.
+    """
+    state_dict: Dict[str, Tensor]
+    rest: Dict[str, Any]
+    summary: str
+
+
+def read_weights(path: Path) -> Weights:
+    """Weights of a file, those that its own trainer would evaluate.
+
+    Raises:
+        QuantError: if it cannot be read or holds no weights.
+    """
+    return weights_of(read_file(path), path)
+
+
+def weights_of(content: Any, path: Path) -> Weights:
+    """Weights in what a file holds, by names without wrappers' prefixes.
+
+    Args:
+        content: of the file.
+        path: of the file, for messages.
+
+    Raises:
+        QuantError: if there are none, or something among them is no tensor.
+    """
+    entries, state = _find_entry(content, path)
+    rest = {}
+    if entries:
+        rest = {k: v for k, v in content.items() if k != entries[0]}
+    for key, value in state.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise QuantError(f'checkpoint: {key!r} of {path} is no tensor; '
+                             'give a file of weights alone, or one that has '
+                             f'them under one of {list(ENTRIES)}.')
+    notes = [f'{path.name}: all of it']
+    if entries:
+        notes = [f"{path.name}: entry {' of '.join(map(repr, entries[::-1]))}"]
+    left = [key for key in (*ENTRIES, *ONLY) if _has_tensors(rest.get(key))]
+    if left:
+        notes.append(f'not {" or ".join(map(repr, left))}')
+    state, stripped = _without_prefixes(state)
+    if stripped:
+        notes.append(f'without the prefix {stripped!r}')
+    copies = set(_averaging_copies(state))
+    if copies:
+        notes.append(f"without {len(copies)} copies 'ema_*' that MMDetection "
+                     '2 goes on from')
+        state = ordered(state, lambda key: None if key in copies else key)
+    return Weights(state, rest, f'weights of {", ".join(notes)}')
+
+
+def _find_entry(content: Any,
+                path: Path) -> Tuple[List[str], Mapping[Any, Any]]:
+    """Names that lead to the weights, none if the file is them."""
+    entries: List[str] = []
+    while True:
+        if not isinstance(content, dict):
+            kind = type(content).__name__
+            what = ('an object of a class that is not read' if isinstance(
+                content, Inert) else 'a ' + kind)
+            where = f' under {entries[-1]!r}' if entries else ''
+            raise QuantError(
+                f'checkpoint: {path} holds {what}{where}, expected a dict of '
+                'weights or one that has them under one of '
+                f'{[*ENTRIES, *ONLY]}.')
+        entry = _choose(content)
+        if entry is None:
+            break
+        entries.append(entry)
+        content = content[entry]
+    if not content and not entries:
+        raise QuantError(f'checkpoint: {path} holds an empty dict and no '
+                         'weights; give a file of weights.')
+    return entries, content
+
+
+def _choose(content: Mapping[Any, Any]) -> Optional[str]:
+    order = [*ENTRIES, *ONLY]
+    if 'meta' in content:
+        # Of MMEngine and MMCV, which read no other.
+        order.insert(0, 'state_dict')
+    for key in order:
+        value = content.get(key)
+        # timm leaves an entry that is not there as None.
+        if key in content and value is not None and not isinstance(
+                value, Tensor):
+            return key
+    return None
+
+
+def _has_tensors(value: Any) -> bool:
+    return isinstance(value, dict) and any(
+        isinstance(item, Tensor) for item in value.values())
+
+
+def _without_prefixes(
+        state: Mapping[str, Tensor]) -> Tuple[Dict[str, Tensor], str]:
+    """A state without what wrappers put before its names, and that."""
+    stripped = ''
+    renamed: Dict[str, Tensor] = ordered(state, lambda key: key)
+    while True:
+        kept = [key for key in renamed if key not in COUNTERS]
+        prefix = next(
+            (prefix for prefix in PREFIXES
+             if kept and all(key.startswith(prefix) for key in kept)), '')
+        if not prefix:
+            break
+        stripped += prefix
+        renamed = _strip(renamed, prefix)
+    if any('._orig_mod.' in key for key in renamed):
+        stripped += '(...)_orig_mod.'
+        renamed = ordered(renamed, lambda key: key.replace('._orig_mod.', '.'))
+    return renamed, stripped
+
+
+def _strip(state: Mapping[str, Tensor], prefix: str) -> Dict[str, Tensor]:
+    return ordered(
+        state, lambda key: key[len(prefix):]
+        if key.startswith(prefix) else None)
+
+
+def _averaging_copies(state: Mapping[str, Tensor]) -> List[str]:
+    """Names of the copies that MMDetection 2's averaging keeps.
+
+    It keeps what training goes on from, under the names of the averaged
+    weights with underscores for points.
+    """
+    known = {key.replace('.', '_') for key in state}
+    copies = [key for key in state if re.match(r'ema_\w+$', key)]
+    if all(key[len('ema_'):] in known for key in copies):
+        return copies
+    return []

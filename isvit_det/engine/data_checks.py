@@ -1,0 +1,166 @@
+"""What can be known of the evaluation's data before any image is predicted."""
+import contextlib
+import os
+from pathlib import Path
+from typing import Any, Iterator, List, Mapping, Optional, Sequence, Tuple
+
+from mmdet.datasets.transforms import LoadAnnotations
+from mmdet.evaluation import CocoMetric
+from mmengine.dataset import BaseDataset
+from mmengine.runner import Runner
+from PIL import Image
+
+from isvit_det.core.errors import QuantError
+from isvit_det.engine.annotations import check_metric, explain, measures_masks
+from isvit_det.engine.config_forms import class_of
+from isvit_det.engine.data_errors import guard_, lacking
+from isvit_det.engine.images import base_datasets, build_dataset, unwrap
+
+# EXIF tag of how a picture was held; from 5 on, height and width change.
+ORIENTATION = 0x0112
+Size = Tuple[int, int]
+
+
+@contextlib.contextmanager
+def test_data_errors(cfg: Mapping[str, Any]) -> Iterator[None]:
+    """Name the file at fault if a config's test loop cannot be built."""
+    try:
+        yield
+    except (QuantError, FileNotFoundError):
+        raise
+    except Exception as error:
+        for config in base_datasets(cfg['test_dataloader']['dataset']):
+            build_dataset(config)
+        for kind, path in _metrics(cfg):
+            if path is not None and isinstance(kind, type) and issubclass(
+                    kind, CocoMetric):
+                explain(path, error, kind is CocoMetric)
+        raise
+
+
+def _metrics(cfg: Mapping[str, Any]) -> List[Tuple[Any, Optional[str]]]:
+    """Class and annotation file of every metric of a config."""
+    metrics = cfg.get('test_evaluator') or []
+    if isinstance(metrics, dict):
+        metrics = metrics.get('metrics', metrics)
+    found = []
+    for metric in metrics if isinstance(metrics, (list, tuple)) else [metrics]:
+        metric = metric or {}
+        found.append((class_of(metric.get('type')), metric.get('ann_file')))
+    return found
+
+
+def check_test_data(runner: Runner) -> None:
+    """Check all of the evaluation's data that is cheap to check.
+
+    The data sets' pipelines name the image that one of them fails on from
+    then on. The annotations are read as the metrics read them, every picture
+    is looked up, and two are prepared as the test prepares them: the first,
+    and the one that is longest for its width.
+
+    Raises:
+        QuantError: naming the file and what is wrong with it.
+    """
+    loop = runner.test_loop
+    files = [path for _, path in _metrics(runner.cfg)]
+    notes: List[str] = []
+    for metric, path in zip(loop.evaluator.metrics, files):
+        notes += check_metric(metric, path or 'of the data set')
+    masks = any(map(measures_masks, loop.evaluator.metrics))
+    for dataset in unwrap(loop.dataloader.dataset):
+        # Another class of data set has no such list of images.
+        if isinstance(dataset, BaseDataset) and len(dataset):
+            notes += _check_dataset(dataset, masks)
+    for note in notes:
+        runner.logger.warning(note)
+
+
+def _check_dataset(dataset: BaseDataset, masks: bool) -> List[str]:
+    reads_masks = _reads_masks(dataset.pipeline)
+    guard_(dataset, may_skip=not dataset.test_mode)
+    longest: Tuple[float, int] = (0., 0)
+    others: List[str] = []
+    for index in range(len(dataset)):
+        info = dataset.get_data_info(index)
+        if reads_masks and any('mask' not in one
+                               for one in info.get('instances', [])):
+            raise QuantError(
+                f'data set: image {info.get("img_path")}: the transform '
+                'LoadAnnotations needs '
+                f'{lacking(dataset.ann_file, info, "mask")}; add it, or give '
+                'that transform with_mask=False in the test pipeline.')
+        sizes = _picture_sizes(info)
+        if sizes:
+            ratio = max(sizes[0]) / min(sizes[0])
+            longest = max(longest, (ratio, index))
+            fault = _contradiction(info, sizes, masks or reads_masks)
+            if fault and masks:
+                raise QuantError(f'data set: {fault}; mend '
+                                 f'{dataset.ann_file}, masks of another size '
+                                 'are matched with nothing.')
+            others += [fault] if fault else []
+    for index in sorted({0, longest[1]}):
+        dataset[index]
+    if not others:
+        return []
+    return [f'data set: {others[0]}, and {len(others) - 1} more such images']
+
+
+def _reads_masks(pipeline: Any) -> bool:
+    """Whether a pipeline loads the masks of every object."""
+    if type(pipeline) is LoadAnnotations:
+        return pipeline.with_mask
+    parts = getattr(pipeline, 'transforms', [])
+    if not isinstance(parts, (list, tuple)):
+        return False
+    return any(map(_reads_masks, parts))
+
+
+def _picture_sizes(info: Mapping[str, Any]) -> List[Size]:
+    """Height and width of a picture, none if they are not known.
+
+    Two pairs if the file says how the camera was held: the data set's reader
+    may turn the picture or not.
+
+    Raises:
+        QuantError: if there is no such file or it holds nothing.
+    """
+    path = str(info.get('img_path') or '')
+    if not path or '://' in path:
+        return []
+    try:
+        length = os.stat(path).st_size
+    except OSError as error:
+        raise QuantError(f'data set: image {path} cannot be read '
+                         f'({error.strerror}); check data_prefix.') from error
+    if Path(path).is_file() and length == 0:
+        raise QuantError(f'data set: image {path} is empty, it has no bytes; '
+                         'it is damaged, get it again.')
+    try:
+        with Image.open(path) as picture:
+            width, height = picture.size
+            turned = picture.getexif().get(ORIENTATION, 1) >= 5
+    # The pipeline may read what Pillow does not.
+    except Exception:
+        return []
+    if not height or not width:
+        return []
+    size = height, width
+    return [size[::-1], size] if turned else [size]
+
+
+def _contradiction(info: Mapping[str, Any], sizes: Sequence[Size],
+                   masks: bool) -> Optional[str]:
+    """What an image's annotations say of its size that is not so."""
+    told = info.get('height'), info.get('width')
+    path, size = info.get('img_path'), sizes[0]
+    if None not in told and told not in sizes:
+        return (f'image {path} is {size[0]} high and {size[1]} wide, and its '
+                f'annotations say {told[0]} and {told[1]}')
+    for one in info.get('instances', []) if masks else []:
+        mask = one.get('mask')
+        if isinstance(mask, dict) and tuple(mask.get('size',
+                                                     size)) not in sizes:
+            return (f'image {path} is {size[0]} high and {size[1]} wide, and '
+                    f'a mask of it is of size {list(mask["size"])}')
+    return None

@@ -1,0 +1,111 @@
+"""``--cfg-options``: reading KEY=VALUE, and fitting it into a config."""
+import argparse
+from typing import Any, List, Mapping, Optional, Sequence, Union
+
+from mmengine.config import DictAction
+
+from isvit_det.core.errors import QuantError
+
+FORMS = ('give KEY=VALUE, VALUE a number, True, False, None, a text without '
+         'quotes and spaces, or a list [1,2] or tuple (1,2) of such; set '
+         'what a dict holds key by key, such as model.backbone.depth=12, or '
+         'write it into a config')
+# How a value begins that MMEngine leaves a text or cannot read.
+UNREAD = ('dict(', '{')
+
+
+class OverrideAction(DictAction):
+    """Reads KEY=VALUE as MMEngine does; what it cannot read is one line."""
+
+    def __call__(self,
+                 parser: argparse.ArgumentParser,
+                 namespace: argparse.Namespace,
+                 values: Union[str, Sequence[Any], None],
+                 option_string: Optional[str] = None) -> None:
+        for pair in values or ():
+            try:
+                super().__call__(parser, namespace, [pair], option_string)
+                key, value = pair.split('=',
+                                        1)[0], getattr(namespace, self.dest)
+                check_key(key)
+                is_read = not _is_unread(value[key])
+            # Of unbalanced brackets, of commas in brackets that it does not
+            # know, and of a missing "=".
+            except (AssertionError, RecursionError, ValueError):
+                is_read = False
+            if not is_read:
+                parser.error(f'{self.option_strings[0]}: {pair!r} cannot be '
+                             f'read; {FORMS}.')
+
+
+def check_key(key: str) -> None:
+    """Raise ValueError unless a key is names with dots between them."""
+    if not all(part.strip() == part and part for part in key.split('.')):
+        raise ValueError(key)
+
+
+def check_pairs(parser: argparse.ArgumentParser, pairs: Sequence[str]) -> None:
+    """Refuse, as ``parser``, what is to be handed on to another command."""
+    action = OverrideAction(['--cfg-options'], 'cfg_options')
+    action(parser, argparse.Namespace(), pairs)
+
+
+def _is_unread(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return any(map(_is_unread, value))
+    return isinstance(value, str) and value.startswith(UNREAD)
+
+
+def check_overrides(cfg: Mapping[str, Any], overrides: Mapping[str,
+                                                               Any]) -> None:
+    """Check that a config has the places that overrides name.
+
+    Args:
+        cfg: a whole config.
+        overrides: values by dotted key.
+
+    Raises:
+        QuantError: naming a key that leads through a value without keys, or
+            to an element that a list has not, or that another one contains.
+    """
+    for key, value in overrides.items():
+        parts = key.split('.')
+        for other in overrides:
+            if other.startswith(f'{key}.'):
+                raise QuantError(f'--cfg-options: {key} and {other} are given '
+                                 'both; give the one or the other.')
+        _check_place(cfg, parts, value)
+
+
+def _check_place(cfg: Mapping[str, Any], parts: List[str], value: Any) -> None:
+    key, place, node = '.'.join(parts), 'the config', cfg
+    for depth, part in enumerate(parts):
+        is_last = depth == len(parts) - 1
+        if isinstance(node, list):
+            if not part.isdigit() or int(part) >= len(node):
+                raise QuantError(
+                    f'--cfg-options: {key}: {place} is a list of {len(node)}, '
+                    f'whose elements are numbered from 0; {part!r} is none '
+                    'of them.')
+            if is_last and not isinstance(value, Mapping):
+                raise QuantError(
+                    f'--cfg-options: {key}: an element of a list is not '
+                    f'replaced; give the whole list, {place}=[...].')
+            node = node[int(part)]
+        elif isinstance(node, Mapping):
+            if part not in node:
+                # A new key; what is below it are dicts.
+                numbers = [one for one in parts[depth:] if one.isdigit()]
+                if numbers:
+                    raise QuantError(f'--cfg-options: {key}: there is no list '
+                                     f'that {numbers[0]!r} could number; give '
+                                     'the list in a config.')
+                return
+            node = node[part]
+        else:
+            shown = repr(node)
+            raise QuantError(
+                f'--cfg-options: {key}: {place} is '
+                f'{shown if len(shown) < 80 else type(node).__name__} and has '
+                f'no {part!r}; give {place} as a whole.')
+        place = '.'.join(parts[:depth + 1])
