@@ -134,11 +134,11 @@ def _check_order(task: Task, file: Annotations,
     # LVIS counts categories by their number alone.
     if isinstance(task.metric, LVISMetric):
         return
-    classes = set(task.classes or ())
-    order = [name for name in file.names() if name in classes]
-    if len(order) != len(task.classes or ()):
-        _refuse_classes('test_evaluator.ann_file', file.path, task.classes
-                        or (), file.names())
+    classes = task.object_classes
+    order = [name for name in file.names() if name in set(classes)]
+    if len(order) != len(classes):
+        _refuse_classes('test_evaluator.ann_file', file.path, classes,
+                        file.names())
     wanted = categories.get(id(unwrap(task.dataset)[0]))
     if wanted is None or task.config.get('sort_categories'):
         return

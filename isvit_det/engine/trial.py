@@ -156,6 +156,9 @@ def _score(task: Task, file: Optional[Annotations], batch: Any,
             metric.dataset_meta = dict(metainfo(task.dataset))
             metric.process(batch, [made])
             return dict(metric.compute_metrics(metric.results))
+        except ArithmeticError:
+            # One image may leave nothing to divide by.
+            return dict(unknown=None)
         # Whatever a metric raises is for its user to know.
         except Exception as error:
             raise QuantError(
