@@ -255,7 +255,8 @@ class GivenImages(Images):
     def read(self, index: int) -> Dict[str, Any]:
         image = self.images[index]
         is_array = isinstance(image, np.ndarray)
-        source = dict(img=image) if is_array else dict(img_path=str(image))
+        source: Dict[str, Any] = dict(img=image) if is_array else dict(
+            img_path=str(image))
         source.update(self.prompt, img_id=index)
         try:
             data = self._pipelines[is_array](source)
