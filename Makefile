@@ -5,8 +5,8 @@ SHELL := bash
 .SHELLFLAGS := -e -o pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help demo methods accuracy bench-calibration bench-scaling bench-memory \
-	learn-coco60 bench-coco60 test test-openmmlab test-slow check train format \
-	clean
+	learn-coco60 bench-coco60 test test-openmmlab test-slow torture check train \
+	format clean
 
 # The demo's detector: MODEL=mask with BACKBONE=swin or deit, or MODEL=cascade.
 MODEL := mask
@@ -92,6 +92,10 @@ test-openmmlab:  ## the same tests on OpenMMLab's own last releases
 
 test-slow:  ## run the tests that take minutes
 	@$(IN_ENV) pytest -q -m slow
+
+torture:  ## kills, full disks, damaged files, memory; MINUTES=N at most
+	@$(IN_ENV) OMP_NUM_THREADS=1 python -m benchmarks.torture \
+		$(if $(MINUTES),--minutes $(MINUTES))
 
 check:  ## check imports, format, style and types
 	@$(IN_ENV) status=0; \

@@ -13,7 +13,7 @@ from isvit_det.engine import command
 NUM_IMAGES = (8, 16, 32, 64)
 # GB for activations; None keeps all in memory.
 BUDGETS = ('0.02', None)
-SCALE = (320, 240)
+SCALE = (512, 384)
 
 
 def measure_memory(folder: Path, notes: Dict[str, Any], save: Callable[[],

@@ -94,9 +94,9 @@ def is_packed(content: Mapping[str, Any]) -> bool:
 
 def _has_codes(content: Mapping[str, Any]) -> bool:
     """Whether a content holds codes, as only packed ones do."""
-    state = content.get('state_dict', content)
-    return isinstance(state, Mapping) and any(
-        str(key).endswith(f'.{CODES}') for key in state)
+    return any(
+        str(key).endswith(f'.{CODES}') for part in (content, *content.values())
+        if isinstance(part, Mapping) for key in part)
 
 
 def file_hash(path: Path) -> str:

@@ -125,6 +125,7 @@ def repeat_one_value(content):
     lambda c: (c['state_dict'].pop(HEADER), c.pop('format')),
     lambda c: (c['state_dict'].pop(HEADER), c.update(format=3)),
     lambda c: c.update(state_dict=[1]),
+    lambda c: c.update(format='other', state_dicx=c.pop('state_dict')),
     repeat_one_value,
 ])
 def test_a_changed_state_or_header_is_refused(packed, tmp_path, change):

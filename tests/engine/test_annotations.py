@@ -164,6 +164,23 @@ def test_an_entry_that_a_class_of_ones_own_cannot_read(tmp_path):
             'ZeroDivisionError: mine')
 
 
+def test_what_a_class_of_ones_own_needs_is_named(tmp_path):
+
+    class Weighted(DATASETS.get('mmdet.CocoDataset')):
+
+        def parse_data_info(self, raw_data_info):
+            for entry in raw_data_info['raw_ann_info']:
+                entry['weight'] + 1
+            return super().parse_data_info(raw_data_info)
+
+    DATASETS.register_module('WeightedOfAnnotations', module=Weighted)
+    content = copy.deepcopy(CONTENT)
+    content['annotations'][0]['weight'] = 1
+    path = written(tmp_path / 'ann.json', content)
+    refused(lambda: build(path, 'WeightedOfAnnotations'), path,
+            'annotations[1]', "no 'weight'")
+
+
 def test_wrong_arguments_of_a_data_set_are_told_as_such(tmp_path):
     path = written(tmp_path / 'ann.json')
     with pytest.raises(QuantError, match='CocoDataset: TypeError.*colour'):
