@@ -83,10 +83,10 @@ def quantize_detector(model: Any,
     with config_errors():
         quantize_config_(
             cfg, dict(quant or {}, bits=bits, scope=scope, method=method))
+        quantized = MODELS.build(copy.deepcopy(cfg.model))
         images = GivenImages(
             calib_images,
             without_annotations(get_test_pipeline_cfg(cfg.copy())), prompt)
-        quantized = MODELS.build(copy.deepcopy(cfg.model))
     settings = dict(sos or {}, num_images=len(images), seed=seed)
     if iters is not None:
         settings['iters'] = iters

@@ -222,7 +222,7 @@ def load_weights_(runner: Runner, model: Any, path: Path) -> None:
     trainings leave beside it.
     """
     content = read_checkpoint(path)
-    runner.logger.info(content['taken'])
+    runner.logger.info(content.pop('taken'))
     runner.call_hook('after_load_checkpoint', checkpoint=content)
     load_state_dict(model, content['state_dict'])
 
