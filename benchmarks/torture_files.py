@@ -114,7 +114,11 @@ class Packed:
 
     def _describe(self, path: Path) -> List[str]:
         content = read_checkpoint(path)
-        others = {k: v for k, v in content.items() if k != 'state_dict'}
+        others = {
+            key: value
+            for key, value in content.items()
+            if key not in ('state_dict', 'taken')
+        }
         return [checksum(content['state_dict']), digest_of(others)]
 
     def outcome(self, damaged: bytes) -> str:

@@ -5,8 +5,6 @@ from types import SimpleNamespace
 
 import pytest
 from mmengine.config import Config
-from mmengine.dataset import BaseDataset
-from torch import nn
 
 from isvit_det.engine.float_metrics import FloatMetrics
 
@@ -17,12 +15,11 @@ FOUND = dict(box_ap=.25, mask_ap=None, metrics=dict(mAP=.25, rate=1e-9))
 def metrics(tmp_path):
     annotations = tmp_path / 'annotations.json'
     annotations.write_text('{}')
-    dataset = BaseDataset(str(annotations), lazy_init=True)
     runner = SimpleNamespace(
-        cfg=Config(dict(model={}, test_dataloader={}, test_evaluator={})),
-        logger=logging.getLogger('metrics'),
-        test_loop=SimpleNamespace(dataloader=SimpleNamespace(dataset=dataset)))
-    return FloatMetrics(tmp_path, runner, nn.Linear(1, 1))
+        cfg=Config(
+            dict(test_evaluator=dict(type='M', ann_file=str(annotations)))),
+        logger=logging.getLogger('metrics'))
+    return FloatMetrics(tmp_path, runner, 'predictions')
 
 
 def test_what_was_kept_is_taken_over(metrics, caplog):
