@@ -10,7 +10,6 @@ from typing import (Any, ContextManager, Dict, List, Mapping, Optional,
 
 import numpy as np
 from mmcv.transforms import Compose, LoadAnnotations, LoadImageFromFile
-from mmdet.registry import TRANSFORMS
 from mmdet.utils import get_test_pipeline_cfg
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
@@ -84,10 +83,10 @@ def quantize_detector(model: Any,
     with config_errors():
         quantize_config_(
             cfg, dict(quant or {}, bits=bits, scope=scope, method=method))
+        quantized = MODELS.build(copy.deepcopy(cfg.model))
         images = GivenImages(
             calib_images,
             without_annotations(get_test_pipeline_cfg(cfg.copy())), prompt)
-        quantized = MODELS.build(copy.deepcopy(cfg.model))
     settings = dict(sos or {}, num_images=len(images), seed=seed)
     if iters is not None:
         settings['iters'] = iters
@@ -120,7 +119,7 @@ def without_annotations(
 
     Those of panoptic segmentation ask for a package when they are built.
     """
-    kinds = [TRANSFORMS.get(step['type']) for step in pipeline]
+    kinds = [class_of(step['type']) for step in pipeline]
     return [
         step for step, kind in zip(pipeline, kinds)
         if not (isinstance(kind, type) and issubclass(kind, LoadAnnotations))
@@ -255,8 +254,9 @@ class GivenImages(Images):
     def read(self, index: int) -> Dict[str, Any]:
         image = self.images[index]
         is_array = isinstance(image, np.ndarray)
-        source = dict(img=image) if is_array else dict(img_path=str(image))
-        source.update(self.prompt, img_id=index)
+        source: Dict[str, Any] = dict(self.prompt, img_id=index)
+        source.update(
+            dict(img=image) if is_array else dict(img_path=str(image)))
         try:
             data = self._pipelines[is_array](source)
         except QuantError as error:

@@ -17,7 +17,7 @@ from isvit_det.core.files import PROBE, check_writable, write_atomically
 from isvit_det.engine.cells import Cell
 from isvit_det.engine.configs import config_errors
 from isvit_det.engine.console import log_errors_told_once, run_command
-from isvit_det.engine.images import reading_images
+from isvit_det.engine.data_errors import TestWatch
 from tests.engine.tiny import REPO
 
 FULL = OSError(errno.ENOSPC, 'No space left on device')
@@ -78,7 +78,7 @@ def test_activations_beyond_the_disk_leave_it_as_it_was(tmp_path, limit):
     assert not os.listdir(tmp_path)
 
 
-@pytest.mark.parametrize('context', [config_errors, reading_images])
+@pytest.mark.parametrize('context', [config_errors, TestWatch().errors])
 def test_a_full_disk_is_no_mistake_of_the_config_or_the_data(context):
     with pytest.raises(QuantError, match='^a file could not be written'):
         with context():

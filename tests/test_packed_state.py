@@ -9,7 +9,7 @@ from mmengine.hub import get_config
 from mmengine.registry import init_default_scope
 from mmengine.runner.checkpoint import load_state_dict as mmengine_load
 
-from isvit_det import packed_state
+from isvit_det import packed_header
 from isvit_det.core.errors import QuantError
 from isvit_det.core.layers import fit_weights_, quantizers
 from isvit_det.core.spec import QuantConfig
@@ -295,7 +295,7 @@ def without_header_field(state, *fields):
     header = {key: header[key] for key in header if key not in fields}
     rest = {key: state[key] for key in state if key != HEADER}
     del header['checksum']
-    header['checksum'] = packed_state._checksum_of(header, rest)
+    header['checksum'] = packed_header._checksum_of(header, rest)
     text = json.dumps(header, sort_keys=True).encode()
     return dict(
         rest, **{HEADER: torch.frombuffer(bytearray(text), dtype=torch.uint8)})

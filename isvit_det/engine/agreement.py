@@ -6,15 +6,15 @@ from typing import (Any, Dict, FrozenSet, List, Mapping, NamedTuple, Optional,
 from mmdet.datasets import CocoDataset
 from mmdet.evaluation import CocoPanopticMetric, LVISMetric
 from mmdet.models.roi_heads.mask_heads import FusedSemanticHead
+from mmengine.fileio import load
 from mmengine.model import BaseModule
 from mmengine.runner import Runner
 from torch import nn
 
 from isvit_det.core.errors import QuantError
+from isvit_det.engine.ground_truth import (Annotations, file_name,
+                                           nothing_to_measure)
 from isvit_det.engine.images import unwrap
-from isvit_det.engine.metric_annotations import (Annotations, check_entries,
-                                                 file_name, nothing_to_measure,
-                                                 read_json)
 from isvit_det.engine.tasks import (Planned, Task, is_coco, list_tasks,
                                     metainfo, planned_images, planned_indices)
 
@@ -117,7 +117,7 @@ def _check_classes(dataset: Any, contents: Dict[str,
             continue
         path = base.ann_file
         if path not in contents:
-            contents[path] = read_json(path, base.backend_args)
+            contents[path] = load(path, backend_args=base.backend_args)
         categories = contents[path]['categories']
         found = {entry['id']: entry['name'] for entry in categories}
         classes = base.metainfo['classes']
@@ -205,10 +205,7 @@ def _nothing(task: Task, file: Optional[Annotations],
     ids = [image.id for image in images]
     if isinstance(metric, LVISMetric):
         classes = file.names()
-    reason = nothing_to_measure(file, classes, ids)
-    if reason is None and is_coco(type(metric)):
-        check_entries(file, metric, file.of_classes(classes, ids))
-    return reason
+    return nothing_to_measure(file, classes, ids)
 
 
 def is_known(metric: Any) -> bool:

@@ -14,7 +14,7 @@ from isvit_det.core.files import write_atomically
 from isvit_det.core.ranks import num_ranks, of_first
 from isvit_det.engine.images import evaluation_paths, unwrap
 from isvit_det.engine.provenance import versions
-from isvit_det.engine.tasks import metric_configs
+from isvit_det.engine.tasks import truth_files
 
 
 def prediction_key(runner: Runner, model: nn.Module) -> str:
@@ -24,17 +24,9 @@ def prediction_key(runner: Runner, model: nn.Module) -> str:
         runner: about to evaluate.
         model: its model, on its device.
     """
-    cfg, dataset = runner.cfg, runner.test_loop.dataloader.dataset
-    return _digest([
-        checksum(model.state_dict()),
-        versions(),
-        next(model.parameters()).device.type,
-        num_ranks(),
-        [cfg.model, cfg.test_dataloader,
-         cfg.get('test_cfg')],
-        _hashes(getattr(data, 'ann_file', None) for data in unwrap(dataset)),
-        [_state(path) for path in evaluation_paths(dataset)],
-    ])
+    paths = evaluation_paths(runner.test_loop.dataloader.dataset)
+    return _digest(
+        [*_sources(runner, model), [_state(path) for path in paths]])
 
 
 class FloatMetrics:
@@ -43,38 +35,40 @@ class FloatMetrics:
     Args:
         directory: of the file.
         runner: about to evaluate.
-        predictions: key of what the metrics are of.
+        model: its model, with float weights.
     """
 
     def __init__(self, directory: Path, runner: Runner,
-                 predictions: str) -> None:
+                 model: nn.Module) -> None:
         self.path = directory / 'float_metrics.json'
         self.logger = runner.logger
-        configs = metric_configs(runner.cfg)
         self.key = _digest([
-            predictions, runner.cfg.test_evaluator,
-            _hashes(config.get('ann_file') for config in configs)
+            *_sources(runner, model),
+            runner.cfg.test_evaluator,
+            _hashes(truth_files(runner.cfg)),
         ])
 
     def recall(self) -> Optional[Dict[str, Any]]:
         """What was kept, or None if there is nothing of this key.
 
-        A file that was changed or damaged is told of and not used.
+        A file that was changed or damaged is told of and not used. All
+        processes are given what the first one reads.
         """
-        kept: Dict[str, Any] = {}
+        return of_first(self._read())
+
+    def _read(self) -> Optional[Dict[str, Any]]:
         try:
             kept = json.loads(self.path.read_text())
             if kept.pop('checksum') != digest_of(kept):
                 raise ValueError('its checksum does not match its contents')
-            found = kept['found'] if kept['key'] == self.key else None
         except FileNotFoundError:
-            found = None
+            return None
         except (OSError, ValueError, KeyError, TypeError, AttributeError,
                 RecursionError) as error:
             self.logger.warning(f'{self.path} is damaged ({error}): the '
                                 'float model is evaluated again')
-            found = None
-        return of_first(found)
+            return None
+        return kept['found'] if kept['key'] == self.key else None
 
     def keep(self, found: Mapping[str, Any]) -> None:
         """Replace what was kept."""
@@ -82,6 +76,21 @@ class FloatMetrics:
         kept['checksum'] = digest_of(kept)
         text = json.dumps(kept).encode()
         write_atomically(self.path, lambda file: file.write(text))
+
+
+def _sources(runner: Runner, model: nn.Module) -> List[Any]:
+    """What predictions depend on, pictures aside."""
+    cfg, dataset = runner.cfg, runner.test_loop.dataloader.dataset
+    return [
+        checksum(model.state_dict()),
+        versions(),
+        # Processes of a run have GPUs of their own.
+        next(model.parameters()).device.type,
+        num_ranks(),
+        [cfg.model, cfg.test_dataloader,
+         cfg.get('test_cfg')],
+        _hashes(getattr(data, 'ann_file', None) for data in unwrap(dataset))
+    ]
 
 
 def _digest(depends: Any) -> str:

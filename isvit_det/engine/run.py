@@ -23,8 +23,8 @@ from isvit_det.engine.data_errors import TestWatch, read
 from isvit_det.engine.evaluation import PREDICTIONS, Evaluation
 from isvit_det.engine.figures import explain_gaps
 from isvit_det.engine.float_metrics import FloatMetrics, prediction_key
+from isvit_det.engine.ground_truth import read_truth
 from isvit_det.engine.hook import SOSCalibrationHook, bare_model
-from isvit_det.engine.metric_annotations import read_annotations
 from isvit_det.engine.predictions import PredictionFile
 from isvit_det.engine.report import (backbone_error, count_calls,
                                      list_sites_run, peak_memory, sum_calls,
@@ -57,7 +57,7 @@ class QuantizationRun:
         self.checkpoint = Path(cfg.load_from)
         check_writable(self.work_dir)
         with config_errors():
-            annotations = read_annotations(cfg)
+            truth = read_truth(cfg)
             self.runner = Runner.from_cfg(cfg)
             self.hook = next(
                 hook for hook in self.runner.hooks
@@ -84,8 +84,8 @@ class QuantizationRun:
         if not self.calibrated:
             with config_errors():
                 self.hook.prepare(self.runner)
-        self.plan = plan_evaluation(self.runner, self.model, annotations)
-        try_metrics(self.plan, annotations, self.model)
+        self.plan = plan_evaluation(self.runner, self.model, truth)
+        try_metrics(self.plan, truth, self.model)
         for note in self.plan.notes:
             self.runner.logger.warning(note)
 
@@ -139,7 +139,7 @@ class QuantizationRun:
     def _evaluate_float(self) -> Dict[str, Any]:
         evaluation = self._evaluation('float',
                                       lambda: dict(peak_memory=peak_memory()))
-        memory = FloatMetrics(self.work_dir, self.runner, evaluation.file.key)
+        memory = FloatMetrics(self.work_dir, self.runner, self.model)
         found = memory.recall()
         if found is not None:
             self.runner.logger.info('the float evaluation of an earlier run '
@@ -222,7 +222,7 @@ def load_weights_(runner: Runner, model: Any, path: Path) -> None:
     trainings leave beside it.
     """
     content = read_checkpoint(path)
-    runner.logger.info(content['taken'])
+    runner.logger.info(content.pop('taken'))
     runner.call_hook('after_load_checkpoint', checkpoint=content)
     load_state_dict(model, content['state_dict'])
 

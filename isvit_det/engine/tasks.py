@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
 from mmdet.evaluation import CocoMetric, MultiDatasetsEvaluator
-from mmdet.registry import METRICS
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 from mmengine.runner import Runner
@@ -85,12 +84,7 @@ def metric_configs(cfg: Config) -> List[Dict[str, Any]]:
     Raises:
         QuantError: if there is none.
     """
-    metrics = cfg.get('test_evaluator')
-    if isinstance(metrics, Mapping):
-        metrics = metrics.get('metrics', metrics)
-    if not isinstance(metrics, (list, tuple)):
-        metrics = [metrics]
-    configs = [dict(metric or {}) for metric in metrics]
+    configs = _metrics(cfg)
     if not any(configs):
         raise QuantError('test_evaluator: the config has none; give a metric, '
                          "such as dict(type='CocoMetric', ann_file=FILE, "
@@ -98,10 +92,18 @@ def metric_configs(cfg: Config) -> List[Dict[str, Any]]:
     return configs
 
 
-def metric_class(config: Mapping[str, Any]) -> Any:
-    """The class that a metric's config names, None if there is none."""
-    kind = config.get('type')
-    return METRICS.get(kind) if isinstance(kind, str) else kind
+def truth_files(cfg: Config) -> List[Any]:
+    """The annotation files that the metrics of a config name."""
+    return [config.get('ann_file') for config in _metrics(cfg)]
+
+
+def _metrics(cfg: Config) -> List[Dict[str, Any]]:
+    metrics = cfg.get('test_evaluator')
+    if isinstance(metrics, Mapping):
+        metrics = metrics.get('metrics', metrics)
+    if not isinstance(metrics, (list, tuple)):
+        metrics = [metrics]
+    return [dict(metric or {}) for metric in metrics]
 
 
 def is_coco(kind: Any) -> bool:

@@ -18,7 +18,7 @@ from torch import Tensor
 from isvit_det.core.errors import QuantError
 from isvit_det.engine.agreement import Plan, is_known
 from isvit_det.engine.data_errors import predicting
-from isvit_det.engine.metric_annotations import Annotations
+from isvit_det.engine.ground_truth import Annotations
 from isvit_det.engine.tasks import Task, is_coco, metainfo
 
 # Settings of metrics that say where they write.

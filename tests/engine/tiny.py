@@ -14,6 +14,7 @@ from mmengine.registry import init_default_scope
 from pycocotools import mask as coco_mask
 
 from isvit_det.datasets.drawn import generate
+from isvit_det.packed_header import HEADER
 
 REPO = Path(__file__).parents[2]
 FLOAT = REPO / 'configs/drawn/mask-rcnn_swin-mini_fpn_drawn.py'
@@ -125,9 +126,14 @@ def annotate(model: Any, cfg: Config, path: Path) -> None:
 
 
 def same_file_state(one: Path, other: Path) -> bool:
-    """Whether two packed files hold the same tensors."""
+    """Whether two packed files hold the same tensors.
+
+    Their headers tell of what they were made from.
+    """
     first, second = (
         torch.load(path, weights_only=True)['state_dict']
         for path in (one, other))
+    for state in (first, second):
+        del state[HEADER]
     return first.keys() == second.keys() and all(
         torch.equal(first[key], second[key]) for key in first)

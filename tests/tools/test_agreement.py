@@ -153,15 +153,15 @@ def test_entries_that_lack_what_is_counted(refuse, truth, part, key):
 
     line = refuse(truth(change))
     assert 'truth.json' in line and f'no {key!r}' in line
-    assert f'{part[:-1]} ' in line
+    assert f'{part}[1]' in line
 
 
 def test_annotations_that_are_no_coco(refuse, truth, tmp_path):
     line = refuse(truth(lambda content: content.pop('images')))
-    assert "truth.json has no list 'images'" in line
+    assert "truth.json has no 'images'" in line
     use = truth(lambda content: None)
     (tmp_path / 'truth.json').write_text('{"images": [')
-    assert 'truth.json is no JSON' in refuse(use)
+    assert 'truth.json: it is no JSON' in refuse(use)
 
 
 def test_no_annotation_file(refuse):

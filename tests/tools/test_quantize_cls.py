@@ -80,11 +80,13 @@ def data(tmp_path_factory):
 
 def run(data, work_dir, *args, status=0, weights='w.pth', model=MODEL):
     """The report of a run that ends with ``status``."""
-    assert main([
-        model, '--weights',
-        str(data / weights), '--work-dir',
-        str(work_dir), *map(str, args)
-    ]) == status
+    words = [model, '--weights', data / weights, '--work-dir', work_dir, *args]
+    try:
+        found = main([str(word) for word in words])
+    except SystemExit as error:
+        # Of the argument parser.
+        found = error.code
+    assert found == status
     report = work_dir / 'result.json'
     return json.loads(report.read_text()) if report.exists() else None
 
