@@ -8,7 +8,7 @@ import torch
 
 from isvit_det.core.errors import QuantError
 from isvit_det.core.files import write_atomically
-from isvit_det.core.weights import read_weights
+from isvit_det.core.weights import Weights, read_weights
 from isvit_det.packed_header import HEADER, check_others
 from isvit_det.packed_state import CODES, pack_state
 
@@ -63,7 +63,15 @@ def read_checkpoint(path: Path) -> Dict[str, Any]:
         QuantError: if there is no such file, it is damaged, or holds no
             weights.
     """
-    found = read_weights(path)
+    return verified(read_weights(path), path)
+
+
+def verified(found: Weights, path: Path) -> Dict[str, Any]:
+    """The content of a file that has been read, as ``read_checkpoint`` says.
+
+    Raises:
+        QuantError: if it is a packed one and not what was packed.
+    """
     content = dict(found.rest, state_dict=found.state_dict)
     if is_packed(content):
         check_others(content)

@@ -13,7 +13,7 @@ from torch import Tensor
 from isvit_det.backbones.vit_weights import TIMM, find_weights
 from isvit_det.calibration.sos import UnitRecord, calibrate
 from isvit_det.calibration.store import ActivationPool
-from isvit_det.checkpoint import is_packed, plain, read_checkpoint, save_packed
+from isvit_det.checkpoint import is_packed, plain, save_packed, verified
 from isvit_det.core.errors import QuantError
 from isvit_det.core.files import check_writable, local_checkpoint
 from isvit_det.core.spec import QuantConfig, SOSConfig
@@ -142,7 +142,7 @@ class ClassifierRun:
         self.packed = is_packed(dict(state_dict=state))
         self.origin: Dict[str, Any] = {}
         if self.packed:
-            content = read_checkpoint(Path(weights))
+            content = verified(found, Path(weights))
             self.origin = content.get('provenance', {})
             config = packed_config(state, quant)
         else:

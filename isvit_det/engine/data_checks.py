@@ -6,15 +6,17 @@ from typing import Any, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from mmdet.datasets.transforms import LoadAnnotations
 from mmdet.evaluation import CocoMetric
+from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.runner import Runner
 from PIL import Image
 
 from isvit_det.core.errors import QuantError
 from isvit_det.engine.annotations import check_metric, explain, measures_masks
-from isvit_det.engine.config_forms import class_of
 from isvit_det.engine.data_errors import guard_, lacking
 from isvit_det.engine.images import base_datasets, build_dataset, unwrap
+from isvit_det.engine.tasks import (is_coco, metric_class, metric_configs,
+                                    truth_files)
 
 # EXIF tag of how a picture was held; from 5 on, height and width change.
 ORIENTATION = 0x0112
@@ -22,7 +24,7 @@ Size = Tuple[int, int]
 
 
 @contextlib.contextmanager
-def test_data_errors(cfg: Mapping[str, Any]) -> Iterator[None]:
+def test_data_errors(cfg: Config) -> Iterator[None]:
     """Name the file at fault if a config's test loop cannot be built."""
     try:
         yield
@@ -31,23 +33,11 @@ def test_data_errors(cfg: Mapping[str, Any]) -> Iterator[None]:
     except Exception as error:
         for config in base_datasets(cfg['test_dataloader']['dataset']):
             build_dataset(config)
-        for kind, path in _metrics(cfg):
-            if path is not None and isinstance(kind, type) and issubclass(
-                    kind, CocoMetric):
-                explain(path, error, kind is CocoMetric)
+        for config in metric_configs(cfg):
+            path = config.get('ann_file')
+            if path is not None and is_coco(metric_class(config)):
+                explain(path, error, metric_class(config) is CocoMetric)
         raise
-
-
-def _metrics(cfg: Mapping[str, Any]) -> List[Tuple[Any, Optional[str]]]:
-    """Class and annotation file of every metric of a config."""
-    metrics = cfg.get('test_evaluator') or []
-    if isinstance(metrics, dict):
-        metrics = metrics.get('metrics', metrics)
-    found = []
-    for metric in metrics if isinstance(metrics, (list, tuple)) else [metrics]:
-        metric = metric or {}
-        found.append((class_of(metric.get('type')), metric.get('ann_file')))
-    return found
 
 
 def check_test_data(runner: Runner) -> None:
@@ -62,9 +52,8 @@ def check_test_data(runner: Runner) -> None:
         QuantError: naming the file and what is wrong with it.
     """
     loop = runner.test_loop
-    files = [path for _, path in _metrics(runner.cfg)]
     notes: List[str] = []
-    for metric, path in zip(loop.evaluator.metrics, files):
+    for metric, path in zip(loop.evaluator.metrics, truth_files(runner.cfg)):
         notes += check_metric(metric, path or 'of the data set')
     masks = any(map(measures_masks, loop.evaluator.metrics))
     for dataset in unwrap(loop.dataloader.dataset):

@@ -17,16 +17,35 @@ from isvit_det.engine.provenance import versions
 from isvit_det.engine.tasks import truth_files
 
 
-def prediction_key(runner: Runner, model: nn.Module) -> str:
-    """One string for all that a model's predictions depend on.
+def sources_of(runner: Runner, model: nn.Module) -> List[Any]:
+    """What a model's predictions depend on, pictures aside.
 
     Args:
         runner: about to evaluate.
         model: its model, on its device.
     """
+    cfg, dataset = runner.cfg, runner.test_loop.dataloader.dataset
+    return [
+        checksum(model.state_dict()),
+        versions(),
+        # Processes of a run have GPUs of their own.
+        next(model.parameters()).device.type,
+        num_ranks(),
+        [cfg.model, cfg.test_dataloader,
+         cfg.get('test_cfg')],
+        _hashes(getattr(data, 'ann_file', None) for data in unwrap(dataset))
+    ]
+
+
+def prediction_key(runner: Runner, sources: List[Any]) -> str:
+    """One string for all that a model's predictions depend on.
+
+    Args:
+        runner: about to evaluate.
+        sources: of ``sources_of``.
+    """
     paths = evaluation_paths(runner.test_loop.dataloader.dataset)
-    return _digest(
-        [*_sources(runner, model), [_state(path) for path in paths]])
+    return _digest([*sources, [_state(path) for path in paths]])
 
 
 class FloatMetrics:
@@ -35,15 +54,15 @@ class FloatMetrics:
     Args:
         directory: of the file.
         runner: about to evaluate.
-        model: its model, with float weights.
+        sources: of ``sources_of`` the model with float weights.
     """
 
     def __init__(self, directory: Path, runner: Runner,
-                 model: nn.Module) -> None:
+                 sources: List[Any]) -> None:
         self.path = directory / 'float_metrics.json'
         self.logger = runner.logger
         self.key = _digest([
-            *_sources(runner, model),
+            *sources,
             runner.cfg.test_evaluator,
             _hashes(truth_files(runner.cfg)),
         ])
@@ -76,21 +95,6 @@ class FloatMetrics:
         kept['checksum'] = digest_of(kept)
         text = json.dumps(kept).encode()
         write_atomically(self.path, lambda file: file.write(text))
-
-
-def _sources(runner: Runner, model: nn.Module) -> List[Any]:
-    """What predictions depend on, pictures aside."""
-    cfg, dataset = runner.cfg, runner.test_loop.dataloader.dataset
-    return [
-        checksum(model.state_dict()),
-        versions(),
-        # Processes of a run have GPUs of their own.
-        next(model.parameters()).device.type,
-        num_ranks(),
-        [cfg.model, cfg.test_dataloader,
-         cfg.get('test_cfg')],
-        _hashes(getattr(data, 'ann_file', None) for data in unwrap(dataset))
-    ]
 
 
 def _digest(depends: Any) -> str:

@@ -3,13 +3,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
-from mmdet.registry import METRICS
 from mmengine.config import Config
 from mmengine.fileio import load
 
 from isvit_det.engine.annotations import (CATEGORY, ID, OBJECT, check_entries,
                                           check_layout, read_annotations)
-from isvit_det.engine.tasks import is_coco, metric_configs
+from isvit_det.engine.tasks import is_coco, metric_class, metric_configs
 
 # What pycocotools builds its index on.
 INDEXED = dict(images=[ID], annotations=OBJECT, categories=CATEGORY)
@@ -90,8 +89,7 @@ def read_truth(cfg: Config) -> List[Optional[Annotations]]:
 
 
 def _read(path: str, config: Mapping[str, Any]) -> Optional[Annotations]:
-    kind = config.get('type')
-    if is_coco(METRICS.get(kind) if isinstance(kind, str) else kind):
+    if is_coco(metric_class(config)):
         local = Path(path).is_file()
         content = read_annotations(path) if local else load(
             path, backend_args=config.get('backend_args'))

@@ -17,6 +17,7 @@ from isvit_det.core.quantizers import Quantizer
 from isvit_det.core.ranks import mine
 from isvit_det.core.spec import SOSConfig
 from isvit_det.core.swap import QUANTIZED_LAYERS, make_float_
+from isvit_det.engine.console import describe_error
 from isvit_det.engine.images import Images
 from isvit_det.engine.locations import Locations
 from isvit_det.engine.products import watch_products
@@ -93,11 +94,10 @@ def find_products(model: Any, images: Images) -> List[str]:
         with _no_score_threshold(model), watch_products(model) as products:
             model.test_step(batch)
     except PREDICTION_ERRORS as error:
-        lines = str(error).strip().splitlines() or ['no message']
         raise QuantError(
             f'model: this {type(model).__name__} cannot predict on a '
             'calibration image, before anything is quantized '
-            f'({type(error).__name__}: {lines[0]}); test it with the tools '
+            f'({describe_error(error)}); test it with the tools '
             'of MMDetection first.') from error
     return [
         name for name, module in model.named_modules()

@@ -4,7 +4,7 @@ import copy
 import shutil
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, Mapping, Optional
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional
 
 from mmengine.config import Config
 from mmengine.dist import is_main_process
@@ -22,7 +22,8 @@ from isvit_det.engine.data_checks import check_test_data, test_data_errors
 from isvit_det.engine.data_errors import TestWatch, read
 from isvit_det.engine.evaluation import PREDICTIONS, Evaluation
 from isvit_det.engine.figures import explain_gaps
-from isvit_det.engine.float_metrics import FloatMetrics, prediction_key
+from isvit_det.engine.float_metrics import (FloatMetrics, prediction_key,
+                                            sources_of)
 from isvit_det.engine.ground_truth import read_truth
 from isvit_det.engine.hook import SOSCalibrationHook, bare_model
 from isvit_det.engine.predictions import PredictionFile
@@ -71,9 +72,17 @@ class QuantizationRun:
         if device is not None:
             self.model.to(device)
         self.runner.call_hook('before_run')
-        load_weights_(self.runner, self.model, self.checkpoint)
+        content = read_checkpoint(self.checkpoint)
+        self.given_bytes = weight_bytes(content['state_dict'])
+        # What a packed file says of its making, and was made with.
+        self.origin = content.get('provenance', {})
+        quant = content.get('quant')
+        load_weights_(self.runner, self.model, content)
         self.model.eval()
         self.calibrated = is_calibrated(self.model)
+        self.quant = (
+            QuantConfig.from_dict(quant)
+            if self.calibrated and quant else self.model.quant_config)
         if not self.calibrated:
             self.hook.settle(self.runner)
             self.model = bare_model(self.runner)
@@ -110,6 +119,7 @@ class QuantizationRun:
         calls = count_calls(self.model)
         evaluation = self._evaluation(
             'packed' if self.calibrated else 'quantized',
+            sources_of(self.runner, self.model),
             lambda: dict(sites=list_sites_run(self.model, calls)))
         found['quantized'] = evaluation.run()
         found['sites'] = sum_calls(evaluation.about['sites'])
@@ -129,17 +139,18 @@ class QuantizationRun:
         evaluation.file.settle()
         return result
 
-    def _evaluation(self, name: str,
+    def _evaluation(self, name: str, sources: List[Any],
                     describe: Callable[[], Mapping[str, Any]]) -> Evaluation:
-        key = prediction_key(self.runner, self.model)
+        key = prediction_key(self.runner, sources)
         file = PredictionFile(self.work_dir / PREDICTIONS, name, key)
         return Evaluation(self.runner, self.plan, file, describe,
                           self.watch.errors)
 
     def _evaluate_float(self) -> Dict[str, Any]:
-        evaluation = self._evaluation('float',
+        sources = sources_of(self.runner, self.model)
+        evaluation = self._evaluation('float', sources,
                                       lambda: dict(peak_memory=peak_memory()))
-        memory = FloatMetrics(self.work_dir, self.runner, self.model)
+        memory = FloatMetrics(self.work_dir, self.runner, sources)
         found = memory.recall()
         if found is not None:
             self.runner.logger.info('the float evaluation of an earlier run '
@@ -156,14 +167,8 @@ class QuantizationRun:
 
     def _result(self, found: Mapping[str, Any]) -> Dict[str, Any]:
         outcome = self.hook.outcome
-        quant = self.model.quant_config
-        if outcome is None:
-            content = read_checkpoint(self.checkpoint)
-            origin = content.get('provenance', {})
-            if 'quant' in content:
-                quant = QuantConfig.from_dict(content['quant'])
-        else:
-            origin = outcome.provenance
+        quant = self.quant
+        origin = self.origin if outcome is None else outcome.provenance
         return dict(
             format_version=FORMAT_VERSION,
             config=Path(self.runner.cfg.filename).name,
@@ -176,8 +181,7 @@ class QuantizationRun:
             quantized=found['quantized'],
             backbone_error=found.get('backbone_error'),
             bytes=dict(
-                float=None
-                if outcome is None else _weight_bytes(self.checkpoint),
+                float=None if outcome is None else self.given_bytes,
                 packed=self.packed.stat().st_size),
             seconds=self.seconds,
             peak_memory=peak_memory(),
@@ -215,18 +219,17 @@ class QuantizationRun:
         self.seconds[phase] = time.perf_counter() - start
 
 
-def load_weights_(runner: Runner, model: Any, path: Path) -> None:
+def load_weights_(runner: Runner, model: Any, content: Dict[str, Any]) -> None:
     """Load a file's weights into a runner's model, as MMEngine would.
 
     MMEngine's own reader takes ``state_dict`` alone and refuses what some
     trainings leave beside it.
+
+    Args:
+        runner: whose hooks are told.
+        model: that loads them.
+        content: of ``read_checkpoint``.
     """
-    content = read_checkpoint(path)
     runner.logger.info(content.pop('taken'))
     runner.call_hook('after_load_checkpoint', checkpoint=content)
     load_state_dict(model, content['state_dict'])
-
-
-def _weight_bytes(path: Path) -> int:
-    """Bytes of a checkpoint's weights, without what training adds."""
-    return weight_bytes(read_checkpoint(path)['state_dict'])

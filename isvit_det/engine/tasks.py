@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
 from mmdet.evaluation import CocoMetric, MultiDatasetsEvaluator
+from mmdet.registry import METRICS
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 from mmengine.runner import Runner
@@ -104,6 +105,12 @@ def _metrics(cfg: Config) -> List[Dict[str, Any]]:
     if not isinstance(metrics, (list, tuple)):
         metrics = [metrics]
     return [dict(metric or {}) for metric in metrics]
+
+
+def metric_class(config: Mapping[str, Any]) -> Any:
+    """The class that a metric's config names, which may be a class itself."""
+    kind = config.get('type')
+    return METRICS.get(kind) if isinstance(kind, str) else kind
 
 
 def is_coco(kind: Any) -> bool:

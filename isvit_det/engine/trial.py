@@ -17,6 +17,7 @@ from torch import Tensor
 
 from isvit_det.core.errors import QuantError
 from isvit_det.engine.agreement import Plan, is_known
+from isvit_det.engine.console import describe_error
 from isvit_det.engine.data_errors import predicting
 from isvit_det.engine.ground_truth import Annotations
 from isvit_det.engine.tasks import Task, is_coco, metainfo
@@ -183,9 +184,8 @@ def _copy(task: Task, file: Optional[Annotations], made: Mapping[str, Any],
 
 def explain(error: BaseException) -> str:
     """An exception in one line, with the place that raised it."""
-    lines = str(error).strip().splitlines() or ['no message']
     frame = traceback.extract_tb(error.__traceback__)[-1]
-    return (f'{type(error).__name__}: {lines[0]} '
+    return (f'{describe_error(error)} '
             f'({Path(frame.filename).name}, line {frame.lineno})')
 
 

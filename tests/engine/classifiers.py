@@ -7,7 +7,8 @@ import torch
 from timm.models import register_model
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.swin_transformer import _create_swin_transformer
-from timm.models.vision_transformer import _create_vision_transformer
+
+from benchmarks.torture_models import vit_torture_patch8_32
 
 CLASSES = 3
 SIZES = dict(img_size=32, patch_size=8, embed_dim=16, depth=2, num_heads=2)
@@ -15,20 +16,10 @@ NAMES = ('vit_small_drawn_32', 'vit_small_drawn_mean_32', 'deit_drawn_32',
          'deit_drawn_distilled_32', 'swin_drawn_32')
 
 
-def _overlay(kwargs: Any) -> Any:
-    return dict(
-        kwargs.pop('pretrained_cfg_overlay', None) or {},
-        input_size=(3, 32, 32))
-
-
 @register_model
 def vit_small_drawn_32(pretrained=False, **kwargs):
-    return _create_vision_transformer(
-        'vit_tiny_patch16_224',
-        pretrained,
-        pretrained_cfg_overlay=_overlay(kwargs),
-        **SIZES,
-        **kwargs)
+    """Under a name that no benchmark has."""
+    return vit_torture_patch8_32(pretrained, **kwargs)
 
 
 @register_model
@@ -54,17 +45,22 @@ def deit_drawn_distilled_32(pretrained=False, **kwargs):
 
 @register_model
 def swin_drawn_32(pretrained=False, **kwargs):
-    return _create_swin_transformer(
-        'swin_tiny_patch4_window7_224',
-        pretrained,
-        pretrained_cfg_overlay=_overlay(kwargs),
+    overlay = dict(
+        kwargs.pop('pretrained_cfg_overlay', None) or {},
+        input_size=(3, 32, 32))
+    sizes = dict(
         img_size=32,
         patch_size=1,
         window_size=4,
         embed_dim=16,
         depths=(2, 1, 1, 1),
-        num_heads=(1, 2, 2, 2),
-        **kwargs)
+        num_heads=(1, 2, 2, 2))
+    sizes.update(kwargs)
+    return _create_swin_transformer(
+        'swin_tiny_patch4_window7_224',
+        pretrained,
+        pretrained_cfg_overlay=overlay,
+        **sizes)
 
 
 def make_weights(name: str, path: Path) -> Any:

@@ -8,7 +8,7 @@ from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from torch import nn
 
-from isvit_det.engine.float_metrics import FloatMetrics
+from isvit_det.engine.float_metrics import FloatMetrics, sources_of
 
 FOUND = dict(box_ap=.25, mask_ap=None, metrics=dict(mAP=.25, rate=1e-9))
 
@@ -23,7 +23,7 @@ def metrics(tmp_path):
         cfg=Config(dict(model={}, test_dataloader={}, test_evaluator=metric)),
         logger=logging.getLogger('metrics'),
         test_loop=SimpleNamespace(dataloader=SimpleNamespace(dataset=dataset)))
-    return FloatMetrics(tmp_path, runner, nn.Linear(1, 1))
+    return FloatMetrics(tmp_path, runner, sources_of(runner, nn.Linear(1, 1)))
 
 
 def test_what_was_kept_is_taken_over(metrics, caplog):

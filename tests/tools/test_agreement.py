@@ -4,26 +4,10 @@ import logging
 
 import pytest
 import torch
-from mmengine.config import config
-from yapf.yapflib import yapf_api
 
 from isvit_det.datasets.drawing import CLASSES
 from isvit_det.engine.command import main
 from tests.engine.tiny import make_tiny
-
-
-@pytest.fixture(scope='module', autouse=True)
-def unformatted_configs():
-    """MMEngine formats every config four times; that takes most of a run."""
-    with pytest.MonkeyPatch.context() as patch:
-        # Where MMEngine finds it depends on its version.
-        for module in (yapf_api, config):
-            patch.setattr(
-                module,
-                'FormatCode',
-                lambda text, **_: (text, True),
-                raising=False)
-        yield
 
 
 @pytest.fixture(scope='module')

@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from mmdet.registry import METRICS
-from mmengine.config import Config, config
+from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import DATA_SAMPLERS
-from yapf.yapflib import yapf_api
 
 from isvit_det.engine.command import main
 from isvit_det.engine.evaluation import Evaluation
@@ -35,20 +34,6 @@ class Own(BaseMetric):
         if Own.fuse == 0:
             raise LookupError('no figures today\nnor tomorrow')
         return dict(boxes=sum(results) + .5, images=len(results))
-
-
-@pytest.fixture(scope='module', autouse=True)
-def unformatted_configs():
-    """MMEngine formats every config four times; that takes most of a run."""
-    with pytest.MonkeyPatch.context() as patch:
-        # Where MMEngine finds it depends on its version.
-        for module in (yapf_api, config):
-            patch.setattr(
-                module,
-                'FormatCode',
-                lambda text, **_: (text, True),
-                raising=False)
-        yield
 
 
 @pytest.fixture(scope='module')

@@ -16,7 +16,7 @@ from mmengine.runner import Runner
 from isvit_det.checkpoint import read_checkpoint
 from isvit_det.engine.command import configure, main, parse_args
 from isvit_det.engine.report import weight_bytes
-from isvit_det.engine.run import QuantizationRun, _weight_bytes
+from isvit_det.engine.run import QuantizationRun
 from tests.engine.tiny import REPO, make_tiny
 
 LOADED = []
@@ -89,7 +89,7 @@ def test_the_weights_are_those_of_the_plain_file(name, tiny, state, tmp_path):
     # Hooks are told of them, as by MMEngine.
     told, = LOADED
     assert told['state_dict'].keys() == state.keys()
-    assert _weight_bytes(path) == weight_bytes(state)
+    assert run.given_bytes == weight_bytes(state)
 
 
 def test_the_weights_of_an_averaged_training_are_those_that_mmengine_tests(

@@ -11,10 +11,8 @@ from mmcv.transforms import Compose
 from mmdet.datasets import CocoPanopticDataset
 from mmdet.evaluation import INSTANCE_OFFSET
 from mmdet.registry import MODELS
-from mmengine.config import config
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import init_default_scope
-from yapf.yapflib import yapf_api
 
 from isvit_det.datasets.drawing import CLASSES
 from isvit_det.datasets.drawn import generate
@@ -22,20 +20,6 @@ from isvit_det.engine.command import main
 from isvit_det.engine.configs import load_config
 from tests.engine.shrunk import MASK2FORMER, Shrunk, Source
 from tests.engine.tiny import NUM_PICTURES, make_tiny
-
-
-@pytest.fixture(scope='module', autouse=True)
-def unformatted_configs():
-    """MMEngine formats every config four times; that takes most of a run."""
-    with pytest.MonkeyPatch.context() as patch:
-        # Where MMEngine finds it depends on its version.
-        for module in (yapf_api, config):
-            patch.setattr(
-                module,
-                'FormatCode',
-                lambda text, **_: (text, True),
-                raising=False)
-        yield
 
 
 @pytest.fixture(scope='module')

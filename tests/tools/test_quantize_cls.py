@@ -8,8 +8,6 @@ import pytest
 import timm
 import torch
 from timm.models import register_model
-from timm.models.swin_transformer import _create_swin_transformer
-from timm.models.vision_transformer import _create_vision_transformer
 
 from isvit_det.backbones.classifier import HeadUnit
 from isvit_det.core.rotation import rotate_heads_
@@ -18,47 +16,17 @@ from isvit_det.engine import classifier_run
 from isvit_det.engine.classifier_command import main
 from isvit_det.engine.folder_images import (FolderSample, class_labels,
                                             find_images)
+from tests.engine.classifiers import swin_drawn_32, vit_small_drawn_32
 from tests.engine.tiny import REPO, same_file_state
 
-MODEL = 'vit_drawn_patch8_32'
+MODEL = 'vit_small_drawn_32'
 CLASSES = 3
 
 
 @register_model
-def vit_drawn_patch8_32(pretrained=False, **kwargs):
-    """A ViT of two blocks for images of 32 pixels."""
-    overlay = dict(
-        kwargs.pop('pretrained_cfg_overlay', None) or {},
-        input_size=(3, 32, 32))
-    return _create_vision_transformer(
-        'vit_tiny_patch16_224',
-        pretrained,
-        pretrained_cfg_overlay=overlay,
-        img_size=32,
-        patch_size=8,
-        embed_dim=16,
-        depth=2,
-        num_heads=2,
-        **kwargs)
-
-
-@register_model
 def swin_drawn_patch1_window4_32(pretrained=False, **kwargs):
-    """A Swin of two stages for images of 32 pixels."""
-    overlay = dict(
-        kwargs.pop('pretrained_cfg_overlay', None) or {},
-        input_size=(3, 32, 32))
-    return _create_swin_transformer(
-        'swin_tiny_patch4_window7_224',
-        pretrained,
-        pretrained_cfg_overlay=overlay,
-        img_size=32,
-        patch_size=1,
-        window_size=4,
-        embed_dim=16,
-        depths=(2, 2, 1, 1),
-        num_heads=(1, 2, 2, 2),
-        **kwargs)
+    """A Swin with two stages of two blocks."""
+    return swin_drawn_32(pretrained, depths=(2, 2, 1, 1), **kwargs)
 
 
 @pytest.fixture(scope='module')
@@ -395,7 +363,7 @@ def test_parts_that_the_twin_lacks_are_refused(data, tmp_path, capsys):
 
     @register_model
     def vit_drawn_with_more(pretrained=False, **kwargs):
-        return vit_drawn_patch8_32(pretrained, qk_norm=True, **kwargs)
+        return vit_small_drawn_32(pretrained, qk_norm=True, **kwargs)
 
     run(tmp_path,
         tmp_path,
