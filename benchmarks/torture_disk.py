@@ -1,11 +1,12 @@
 """Full disks: one line, nothing lost, and on from there when there is room.
 
-A command runs on a small file system, which is full at some size or from a
-random moment on, and then again with room. Where none can be mounted, files
-may not grow beyond a size instead.
+A command runs on a small file system, which is full at some size or from the
+moment on at which a file is opened to be written, and then again with room.
+Where none can be mounted, files may not grow beyond a size instead.
 """
 import contextlib
 import importlib
+import os
 import random
 import re
 import resource
@@ -14,7 +15,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional
+from typing import (Any, Callable, Counter, Dict, Iterator, List, NamedTuple,
+                    Optional, Tuple)
 
 import torch
 
@@ -28,9 +30,9 @@ from isvit_det.engine.console import run_command
 TOOLS = Path(__file__).parents[1] / 'tools'
 # Bytes of the disk with room.
 ROOM = 64 << 20
-# Sizes of the disk, and random moments, that each command is tried with.
+# Sizes of the disk that each command is tried with.
 NUM_SIZES = 6
-NUM_MOMENTS = 6
+WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 KEYS = ('trials', 'one line', 'same after', 'not filled')
 # A tool that writes a report as the commands do, for a cell.
 TOOL = '''
@@ -122,7 +124,11 @@ class Disk:
         return False
 
     def fill(self) -> None:
-        """Leave no room."""
+        """Leave no room; to this process, where nothing could be mounted."""
+        if not self.mounted:
+            hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+            resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+            return
         with contextlib.suppress(OSError):
             with open(self.place / 'filling', 'wb', buffering=0) as file:
                 while file.write(bytes(4096)):
@@ -146,15 +152,65 @@ class Disk:
             resource.setrlimit(resource.RLIMIT_FSIZE, old)
 
 
+def kind_of(path: str) -> str:
+    """Kind of a file: its name without numbers and a temporary one's ending.
+
+    Example:
+        >>> kind_of('/w/units/.unit_03.pth.4127.x8_b3q')
+        'unit_#.pth'
+    """
+    name = re.sub(r'^\.(.+)\.\d+\.\w+$', r'\1', os.path.basename(path))
+    return re.sub(r'\d+', '#', name)
+
+
+def watch_openings(place: Path, on_opening: Callable[[str], None]) -> None:
+    """Tell of each file in a folder that this process opens to write.
+
+    There is no way back: this is for a child process.
+
+    Args:
+        place: the folder.
+        on_opening: is told the kind of file before it is opened.
+    """
+    busy = False
+
+    def hook(event: str, args: Tuple[Any, ...]) -> None:
+        nonlocal busy
+        if event != 'open' or busy or not args[2] & WRITES:
+            return
+        if isinstance(args[0], str) and args[0].startswith(str(place)):
+            busy = True
+            on_opening(kind_of(args[0]))
+            busy = False
+
+    sys.addaudithook(hook)
+
+
+def opened(command: Command, place: Path, log: Path) -> Counter[str]:
+    """Run a command to its end; how often it opens which kinds of file."""
+    found = log.with_suffix('.opened')
+    found.unlink(missing_ok=True)
+
+    def run() -> int:
+        with open(found, 'w', buffering=1) as file:
+            watch_openings(place, lambda kind: print(kind, file=file))
+            return command.run(place)
+
+    wait([fork(run, log)])
+    return Counter(found.read_text().splitlines())
+
+
 def try_full(command: Command, folder: Path, size: int,
-             moment: Optional[float], wanted: Optional[str]) -> Dict[str, int]:
+             opening: Optional[Tuple[str, int]],
+             wanted: Optional[str]) -> Dict[str, int]:
     """Run a command on a full disk, and again with room.
 
     Args:
         command: what runs.
         folder: for the disk and what is printed.
         size: of the disk, in bytes.
-        moment: seconds after which another fills the disk; None: nobody.
+        opening: kind and number of the file at whose opening the disk is
+            filled by another; None: never.
         wanted: checksum of the weights that a run with room ends with.
 
     Returns:
@@ -165,16 +221,19 @@ def try_full(command: Command, folder: Path, size: int,
     counts = dict.fromkeys(KEYS, 0)
     counts['trials'] = 1
     with Disk(folder / 'disk', size) as disk:
+        seen: Counter[str] = Counter()
+
+        def fill_at(kind: str) -> None:
+            if (kind, seen[kind]) == opening:
+                disk.fill()
+            seen[kind] += 1
 
         def run() -> int:
+            watch_openings(disk.place, fill_at)
             with disk.limited():
                 return command.run(disk.place)
 
-        children = [fork(run, log)]
-        statuses = {} if moment is None else wait(children, moment)
-        if moment is not None:
-            disk.fill()
-        statuses.update(wait(children))
+        statuses = wait([fork(run, log)])
         text = log.read_text()
         if set(statuses.values()) == {0}:
             counts['not filled'] = 1
@@ -187,9 +246,10 @@ def try_full(command: Command, folder: Path, size: int,
         found = weights_of(disk.place, command)
         counts['same after'] = int(
             set(again.values()) == {0} and found == wanted)
-    if not counts['same after'] or not (counts['one line']
-                                        or counts['not filled']):
+    if not counts['same after'] or not counts['one line']:
         name = command.name.split()[-1]
+        print(f'on a full disk, {command.name}: {size} bytes, full at '
+              f'{opening}: {counts}')
         shutil.copy(log, folder / f'bad_{name}_{time.time():.0f}.log')
     return counts
 
@@ -204,41 +264,41 @@ def weights_of(place: Path, command: Command) -> Optional[str]:
 
 def fill_disks(folder: Path, notes: Dict[str, Any], save: Callable[[], None],
                scale: float, deadline: float) -> None:
-    """Try all commands on disks of several sizes, full at random moments.
+    """Try all commands on disks of several sizes, full at all kinds of write.
 
     Args:
         folder: to work in.
         notes: counts so far by command; is changed.
         save: keeps the notes.
-        scale: of the numbers of sizes and of moments.
+        scale: of the numbers of sizes and of kinds of write.
         deadline: of ``time.monotonic``.
     """
     place = folder / 'full'
     place.mkdir(parents=True, exist_ok=True)
-    num_sizes, num_moments = (
-        max(1, round(scale * number)) for number in (NUM_SIZES, NUM_MOMENTS))
+    num_sizes = max(1, round(scale * NUM_SIZES))
     for command in commands(folder):
         counts = notes.setdefault(command.name, dict.fromkeys(KEYS, 0))
-        if counts['trials'] >= num_sizes + num_moments:
+        if counts.get('wanted') == counts['trials'] or (time.monotonic()
+                                                        > deadline):
             continue
         with Disk(place / 'disk', ROOM) as disk:
-            start = time.monotonic()
-            log = place / 'undisturbed.log'
-            wait([fork(lambda: command.run(disk.place), log)])
-            seconds = time.monotonic() - start
+            kinds = opened(command, disk.place, place / 'undisturbed.log')
             needed = sum(path.stat().st_size for path in disk.place.rglob('*')
                          if path.is_file())
             wanted = weights_of(disk.place, command)
-        while (counts['trials'] < num_sizes + num_moments
-               and time.monotonic() < deadline):
-            number = counts['trials']
-            draw = random.Random(f'{command.name} {number}')
-            size, moment = ROOM, None
-            if number < num_sizes:
-                size = int(needed * number / num_sizes) + 4096
-            else:
-                moment = draw.uniform(0, seconds)
-            found = try_full(command, place, size, moment, wanted)
+        trials: List[Tuple[int, Optional[Tuple[str, int]]]] = [
+            (int(needed * number / num_sizes) + 4096, None)
+            for number in range(num_sizes)
+        ]
+        draw = random.Random(command.name)
+        trials += [(ROOM, (kind, draw.randrange(kinds[kind])))
+                   for kind in sorted(kinds)
+                   ][:max(1, round(scale * len(kinds)))]
+        counts.update(kinds=len(trials) - num_sizes, wanted=len(trials))
+        for size, opening in trials[counts['trials']:]:
+            if time.monotonic() > deadline:
+                break
+            found = try_full(command, place, size, opening, wanted)
             for key in KEYS:
                 counts[key] += found[key]
             save()
@@ -249,6 +309,7 @@ def disk_rows(notes: Dict[str, Any]) -> List[Dict[str, str]]:
     return [{
         'on a full disk': name,
         'trials': str(counts['trials']),
+        'kinds of write': str(counts.get('kinds', '-')),
         'ended before it was full': str(counts['not filled']),
         'ended in one line': str(counts['one line']),
         'then the same with room': str(counts['same after'])
