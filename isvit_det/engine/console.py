@@ -72,9 +72,16 @@ def describe_error(error: BaseException) -> str:
 
     >>> describe_error(KeyError('mask'))
     "KeyError: 'mask'"
+    >>> describe_error(torch.cuda.OutOfMemoryError('full'))
+    'torch.OutOfMemoryError: full'
     """
+    kind = type(error)
+    package = kind.__module__.split('.')[0]
+    name = kind.__name__
+    if package != 'builtins':
+        name = f'{package}.{name}'
     lines = str(error).strip().splitlines() or ['no message']
-    return f'{type(error).__name__}: {lines[0]}'
+    return f'{name}: {lines[0]}'
 
 
 def check_device(device: str) -> None:
