@@ -129,6 +129,11 @@ class ImageList(Dataset):
     def __getitem__(self, index: int) -> Tuple[Tensor, int]:
         try:
             with Image.open(self.paths[index]) as image:
+                if image.mode.startswith(('I', 'F')):
+                    raise QuantError(
+                        f'image: {self.paths[index]} has more than 8 bits '
+                        f'(mode {image.mode} of Pillow), which are cut off '
+                        'when it is read as RGB; convert it to 8 bits.')
                 return self.transform(image.convert('RGB')), index
         except (OSError, Image.DecompressionBombError) as error:
             raise QuantError(

@@ -72,8 +72,14 @@ def fingerprint(origin: Mapping[str, Any], hashes: Sequence[str],
         configs: of the model and of what prepares images.
         model: on its device.
     """
+    # A file that was renamed, or saved anew, holds the same weights.
+    unnamed = {
+        key: value
+        for key, value in origin.items()
+        if key not in ('float_checkpoint', 'float_checkpoint_sha256')
+    }
     depends = [
-        origin,
+        unnamed,
         hashes,
         configs,
         # The order of float sums depends on these.

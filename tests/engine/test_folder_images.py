@@ -1,10 +1,13 @@
 """Images of a folder, and the classes that its folders are."""
 import os
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from isvit_det.core.errors import QuantError
-from isvit_det.engine.folder_images import class_labels, find_images
+from isvit_det.engine.folder_images import (ImageList, class_labels,
+                                            find_images)
 
 
 def make(folder, *names):
@@ -89,3 +92,23 @@ def test_a_folder_without_images_is_refused(tmp_path, names):
     make(tmp_path, *names)
     with pytest.raises(QuantError, match='--val: .* holds no images'):
         find_images(tmp_path, '--val')
+
+
+@pytest.mark.parametrize('kind', ['uint16', 'int32', 'float32'])
+def test_what_rgb_would_cut_off_is_refused(tmp_path, kind):
+    path = tmp_path / ('x.png' if kind == 'uint16' else 'x.tiff')
+    Image.fromarray(np.full((8, 8), 3000, kind)).save(path)
+    images = ImageList([path], lambda image: image)
+    with pytest.raises(QuantError, match='has more than 8 bits'):
+        images[0]
+
+
+def test_gray_and_transparent_images_of_8_bits_are_read(tmp_path):
+    for mode in ('L', 'LA', 'RGBA', 'P', '1'):
+        Image.new('RGB', (8, 8), (200, 200, 200)).convert(mode).save(
+            tmp_path / f'{mode}.png')
+    images = ImageList(find_images(tmp_path, '--calib'), np.asarray)
+    assert len(images) == 5
+    for index in range(5):
+        pixels, _ = images[index]
+        assert pixels.shape == (8, 8, 3) and pixels.max() >= 200

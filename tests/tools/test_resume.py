@@ -150,6 +150,20 @@ def test_images_of_another_size_do_not_take_the_state_over(
     assert not any(unit['resumed'] for unit in report(tmp_path)['units'])
 
 
+def test_the_same_weights_in_another_file_take_the_state_over(
+        tiny, undisturbed, tmp_path):
+    argv = command(tiny, tmp_path)
+    kill_before(argv, calibrate, 'calibrate_heads_')
+    content = torch.load(tiny.checkpoint, weights_only=True)
+    other = tmp_path / 'renamed.pth'
+    torch.save(dict(content, epoch=12), other)
+    assert main([argv[0], str(other), *argv[2:]]) == 0
+    assert all(unit['resumed'] for unit in report(tmp_path)['units'])
+    assert same_file_state(tmp_path / 'packed.pth', undisturbed / 'packed.pth')
+    origin = torch.load(tmp_path / 'packed.pth')['provenance']
+    assert origin['float_checkpoint'] == 'renamed.pth'
+
+
 def logged(work_dir, words):
     logs = [path.read_text() for path in work_dir.glob('*/*.log')]
     return any(words in log for log in logs)
