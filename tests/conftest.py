@@ -1,20 +1,22 @@
 """What all tests share."""
+import contextlib
 import functools
 import gc
 
 import pytest
-from mmengine.config import config
+from mmengine.config import config, utils
 from mmengine.runner import runner
 from yapf.yapflib import yapf_api
 
 
-@pytest.fixture(scope='session', autouse=True)
-def cheap_runners():
-    """What a runner spends most of a tiny run on, and no test looks at.
+@contextlib.contextmanager
+def cheap_host():
+    """What MMEngine spends most of a tiny run on, and no test looks at.
 
-    MMEngine formats every config four times, asks compilers for their version
-    in each run, and collects garbage for every data set, for which Python
-    walks over all that was imported.
+    It reads a hundred metafiles for every inherited config of MMDetection,
+    formats every config four times, asks compilers for their versions in each
+    run, and collects garbage for every data set, for which Python walks over
+    all that was imported.
     """
     gc.freeze()
     with pytest.MonkeyPatch.context() as patch:
@@ -25,6 +27,14 @@ def cheap_runners():
                 'FormatCode',
                 lambda text, **_: (text, True),
                 raising=False)
-        patch.setattr(runner, 'collect_env',
-                      functools.lru_cache(runner.collect_env))
+        for module, name in ((runner, 'collect_env'), (utils, 'load')):
+            cached = functools.lru_cache(maxsize=None)(getattr(module, name))
+            patch.setattr(module, name, cached)
+        yield
+
+
+@pytest.fixture(scope='session', autouse=True)
+def host():
+    """MMEngine as the tests have it."""
+    with cheap_host():
         yield

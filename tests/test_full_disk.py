@@ -1,5 +1,7 @@
 """A full disk: one line that names the file, and nothing that was is lost."""
+import contextlib
 import errno
+import io
 import json
 import logging
 import os
@@ -12,13 +14,14 @@ import pytest
 import torch
 
 from isvit_det.calibration.store import ActivationPool, ActivationStore
+from isvit_det.core import files
 from isvit_det.core.errors import QuantError
 from isvit_det.core.files import PROBE, check_writable, write_atomically
 from isvit_det.engine.cells import Cell
 from isvit_det.engine.configs import config_errors
 from isvit_det.engine.console import log_errors_told_once, run_command
 from isvit_det.engine.data_errors import TestWatch
-from tests.engine.tiny import REPO
+from tests.processes import in_process
 
 FULL = OSError(errno.ENOSPC, 'No space left on device')
 
@@ -114,22 +117,26 @@ def test_a_log_on_a_full_disk_is_told_of_once(capsys):
     assert 'handleError' not in vars(logging.FileHandler)
 
 
-# Runs the command with files limited to several sizes, then without limit.
-DRIVER = '''
-import contextlib, io, json, resource, sys
-from isvit_det.core import files
-from tests.tools.test_quantize_cls import main
-files.PROBE = 0
-argv, sizes = json.loads(sys.argv[1])
-old = resource.getrlimit(resource.RLIMIT_FSIZE)
-found = []
-for size in [*sizes, old[0]]:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
-    with contextlib.redirect_stderr(io.StringIO()) as errors:
-        status = main(argv)
-    found.append([status, errors.getvalue()])
-print(json.dumps(found))
-'''
+def run_limited(argv, sizes, path):
+    """Run with files limited to several sizes, then without a limit.
+
+    Args:
+        argv: of the command.
+        sizes: in bytes.
+        path: of a file that gets exit status and errors of each run.
+    """
+    # Its models are registered with timm.
+    from tests.tools.test_quantize_cls import main
+    files.PROBE = 0
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    found = []
+    for size in [*sizes, soft]:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        with contextlib.redirect_stderr(io.StringIO()) as errors:
+            status = main(argv)
+        found.append([status, errors.getvalue()])
+    path.write_text(json.dumps(found))
+    return 0
 
 
 def test_a_classifiers_run_goes_on_when_there_is_room(tmp_path):
@@ -148,13 +155,11 @@ def test_a_classifiers_run_goes_on_when_there_is_room(tmp_path):
             '--calib-images', 5, '--iters', 2, '--store-gb', 0, '--work-dir',
             tmp_path / name
         ]
-        words = json.dumps([[str(word) for word in argv], sizes])
-        process = subprocess.run([sys.executable, '-c', DRIVER, words],
-                                 cwd=REPO,
-                                 stdout=subprocess.PIPE,
-                                 text=True,
-                                 check=True)
-        *refused, (status, _) = json.loads(process.stdout.splitlines()[-1])
+        path = tmp_path / f'{name}.json'
+        status, printed = in_process(run_limited, [*map(str, argv)], sizes,
+                                     path)
+        assert status == 0, printed
+        *refused, (status, _) = json.loads(path.read_text())
         assert status == 0
         content = torch.load(tmp_path / name / 'packed.pth', weights_only=True)
         return refused, checksum(content['state_dict'])

@@ -6,8 +6,7 @@ import pytest
 from PIL import Image
 
 from isvit_det.core.errors import QuantError
-from isvit_det.engine.folder_images import (ImageList, class_labels,
-                                            find_images)
+from isvit_det.engine.folder_images import ImageList, class_labels, find_images
 
 
 def make(folder, *names):
@@ -105,8 +104,8 @@ def test_what_rgb_would_cut_off_is_refused(tmp_path, kind):
 
 def test_gray_and_transparent_images_of_8_bits_are_read(tmp_path):
     for mode in ('L', 'LA', 'RGBA', 'P', '1'):
-        Image.new('RGB', (8, 8), (200, 200, 200)).convert(mode).save(
-            tmp_path / f'{mode}.png')
+        Image.new('RGB', (8, 8),
+                  (200, 200, 200)).convert(mode).save(tmp_path / f'{mode}.png')
     images = ImageList(find_images(tmp_path, '--calib'), np.asarray)
     assert len(images) == 5
     for index in range(5):

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from isvit_det.core.packing import unpack
+from isvit_det.engine.command import main
 from isvit_det.engine.launch import joined
 from tests.engine.tiny import NUM_PICTURES, REPO, make_tiny, same_file_state
+from tests.processes import in_process
 
 TOOL = str(REPO / 'tools/quantize_det.py')
 
@@ -51,23 +53,22 @@ def run_both(folder, iters, *options):
     """Folder of a run of one process, and of one of two by torchrun."""
     tiny = make_tiny(folder)
     folders = [folder / 'one', folder / 'two']
-    commands = [[
-        TOOL, tiny.config, tiny.checkpoint, '--calib-images', '5', '--iters',
-        iters, '--work-dir',
+    alone, together = ([
+        tiny.config, tiny.checkpoint, '--calib-images', '5', '--iters', iters,
+        '--work-dir',
         str(work_dir), *options
-    ] for work_dir in folders]
+    ] for work_dir in folders)
+    status, printed = in_process(main, alone)
+    assert status == 0, printed
     torchrun = [
         '-m', 'torch.distributed.run', '--nproc_per_node', '2',
         '--master_port',
         free_port()
     ]
-    outputs = [
-        ended(start(command))
-        for command in (commands[0],
-                        [*torchrun, *commands[1], '--launcher', 'pytorch'])
-    ]
+    output = ended(
+        start([*torchrun, TOOL, *together, '--launcher', 'pytorch']))
     # One process prints the table.
-    assert [output.count('| quantized') for output in outputs] == [1, 1]
+    assert output.count('| quantized') == 1
     return folders
 
 
@@ -89,6 +90,7 @@ def test_without_iterations_the_files_are_equal(tmp_path):
         assert not (folder / 'calibration').exists()
 
 
+@pytest.mark.slow
 def test_with_iterations_few_codes_move_by_one_step(tmp_path):
     """Adam's first steps follow the sign of a gradient, however small."""
     folders = run_both(tmp_path, '3', '--no-float-eval', '--method',
@@ -111,6 +113,7 @@ def test_with_iterations_few_codes_move_by_one_step(tmp_path):
     assert moved <= 1e-3 * total
 
 
+@pytest.mark.slow
 def test_a_rounding_in_closed_form_parts_but_is_as_good(tmp_path):
     """A code that moves changes all columns and units after it."""
     one, two = map(report, run_both(tmp_path, '3', '--no-float-eval'))

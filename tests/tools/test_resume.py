@@ -1,36 +1,15 @@
 """A run that is killed anywhere ends, started again, with the same codes."""
 import json
+import os
 import signal
-import subprocess
-import sys
 
 import pytest
 import torch
 
 from isvit_det.engine import calibrate, run
 from isvit_det.engine.command import main
-from tests.engine.tiny import FLOAT_DEIT, REPO, make_tiny, same_file_state
-
-# Kills itself at the second step of a stage of a unit.
-DRIVER = '''
-import json, os, signal, sys
-import torch
-from isvit_det.engine import calibrate, command
-
-stage, unit, threads, argv = json.loads(sys.argv[1])
-torch.set_num_threads(threads)
-
-
-def watch(self, event, show=calibrate.CalibrationProgress.__call__):
-    show(self, event)
-    reached = (event.stage, event.index) == (stage, unit)
-    if reached and event.step >= min(2, event.num_steps):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-calibrate.CalibrationProgress.__call__ = watch
-sys.exit(command.main(argv))
-'''
+from tests.engine.tiny import FLOAT_DEIT, make_tiny, same_file_state
+from tests.processes import in_process
 
 
 class Killed(BaseException):
@@ -57,13 +36,25 @@ def undisturbed(tiny, tmp_path_factory):
     return work_dir
 
 
+def run_until(stage, unit, argv):
+    """Run, and be killed at the second step of a stage of a unit."""
+    show = calibrate.CalibrationProgress.__call__
+
+    def watch(self, event):
+        show(self, event)
+        reached = (event.stage, event.index) == (stage, unit)
+        if reached and event.step >= min(2, event.num_steps):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    calibrate.CalibrationProgress.__call__ = watch
+    return main(argv)
+
+
 def kill_in_stage(argv, stage, unit=3):
-    values = json.dumps([stage, unit, torch.get_num_threads(), argv])
-    process = subprocess.run([sys.executable, '-c', DRIVER, values],
-                             cwd=REPO,
-                             capture_output=True,
-                             text=True)
-    assert process.returncode == -signal.SIGKILL, process.stderr
+    # Ends with the same codes in the same number of threads only.
+    threads = torch.get_num_threads()
+    status, printed = in_process(run_until, stage, unit, argv, threads=threads)
+    assert status == -signal.SIGKILL, printed
 
 
 def kill_before(argv, module, function):
