@@ -9,6 +9,7 @@ from typing import (Any, ContextManager, Dict, List, Mapping, Optional,
                     Sequence, Tuple, Union)
 
 import numpy as np
+import torch
 from mmcv.transforms import Compose, LoadAnnotations, LoadImageFromFile
 from mmdet.utils import get_test_pipeline_cfg
 from mmengine.config import Config
@@ -23,7 +24,8 @@ from isvit_det.core.spec import SOSConfig
 from isvit_det.detector import language_model
 from isvit_det.engine.calibrate import WORKSPACE, calibrate_detector_
 from isvit_det.engine.config_forms import class_of, name_types_
-from isvit_det.engine.configs import config_errors, quantize_config_
+from isvit_det.engine.configs import (config_errors, is_replaceable,
+                                      quantize_config_)
 from isvit_det.engine.data_errors import GuardedPipeline
 from isvit_det.engine.given_images import Image, as_images
 from isvit_det.engine.images import Images
@@ -32,6 +34,9 @@ from isvit_det.packed_state import is_calibrated
 from isvit_det.registry import MODELS
 
 
+# Whatever the caller's code stands in.
+@torch.inference_mode(False)
+@torch.enable_grad()
 def quantize_detector(model: Any,
                       calib_images: Any,
                       bits: str = 'w4a4',
@@ -77,8 +82,15 @@ def quantize_detector(model: Any,
             image cannot be read, or a detector that reads text has no
             prompt or another has one.
     """
+    for name, value in (('quant', quant), ('sos', sos)):
+        if not isinstance(value or {}, Mapping):
+            raise QuantError(f'{name}: expected a dict of settings, got '
+                             f'{value!r}.')
+    if work_dir is not None:
+        work_dir = _folder('work_dir', work_dir)
     model = _bare(model)
     cfg = _config_of(model)
+    state = _state_of(model)
     prompt = _prompt(model, text_prompt, custom_entities)
     with config_errors():
         quantize_config_(
@@ -91,10 +103,10 @@ def quantize_detector(model: Any,
     if iters is not None:
         settings['iters'] = iters
     config = SOSConfig.from_dict(settings, quantized.quant_config)
-    quantized.load_state_dict(model.state_dict())
+    quantized.load_state_dict(state)
     quantized.cfg, quantized.dataset_meta = cfg, model.dataset_meta
-    quantized.to(next(model.parameters()).device).eval()
-    images.check(quantized)
+    device = next(model.parameters()).device
+    quantized.to(device).eval()
     origin = plain(describe_origin(quantized, None, images, config))
     if prompt:
         origin['prompt'] = plain(prompt)
@@ -103,7 +115,8 @@ def quantize_detector(model: Any,
     folder: ContextManager[Any] = nullcontext(work_dir)
     if work_dir is None:
         folder = tempfile.TemporaryDirectory()
-    with folder as place:
+    with folder as place, torch.autocast(device.type, enabled=False):
+        images.check(quantized)
         calibrate_detector_(quantized, images, config,
                             Path(place) / WORKSPACE, key,
                             MMLogger.get_current_instance())
@@ -153,6 +166,34 @@ def _bare(model: Any) -> Any:
     return model
 
 
+def _state_of(model: Any) -> Dict[str, torch.Tensor]:
+    """The weights of a float detector, parts of which may be compiled.
+
+    Raises:
+        QuantError: if they are of another form than a checkpoint's.
+    """
+    state = {
+        name.replace('_orig_mod.', ''): value
+        for name, value in model.state_dict().items()
+    }
+    for name, value in state.items():
+        if '.parametrizations.' in name:
+            raise QuantError(f'model: {name.split(".parametrizations.")[0]} '
+                             'has a parametrization; remove it with torch.nn.'
+                             'utils.parametrize.remove_parametrizations.')
+        if value.is_meta:
+            raise QuantError(f'model: {name} is on the meta device and has no '
+                             'values; load a checkpoint.')
+    return state
+
+
+def _folder(name: str, value: Any) -> Path:
+    if not isinstance(value, (str, Path)):
+        raise QuantError(f'{name}: expected the path of a folder, got '
+                         f'{value!r}.')
+    return Path(value)
+
+
 def _config_of(model: Any) -> Config:
     """A copy of a float detector's config.
 
@@ -187,13 +228,18 @@ def save_detector(model: Any, folder: Union[str, Path]) -> Tuple[str, str]:
         ``packed.pth``, for ``mmdet.apis.init_detector`` and all others.
 
     Raises:
-        QuantError: if the model is not quantized, or nothing can be written.
+        QuantError: if the model is not quantized, the folder holds another
+            ``config.py``, or nothing can be written.
     """
     model = _bare(model)
     if not hasattr(model, 'provenance') or not is_calibrated(model):
         raise QuantError('model: it is not of quantize_detector; quantize it '
                          'first.')
-    config, packed = Path(folder) / 'config.py', Path(folder) / 'packed.pth'
+    folder = _folder('folder', folder)
+    config, packed = folder / 'config.py', folder / 'packed.pth'
+    if not is_replaceable(config):
+        raise QuantError(f'folder: {config} would be replaced; give another '
+                         'folder.')
     save_packed(model, packed, model.provenance, model.dataset_meta)
     text = model.cfg.pretty_text.encode()
     write_atomically(config, lambda file: file.write(text))

@@ -5,6 +5,7 @@ import cv2
 import pytest
 import torch
 from mmdet.apis import inference_detector, init_detector
+from torch.nn.utils.parametrize import register_parametrization
 
 from isvit_det.apis import quantize_detector, save_detector
 from isvit_det.calibration import sos
@@ -100,6 +101,27 @@ def test_other_settings_are_taken(tiny, model):
     assert quantized.provenance['sos']['closed_form_start'] is False
 
 
+def test_what_the_caller_stands_in_does_not_matter(tiny, model):
+    images = pictures(tiny)[:1]
+    wanted = quantize_detector(model, images, iters=1).state_dict()
+    with torch.inference_mode():
+        found = quantize_detector(model, images, iters=1).state_dict()
+        inside = init_detector(tiny.config, tiny.checkpoint, device='cpu')
+    with torch.no_grad(), torch.autocast('cpu', dtype=torch.bfloat16):
+        other = quantize_detector(inside, images, iters=1).state_dict()
+    for state in (found, other):
+        assert all(torch.equal(state[key], wanted[key]) for key in wanted)
+
+
+def test_parts_may_be_compiled(tiny, model):
+    images = pictures(tiny)[:1]
+    wanted = quantize_detector(model, images, method='minmax').state_dict()
+    parts = copy.deepcopy(model)
+    parts.backbone = torch.compile(parts.backbone)
+    found = quantize_detector(parts, images, method='minmax').state_dict()
+    assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+
+
 def test_bad_input_is_refused(tiny, model, tmp_path):
     path = pictures(tiny)[0]
     damaged = tmp_path / 'damaged.png'
@@ -119,8 +141,26 @@ def test_bad_input_is_refused(tiny, model, tmp_path):
         quantize_detector(model, [path], text_prompt='disc')
     with pytest.raises(QuantError, match='init_detector'):
         quantize_detector(model.backbone, [path])
+    for name in ('sos', 'quant'):
+        with pytest.raises(QuantError, match=f'{name}: expected a dict'):
+            quantize_detector(model, [path], **{name: 'x'})
+    with pytest.raises(QuantError, match='work_dir: expected the path'):
+        quantize_detector(model, [path], work_dir=3)
+    with pytest.raises(QuantError, match='on the meta device'):
+        quantize_detector(copy.deepcopy(model).to('meta'), [path])
+    changed = copy.deepcopy(model)
+    register_parametrization(changed.neck.lateral_convs[0].conv, 'weight',
+                             torch.nn.Identity())
+    with pytest.raises(QuantError, match='lateral_convs.0.conv has a param'):
+        quantize_detector(changed, [path])
     with pytest.raises(QuantError, match='quantize it first'):
         save_detector(model, tmp_path)
     quantized = quantize_detector(model, [path], method='minmax')
     with pytest.raises(QuantError, match='already'):
         quantize_detector(quantized, [path])
+    with pytest.raises(QuantError, match='folder: expected the path'):
+        save_detector(quantized, None)
+    (tmp_path / 'config.py').write_text('mine = 1\n')
+    with pytest.raises(QuantError, match='config.py would be replaced'):
+        save_detector(quantized, tmp_path)
+    assert (tmp_path / 'config.py').read_text() == 'mine = 1\n'

@@ -1,17 +1,24 @@
 """Files that are written whole or not at all, and downloads."""
+import contextlib
 import errno
 import glob
 import hashlib
 import os
 import tempfile
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Iterator, Optional
 from urllib.error import URLError
 from urllib.parse import urlparse
 
 import torch
 
 from isvit_det.core.errors import QuantError
+
+try:
+    import fcntl
+except ImportError:
+    # Windows has other locks.
+    fcntl = None  # type: ignore
 
 # What a write raises for want of room or of leave.
 CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -89,6 +96,49 @@ def _remove_leftovers(path: Path) -> None:
             old.unlink(missing_ok=True)
         except (ValueError, PermissionError):
             continue
+
+
+@contextlib.contextmanager
+def alone_in(directory: Path) -> Iterator[None]:
+    """Keep other processes that ask for it out of a directory.
+
+    A process that is killed keeps nobody out. Where the file system knows no
+    locks, nothing is done.
+
+    Args:
+        directory: is made if it is not there.
+
+    Raises:
+        QuantError: if another process is in it, or it cannot be written.
+    """
+    if fcntl is None:
+        yield
+        return
+    check_writable(directory)
+    path = directory / '.lock'
+    with open(path, 'a+', encoding='ascii') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Not one that another process has just given up.
+            is_free = path.exists() and os.path.samestat(
+                os.fstat(file.fileno()), path.stat())
+        except BlockingIOError:
+            is_free = False
+        except OSError:
+            is_free = True
+        if not is_free:
+            file.seek(0)
+            raise QuantError(
+                f'--work-dir: process {file.read().strip() or "?"} is at work '
+                f'in {directory}; wait until it has ended, or give another '
+                'folder.')
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def check_writable(directory: Path) -> None:

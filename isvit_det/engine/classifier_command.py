@@ -6,6 +6,7 @@ from typing import List, Optional
 from mmengine.device import get_device
 
 from isvit_det.core.errors import QuantError
+from isvit_det.core.files import alone_in
 from isvit_det.core.spec import METHODS
 from isvit_det.engine.classifier_run import ClassifierRun, table
 from isvit_det.engine.console import (Parser, check_device, given, run_command,
@@ -82,6 +83,7 @@ def quantize(args: argparse.Namespace) -> None:
     if more.rest:
         raise QuantError(f'--cfg-options: unknown key {min(more.rest)!r}; '
                          'expected quant.KEY or sos.KEY.')
+    work_dir = Path(args.work_dir or f'work_dirs/{name}')
     run = ClassifierRun(
         args.model,
         args.weights,
@@ -100,12 +102,13 @@ def quantize(args: argparse.Namespace) -> None:
                 items=args.items,
                 batch=args.batch)
         },
-        work_dir=Path(args.work_dir or f'work_dirs/{name}'),
+        work_dir=work_dir,
         device=device,
         store_gb=args.store_gb,
         batch=args.eval_batch,
         workers=args.workers)
-    result = run.run()
+    with alone_in(work_dir):
+        result = run.run()
     scores = result['scores']
     print(f'\n{table(result)}\n\n{scores["images"]} images evaluated')
     for note in [*result['notes'], result['weights']]:

@@ -1,5 +1,6 @@
 """The command line of tools/quantize_det.py."""
 import argparse
+import contextlib
 import os
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional
@@ -13,11 +14,12 @@ from mmengine.dist import is_main_process
 from isvit_det.checkpoint import (is_packed, read_checkpoint,
                                   refuse_other_layouts)
 from isvit_det.core.errors import QuantError
-from isvit_det.core.files import local_checkpoint
+from isvit_det.core.files import alone_in, local_checkpoint
 from isvit_det.core.spec import METHODS, SCOPES
 from isvit_det.engine.config_forms import as_python
 from isvit_det.engine.configs import (DETECTOR, config_errors, configure_hook_,
-                                      load_config, quantize_config_)
+                                      is_replaceable, load_config,
+                                      quantize_config_)
 from isvit_det.engine.console import (Parser, check_device, given, run_command,
                                       settings)
 from isvit_det.engine.launch import joined
@@ -108,11 +110,30 @@ def configure(args: argparse.Namespace) -> Config:
     if args.launcher != 'none' and get_device() == 'cpu':
         cfg.setdefault('model_wrapper_cfg',
                        dict(type='MMDistributedDataParallel', device_ids=None))
+    cfg.work_dir = _work_dir(cfg, args)
+    return cfg
+
+
+def _work_dir(cfg: Config, args: argparse.Namespace) -> str:
+    """Folder of the run: one where its config replaces no other one.
+
+    Raises:
+        QuantError: if the folder that was asked for holds a config that no
+            run of ours has written there.
+    """
     # Runs of other settings do not write over each other.
     folder = cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
-    cfg.work_dir = args.work_dir or '_'.join(
-        [folder, *_given_settings(args).values()])
-    return cfg
+    folder = '_'.join([folder, *_given_settings(args).values()])
+    name = Path(cfg.filename).name
+    if args.work_dir is None:
+        # A training keeps its config, and has the same folder by default.
+        is_free = is_replaceable(Path(folder) / name)
+        return folder if is_free else f'{folder}_quantized'
+    if not is_replaceable(Path(args.work_dir) / name):
+        raise QuantError(f'--work-dir: {Path(args.work_dir) / name} would be '
+                         'replaced by the config of the run; give another '
+                         'folder.')
+    return args.work_dir
 
 
 def _given_settings(args: argparse.Namespace) -> Dict[str, str]:
@@ -156,10 +177,14 @@ def quantize(args: argparse.Namespace) -> None:
         os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     setup_cache_size_limit_of_dynamo()
     with joined(args.launcher):
-        run = QuantizationRun(cfg, device)
-        result = run.run(float_eval=not args.no_float_eval)
-        if is_main_process():
-            show(run, result)
+        with contextlib.ExitStack() as held:
+            if is_main_process():
+                held.enter_context(alone_in(Path(cfg.work_dir)))
+            run = QuantizationRun(cfg, device)
+            result = run.run(float_eval=not args.no_float_eval)
+            if is_main_process():
+                show(run, result)
+            run.close()
 
 
 def show(run: QuantizationRun, result: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ MMEngine's pure Python configs have classes as ``type``, and JSON and YAML
 have no tuples. Both become what a text config holds.
 """
 import collections.abc
+import contextlib
 import inspect
 import itertools
 import typing
@@ -134,10 +135,10 @@ def class_of(name: Any) -> Any:
                     'METRICS', 'DATA_SAMPLERS', 'HOOKS'))
     for registry in registries:
         # What is in no registry is told when it is built.
-        try:
-            return registry.get(name)
-        except (RuntimeError, ImportError, KeyError):
-            continue
+        with contextlib.suppress(RuntimeError, ImportError, KeyError):
+            found = registry.get(name)
+            if found is not None:
+                return found
     return None
 
 

@@ -12,10 +12,11 @@ from isvit_det.backbones.others import advice
 from isvit_det.core.errors import QuantError
 from isvit_det.core.files import disk_error
 from isvit_det.core.spec import QuantConfig, optimises, parse_bits
-from isvit_det.engine.config_forms import (has_lists, name_types_,
+from isvit_det.engine.config_forms import (class_of, has_lists, name_types_,
                                            restore_tuples_)
-from isvit_det.engine.console import describe_error
+from isvit_det.engine.console import describe_error, explain
 from isvit_det.engine.overrides import check_overrides
+from isvit_det.engine.user_hooks import is_calibration_hook
 
 DETECTOR = 'isvit_det.quantized_detector'
 HOOK = 'isvit_det.SOSCalibrationHook'
@@ -25,9 +26,10 @@ WRITTEN = {
     'bbox_head': ('share_pred_layer', 'num_pred_layer', 'as_two_stage'),
     'dn_cfg': ('num_classes', 'embed_dims', 'num_matching_queries')
 }
-# What MMEngine and the classes it builds raise for a wrong config.
+# What MMEngine and the classes it builds raise for a wrong config, and say
+# enough of it. Of anything else the line names the place.
 CONFIG_ERRORS = (KeyError, TypeError, ValueError, AttributeError, OSError,
-                 AssertionError, ImportError, SyntaxError, NotImplementedError)
+                 ImportError, SyntaxError)
 
 
 def load_config(name: str, overrides: Optional[Mapping[str, Any]]) -> Config:
@@ -91,13 +93,13 @@ def config_errors() -> Iterator[None]:
             raise QuantError('test_dataloader: no image is evaluated; check '
                              'ann_file, indices and filter_cfg.') from error
         raise QuantError(f'config: {describe_error(error)}') from error
-    except RuntimeError as error:
+    except Exception as error:
         # mmdet's words on the packages that some of its classes need.
-        if not any(
-                words in str(error)
-                for words in ('not installed', 'Failed to import')):
-            raise
-        raise QuantError(f'config: {error}') from error
+        is_plain = any(
+            words in str(error)
+            for words in ('not installed', 'Failed to import'))
+        reason = str(error) if is_plain else explain(error)
+        raise QuantError(f'config: {reason}') from error
 
 
 def _refuse_imports(message: str) -> None:
@@ -183,7 +185,8 @@ def configure_hook_(cfg: Config,
         store_gb: memory for activations; None leaves it as it is.
 
     Raises:
-        QuantError: if the config's hooks are no list of dicts.
+        QuantError: if the config's hooks are no list of dicts, or several
+            calibrate.
     """
     given = cfg.get('custom_hooks') or []
     if not isinstance(given, (list, tuple)) or not all(
@@ -192,7 +195,13 @@ def configure_hook_(cfg: Config,
             f'config: custom_hooks: expected a list of dicts, got '
             f'{given!r}.')
     hooks: List[Dict[str, Any]] = list(given)
-    ours = [hook for hook in hooks if hook.get('type') == HOOK]
+    ours = [
+        hook for hook in hooks
+        if is_calibration_hook(class_of(hook.get('type')))
+    ]
+    if len(ours) > 1:
+        raise QuantError(f'config: custom_hooks: {len(ours)} hooks calibrate, '
+                         f'{[hook["type"] for hook in ours]}; keep one.')
     if not ours:
         ours = [dict(type=HOOK)]
         hooks += ours
@@ -207,3 +216,11 @@ def configure_hook_(cfg: Config,
     if store_gb is not None:
         hook['store_gb'] = store_gb
     cfg['custom_hooks'] = hooks
+
+
+def is_replaceable(path: Path) -> bool:
+    """Whether a config is not there, or is one that a run has written."""
+    if not path.exists():
+        return True
+    text = path.read_text(errors='replace')
+    return DETECTOR in text and not re.search(r'^_base_|#', text, re.M)

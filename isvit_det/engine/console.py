@@ -3,6 +3,8 @@ import argparse
 import contextlib
 import logging
 import sys
+import traceback
+from pathlib import Path
 from typing import (Any, Callable, Dict, Iterator, Mapping, NamedTuple,
                     NoReturn, Optional, Set)
 
@@ -82,6 +84,13 @@ def describe_error(error: BaseException) -> str:
         name = f'{package}.{name}'
     lines = str(error).strip().splitlines() or ['no message']
     return f'{name}: {lines[0]}'
+
+
+def explain(error: BaseException) -> str:
+    """An exception in one line, with the place that raised it."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return (f'{describe_error(error)} '
+            f'({Path(frame.filename).name}, line {frame.lineno})')
 
 
 def check_device(device: str) -> None:

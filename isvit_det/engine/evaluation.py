@@ -13,10 +13,10 @@ from mmengine.structures import BaseDataElement
 from isvit_det.core.errors import QuantError
 from isvit_det.core.ranks import gather, rank
 from isvit_det.engine.agreement import Plan, counts_part
+from isvit_det.engine.console import explain
 from isvit_det.engine.figures import average_precision, fractions, gaps, raw
 from isvit_det.engine.predictions import PredictionFile
 from isvit_det.engine.tasks import Task, is_split
-from isvit_det.engine.trial import explain
 
 # Folder of the predictions in the work directory.
 PREDICTIONS = 'predictions'

@@ -95,7 +95,23 @@ class SOSCalibrationHook(Hook):
             self._postponed = False
 
     def before_run(self, runner: Runner) -> None:
-        """Check the settings before any work is done."""
+        """Check the settings before any work is done.
+
+        Raises:
+            QuantError: if one is wrong, or several hooks calibrate.
+        """
+        ours = [
+            hook for hook in runner.hooks
+            if isinstance(hook, SOSCalibrationHook)
+        ]
+        if len(ours) > 1:
+            raise QuantError(f'custom_hooks: {len(ours)} hooks calibrate; '
+                             'keep one SOSCalibrationHook.')
+        name = Path(str(self.out))
+        if name.name != str(self.out) or name.suffix != '.pth':
+            raise QuantError(f'SOSCalibrationHook: out={self.out!r}; give the '
+                             'name of a .pth file, without a folder: it lies '
+                             'in the work directory.')
         self.sos_config(runner)
         # Refuses a wrong budget.
         ActivationPool(Path(runner.work_dir), self.store_gb)
@@ -155,6 +171,12 @@ class SOSCalibrationHook(Hook):
         None may be evaluated, and the model must predict on the first.
         """
         if self._images is None:
+            source = runner.cfg.get('load_from')
+            packed = self.packed(runner)
+            if source and packed.exists() and packed.samefile(source):
+                raise QuantError(f'--work-dir: {packed} is the float '
+                                 'checkpoint itself, which the packed one '
+                                 'would replace; give another folder.')
             sos = self.sos_config(runner)
             loader = self.calib_dataloader
             images = calibration_images(
@@ -172,6 +194,10 @@ class SOSCalibrationHook(Hook):
             model.products = find_products(model, images)
             self._images = images
         return self._images
+
+    def packed(self, runner: Runner) -> Path:
+        """The packed file, written or to be written."""
+        return Path(runner.work_dir) / self.out
 
     def before_test(self, runner: Runner) -> None:
         """Calibrate, unless that has been done.
@@ -207,7 +233,7 @@ class SOSCalibrationHook(Hook):
             # MMDetection's tools find the config beside the packed file.
             runner.cfg.model['float_layers'] = model.float_layers
             runner.dump_config()
-        packed = Path(runner.work_dir) / self.out
+        packed = self.packed(runner)
         if is_main_process():
             save_packed(model, packed, origin,
                         metainfo(runner.test_loop.dataloader.dataset))
@@ -248,6 +274,16 @@ class SOSCalibrationHook(Hook):
         self._check_weights(runner)
         if not self._postponed and is_calibrated(model):
             list_sites_run(model, self._calls)
+
+    def after_test_epoch(self,
+                         runner: Runner,
+                         metrics: Optional[Dict[str, float]] = None) -> None:
+        """Check that the weights are still those of the first image.
+
+        Raises:
+            QuantError: if a hook has changed them.
+        """
+        self._check_weights(runner)
 
 
 def bare_model(runner: Runner) -> Any:

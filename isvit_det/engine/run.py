@@ -8,10 +8,11 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional
 
 from mmengine.config import Config
 from mmengine.dist import is_main_process
-from mmengine.runner import Runner
+from mmengine.runner import Runner, ValLoop
 from mmengine.runner.checkpoint import load_state_dict
 
 from isvit_det.checkpoint import read_checkpoint
+from isvit_det.core.errors import QuantError
 from isvit_det.core.files import check_writable
 from isvit_det.core.spec import QuantConfig
 from isvit_det.detector import float_modules
@@ -31,6 +32,7 @@ from isvit_det.engine.report import (backbone_error, count_calls,
                                      list_sites_run, peak_memory, sum_calls,
                                      weight_bytes, write_result)
 from isvit_det.engine.trial import try_metrics
+from isvit_det.engine.user_hooks import hook_errors
 from isvit_det.packed_state import is_calibrated
 
 FORMAT_VERSION = 1
@@ -64,27 +66,34 @@ class QuantizationRun:
                 hook for hook in self.runner.hooks
                 if isinstance(hook, SOSCalibrationHook))
             with test_data_errors(cfg):
-                self.loader = self.runner.test_loop.dataloader
+                loop = self.runner.test_loop
+                self.loader = loop.dataloader
+        if isinstance(loop, ValLoop):
+            raise QuantError('test_cfg.type: a ValLoop does not tell hooks '
+                             'of a test; leave the type out.')
         check_test_data(self.runner)
         self.watch = TestWatch()
         self.runner.register_hook(self.watch)
         self.model = bare_model(self.runner)
         if device is not None:
             self.model.to(device)
-        self.runner.call_hook('before_run')
+        with hook_errors():
+            self.runner.call_hook('before_run')
         content = read_checkpoint(self.checkpoint)
         self.given_bytes = weight_bytes(content['state_dict'])
         # What a packed file says of its making, and was made with.
         self.origin = content.get('provenance', {})
         quant = content.get('quant')
-        load_weights_(self.runner, self.model, content)
+        with hook_errors():
+            load_weights_(self.runner, self.model, content)
         self.model.eval()
         self.calibrated = is_calibrated(self.model)
         self.quant = (
             QuantConfig.from_dict(quant)
             if self.calibrated and quant else self.model.quant_config)
         if not self.calibrated:
-            self.hook.settle(self.runner)
+            with hook_errors():
+                self.hook.settle(self.runner)
             self.model = bare_model(self.runner)
             self.model.eval()
         # A packed file often lies beside the report of its calibration.
@@ -128,7 +137,6 @@ class QuantizationRun:
             with self._timed('backbone_error'):
                 found['backbone_error'] = backbone_error(
                     self.model, teacher, read(self.loader, 'test_dataloader'))
-        self.runner.call_hook('after_run')
         self.seconds['total'] = time.perf_counter() - self.start
         result = self._result(found)
         if is_main_process():
@@ -139,12 +147,23 @@ class QuantizationRun:
         evaluation.file.settle()
         return result
 
+    def close(self) -> None:
+        """Tell the hooks that the run has ended, once its table is shown."""
+        with hook_errors():
+            self.runner.call_hook('after_run')
+
+    @contextlib.contextmanager
+    def _test_errors(self) -> Iterator[None]:
+        """Turn what a test raises into one line."""
+        with self.watch.errors(), hook_errors():
+            yield
+
     def _evaluation(self, name: str, sources: List[Any],
                     describe: Callable[[], Mapping[str, Any]]) -> Evaluation:
         key = prediction_key(self.runner, sources)
         file = PredictionFile(self.work_dir / PREDICTIONS, name, key)
         return Evaluation(self.runner, self.plan, file, describe,
-                          self.watch.errors)
+                          self._test_errors)
 
     def _evaluate_float(self) -> Dict[str, Any]:
         sources = sources_of(self.runner, self.model)

@@ -5,7 +5,6 @@ import io
 import json
 import logging
 import tempfile
-import traceback
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence
 
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from isvit_det.core.errors import QuantError
 from isvit_det.engine.agreement import Plan, is_known
-from isvit_det.engine.console import describe_error
+from isvit_det.engine.console import explain
 from isvit_det.engine.data_errors import predicting
 from isvit_det.engine.ground_truth import Annotations
 from isvit_det.engine.tasks import Task, is_coco, metainfo
@@ -180,13 +179,6 @@ def _copy(task: Task, file: Optional[Annotations], made: Mapping[str, Any],
         path.write_text(json.dumps(file.of_images([made['img_id']])))
         config['ann_file'] = str(path)
     return Evaluator(config).metrics[0]
-
-
-def explain(error: BaseException) -> str:
-    """An exception in one line, with the place that raised it."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return (f'{describe_error(error)} '
-            f'({Path(frame.filename).name}, line {frame.lineno})')
 
 
 @contextlib.contextmanager

@@ -21,7 +21,8 @@ from isvit_det.core.errors import QuantError
 from isvit_det.detector import quantized_detector
 from isvit_det.engine import conversion
 from isvit_det.engine.command import main
-from isvit_det.engine.config_forms import name_types_, restore_tuples_
+from isvit_det.engine.config_forms import (class_of, name_types_,
+                                           restore_tuples_)
 from isvit_det.engine.configs import (DETECTOR, HOOK, configure_hook_,
                                       load_config, quantize_config_)
 from isvit_det.engine.hook import SOSCalibrationHook
@@ -151,14 +152,14 @@ del loader, step
 
 @pytest.fixture(scope='module')
 def plain(tiny, tmp_path_factory):
-    work_dir = tmp_path_factory.mktemp('plain')
+    folder = tmp_path_factory.mktemp('plain')
 
     def change(cfg):
         cfg.custom_hooks = [dict(type=HOOK, sos=dict(num_images=2))]
 
-    config = tiny.variant(work_dir / 'plain.py', change)
-    assert run(config, tiny, work_dir) == 0
-    return config, results(work_dir)
+    config = tiny.variant(folder / 'plain.py', change)
+    assert run(config, tiny, folder / 'work') == 0
+    return config, results(folder / 'work')
 
 
 def test_classes_run_as_names_and_what_is_left_loads_again(
@@ -247,3 +248,23 @@ def test_a_config_that_raises_anything_is_one_line(text, tmp_path):
     path.write_text(text)
     with pytest.raises(QuantError, match='config: '):
         load_config(str(path), None)
+
+
+@pytest.mark.parametrize('name, module', [
+    ('LoadImageFromFile', 'mmcv.transforms.loading'),
+    ('CocoDataset', 'mmdet.datasets.coco'),
+    ('SwinTransformer', 'mmdet.models.backbones.swin'),
+    ('AnchorGenerator', 'mmdet.models.task_modules'),
+    ('CocoMetric', 'mmdet.evaluation.metrics.coco_metric'),
+    ('DefaultSampler', 'mmengine.dataset.sampler'),
+    ('EMAHook', 'mmengine.hooks.ema_hook'),
+    ('isvit_det.SOSCalibrationHook', 'isvit_det.engine.hook'),
+])
+def test_a_name_of_any_registry_leads_to_its_class(name, module):
+    found = class_of(name)
+    assert found.__name__ == name.split('.')[-1]
+    assert found.__module__.startswith(module)
+
+
+def test_a_name_of_none_leads_nowhere():
+    assert class_of('NoSuchThing') is None

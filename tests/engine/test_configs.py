@@ -167,8 +167,12 @@ def test_a_package_that_a_config_needs_is_named():
                     'Failed to import `cityscapesscripts`.'):
         with pytest.raises(QuantError, match=missing), config_errors():
             raise RuntimeError(missing)
-    with pytest.raises(RuntimeError, match='a mistake'), config_errors():
-        raise RuntimeError('a mistake')
+    # Of anything else the place is named.
+    with pytest.raises(
+            QuantError,
+            match=r'RuntimeError: a mistake \(test_configs.py, line \d+\)'):
+        with config_errors():
+            raise RuntimeError('a mistake')
 
 
 def test_wrong_settings_are_refused_and_change_nothing():

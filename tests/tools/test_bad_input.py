@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from isvit_det.core.files import alone_in
 from isvit_det.engine import command
 from isvit_det.engine.command import main
 from tests.engine.tiny import make_tiny
@@ -310,3 +311,87 @@ def test_an_older_packed_file_survives_a_refused_run(refuse, packed, tiny):
     before = packed.read_bytes()
     refuse(tiny.checkpoint, '--bits', 'w9a9', work_dir=packed.parent)
     assert packed.read_bytes() == before
+
+
+@pytest.mark.parametrize('out',
+                         ['sub/my.pth', '../my.pth', 'result.json', '', 3])
+def test_a_packed_file_lies_in_the_work_directory(refuse, tiny, tmp_path, out):
+    config = tiny.variant(
+        tmp_path / 'tiny.py', lambda cfg: cfg.update(
+            custom_hooks=[dict(type='isvit_det.SOSCalibrationHook', out=out)]))
+    line = refuse(tiny.checkpoint, config=config)
+    assert f'out={out!r}' in line and 'a .pth file' in line
+
+
+def test_a_float_checkpoint_is_not_replaced(refuse, tiny, tmp_path):
+    folder = tmp_path / 'work'
+    folder.mkdir()
+    source = folder / 'packed.pth'
+    shutil.copy(tiny.checkpoint, source)
+    content = source.read_bytes()
+    line = refuse(source, '--method', 'minmax')
+    assert str(source) in line and 'another folder' in line
+    assert source.read_bytes() == content
+
+
+@pytest.mark.parametrize('text', ['', '_base_ = "x.py"\n', '# mine\n'])
+def test_a_config_is_not_replaced(refuse, tiny, tmp_path, text):
+    config = tmp_path / 'tiny.py'
+    content = text + Path(tiny.config).read_text().replace(
+        "type='MaskRCNN'",
+        "type='isvit_det.quantized_detector', base='MaskRCNN'"
+        if text.startswith('#') else "type='MaskRCNN'")
+    config.write_text(content)
+    given = tiny.config if '_base_' in text else str(config)
+    line = refuse(
+        tiny.checkpoint, '--method', 'minmax', config=given, work_dir=tmp_path)
+    assert str(config) in line and 'another folder' in line
+    assert config.read_text() == content
+
+
+def test_the_folder_of_a_training_keeps_its_config(tiny, tmp_path,
+                                                   monkeypatch):
+    """By default MMDetection's training and a run have the same folder."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / 'work_dirs/tiny'
+    folder.mkdir(parents=True)
+    trained = folder / 'tiny.py'
+    shutil.copy(tiny.config, trained)
+    content = trained.read_text()
+    argv = ['--method', 'minmax', '--calib-images', '1', '--no-float-eval']
+    quantized = tmp_path / 'work_dirs/tiny_minmax_quantized'
+    for config in (tiny.config, str(trained)):
+        assert main([config, tiny.checkpoint, *argv]) == 0
+    assert trained.read_text() == content
+    # A path in the training's folder has no other default.
+    assert (tmp_path / 'work_dirs/tiny_minmax/packed.pth').exists()
+    assert not quantized.exists()
+    # What a run left is its own to write again.
+    kept = tmp_path / 'work_dirs/tiny_minmax/tiny.py'
+    assert main([str(kept), str(kept.with_name('packed.pth'))]) == 0
+    # Without options in the name the folders are the same.
+    config = tiny.variant(tmp_path / 'tiny.py',
+                          lambda cfg: cfg.update(work_dir='work_dirs/tiny'))
+    assert main([
+        config, tiny.checkpoint, '--calib-images', '1', '--iters', '0',
+        '--no-float-eval'
+    ]) == 0
+    assert trained.read_text() == content
+    assert (tmp_path / 'work_dirs/tiny_quantized/packed.pth').exists()
+
+
+def test_two_runs_in_a_folder_are_told_apart(refuse, tiny, tmp_path):
+    with alone_in(tmp_path / 'work'):
+        line = refuse(tiny.checkpoint, '--method', 'minmax')
+    assert str(tmp_path / 'work') in line and 'process' in line
+    assert not (tmp_path / 'work/.lock').exists()
+
+
+@pytest.mark.parametrize('option', [
+    'model.backbone.out_indices=(0,1,2,7)', 'model.backbone.depths=(1,1)',
+    'model.backbone.num_heads=(1,2)', 'model.backbone.embed_dims=-16',
+    'model.neck.out_channels=-1', 'model.backbone.window_size=0',
+    'log_processor.window_size=a'
+])
+def test_what_a_class_raises_when_it_is_built(refuse, tiny, option):
+    refuse(tiny.checkpoint, '--method', 'minmax', '--cfg-options', option)

@@ -1,6 +1,7 @@
 """Hooks that exchange weights: what is meant is what MMDetection tests."""
 import copy
 import json
+import logging
 
 import pytest
 import torch
@@ -9,7 +10,9 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
+from isvit_det.core.errors import QuantError
 from isvit_det.engine.command import main
+from isvit_det.engine.hook import SOSCalibrationHook
 from tests.engine.tiny import make_tiny, same_file_state
 
 SHORT = ['--method', 'minmax', '--calib-images', '2']
@@ -230,3 +233,108 @@ def test_weights_that_change_during_a_test_are_refused(kind, argv, tiny,
     assert kind in error and 'take it out' in error
     # Before the calibration where the float model is evaluated.
     assert (tmp_path / 'run/packed.pth').exists() == bool(argv)
+
+
+@HOOKS.register_module()
+class LateWriterHook(Hook):
+    """Writes once, after the first image was predicted."""
+    priority = 'LOWEST'
+
+    def after_test_iter(self, runner, batch_idx, data_batch, outputs):
+        if batch_idx == 1:
+            for value in runner.model.backbone.parameters():
+                value.data.mul_(.9)
+
+
+def refused(capsys, *words):
+    """The one line with which a run ends."""
+    with pytest.MonkeyPatch.context() as patch:
+        # MMEngine's logger keeps the stream that pytest gave another test.
+        patch.setattr(logging, 'raiseExceptions', False)
+        assert main([str(word) for word in words]) == 2
+    captured = capsys.readouterr()
+    assert 'Traceback' not in captured.err
+    error, = (
+        line for line in captured.err.splitlines()
+        if line.startswith('error: '))
+    return error
+
+
+def test_weights_that_change_after_the_first_image_are_refused(
+        tiny, tmp_path, capsys):
+    config = with_hooks(tiny, tmp_path / 'tiny.py',
+                        dict(type='LateWriterHook'))
+    error = refused(capsys, config, tiny.checkpoint, *SHORT, '--work-dir',
+                    tmp_path / 'run')
+    assert 'LateWriterHook' in error and 'take it out' in error
+    assert not (tmp_path / 'run/packed.pth').exists()
+
+
+@HOOKS.register_module()
+class ChildHook(SOSCalibrationHook):
+    """A calibration of one's own."""
+
+
+def test_a_child_of_the_calibration_hook_is_one(tiny, tmp_path):
+    config = with_hooks(tiny, tmp_path / 'tiny.py', dict(type='ChildHook'))
+    result = quantize(config, tiny.checkpoint, tmp_path / 'run')
+    alone = quantize(tiny.config, tiny.checkpoint, tmp_path / 'alone')
+    for name in ('float', 'quantized'):
+        assert result[name]['metrics'] == alone[name]['metrics']
+    hooks = Config.fromfile(tmp_path / 'run/tiny.py').custom_hooks
+    assert [hook['type'] for hook in hooks] == ['ChildHook']
+
+
+@pytest.mark.parametrize('other',
+                         ['ChildHook', 'isvit_det.SOSCalibrationHook'])
+def test_only_one_hook_calibrates(other, tiny, tmp_path, capsys):
+    kinds = ['isvit_det.SOSCalibrationHook', other]
+    config = with_hooks(tiny, tmp_path / 'tiny.py',
+                        *(dict(type=kind) for kind in kinds))
+    error = refused(capsys, config, tiny.checkpoint, *SHORT, '--work-dir',
+                    tmp_path / 'run')
+    assert '2 hooks calibrate' in error and 'keep one' in error
+
+    # MMDetection's own test comes to the hooks another way.
+    quantize(tiny.config, tiny.checkpoint, tmp_path / 'alone')
+    both = Config.fromfile(tmp_path / 'alone/tiny.py')
+    both.custom_hooks = [dict(type=kind) for kind in kinds]
+    both.dump(tmp_path / 'both.py')
+    with pytest.raises(QuantError, match='2 hooks calibrate'):
+        test_by_mmdetection(tmp_path / 'both.py', tiny.checkpoint,
+                            tmp_path / 'both')
+
+
+STAGES = ('before_run', 'after_load_checkpoint', 'before_test',
+          'before_test_epoch', 'before_test_iter', 'after_test_iter',
+          'after_test_epoch', 'after_test', 'after_run')
+
+
+@HOOKS.register_module()
+class RaisingHook(Hook):
+    """Raises in one of its methods."""
+
+    def __init__(self, stage):
+        setattr(self, stage, self.fail)
+
+    def fail(self, *args, **kwargs):
+        raise RuntimeError('a mistake\nand more')
+
+
+@pytest.mark.parametrize('stage', STAGES)
+def test_a_hook_that_raises_is_named(stage, tiny, tmp_path, capsys):
+    config = with_hooks(tiny, tmp_path / 'tiny.py',
+                        dict(type='RaisingHook', stage=stage))
+    error = refused(capsys, config, tiny.checkpoint, *SHORT, '--work-dir',
+                    tmp_path / 'run')
+    assert 'RaisingHook.fail raised RuntimeError: a mistake (test_' in error
+    # Nothing is lost to what comes last.
+    assert (tmp_path / 'run/result.json').exists() == (stage == 'after_run')
+
+
+def test_another_loop_is_refused(tiny, tmp_path, capsys):
+    config = tiny.variant(tmp_path / 'tiny.py',
+                          lambda cfg: cfg.test_cfg.update(type='ValLoop'))
+    error = refused(capsys, config, tiny.checkpoint, *SHORT, '--work-dir',
+                    tmp_path / 'run')
+    assert 'test_cfg.type' in error and 'ValLoop' in error
