@@ -42,7 +42,12 @@ installed MMDetection (here mmdet {mmdet.__version__}). Each detector is built
 small and with random weights, quantized on two small images, packed and loaded
 into a fresh model: `yes` says that this predicts the same to the bit. What
 stays in float is that of scope `detector`, as classes and how many of each at
-most; a language model counts as one."""
+most; a language model counts as one.
+
+A detector that cannot predict in float is refused. So is every Grounding DINO
+of mmdet 3.5.1, whose decoder expects encodings of half the length that it is
+given; `tests/test_detectors.py` corrects the decoder and tries them in both
+scopes."""
 
 
 class Trial(NamedTuple):
