@@ -160,6 +160,19 @@ def test_a_checkpoint_of_another_architecture_names_the_keys(
         assert word in line
 
 
+@pytest.mark.parametrize('make, words', [
+    (lambda x: (100 * x).to(torch.int8), 'is of torch.int8'),
+    (lambda x: x * float('nan'), 'NaN or infinite'),
+])
+def test_weights_that_are_no_numbers(refuse, tiny, tmp_path, make, words):
+    content = torch.load(tiny.checkpoint, weights_only=True)
+    key = 'roi_head.bbox_head.fc_cls.weight'
+    content['state_dict'][key] = make(content['state_dict'][key])
+    torch.save(content, tmp_path / 'other.pth')
+    line = refuse(tmp_path / 'other.pth')
+    assert repr(key) in line and words in line
+
+
 def test_a_truncated_float_file(refuse, tiny, tmp_path):
     path = tmp_path / 'short.pth'
     path.write_bytes(Path(tiny.checkpoint).read_bytes()[:-1000])
