@@ -238,6 +238,25 @@ def test_stray_images_are_named_and_top1_stays(run, classes):
     assert words in out and words in found['notes'][0]
 
 
+def test_pictures_of_other_formats_are_named_and_top1_stays(run, classes):
+    before = run(val=classes)[1]['scores']
+    (classes / 'a/more.gif').touch()
+    status, found, out, err = run(val=classes)
+    assert found['scores'] == before and status == 0
+    words = ('--val: 1 files are of formats that are not read as images, and '
+             'left out: more.gif')
+    assert words in out and words in found['notes']
+
+
+def test_an_empty_image_is_found_before_the_calibration(
+        run, classes, monkeypatch):
+    monkeypatch.setattr('isvit_det.engine.classifier_run.calibrate', None)
+    (classes / 'c/last.png').touch()
+    status, _, _, err = run(val=classes)
+    assert status == 2
+    assert 'last.png cannot be read' in err.strip().splitlines()[-1]
+
+
 def test_a_flat_folder_with_other_folders_is_flat(run, pictures, tmp_path):
     flat = tmp_path / 'flat'
     shutil.copytree(pictures / 'val', flat)

@@ -312,7 +312,7 @@ def test_fewer_images_than_asked_for_are_all_used(data, tmp_path, caplog):
     (dict(model='swin_s3_tiny_224'), ['do not fit']),
     (dict(model='vit_relpos_small_patch16_224'), ['do not fit']),
     (dict(weights='none.pth'), ['no file', 'none.pth']),
-    (dict(args=['--calib', 'nowhere']), ['--calib: nowhere', 'no images']),
+    (dict(args=['--calib', 'nowhere']), ['--calib: nowhere is not there']),
     (dict(args=[]), ['--calib: give a folder']),
     (dict(bits='w9a4'), ["'w9a4'", '2..8']),
     (dict(device='cuda:77'), ['cuda:77', 'not available']),
