@@ -38,6 +38,9 @@ FORMAT_VERSION = 1
 CLASSIFIER_SOS: Mapping[str, Mapping[str, Any]] = {
     'isvit': dict(mirror_images=True, rotate_heads=True)
 }
+# What is more was hardly meant: images of a batch, processes that read them.
+MAX_BATCH = 2**16
+MAX_WORKERS = 2**10
 # Images evaluated without --val, at most.
 MAX_REST = 1000
 # Of files and folders that a message names.
@@ -124,11 +127,12 @@ class ClassifierRun:
         check_writable(work_dir)
         # Refuses a wrong budget.
         ActivationPool(work_dir, store_gb)
-        for option, value, low in (('--eval-batch', batch, 1), ('--workers',
-                                                                workers, 0)):
-            if value < low:
+        for option, value, low, high in (('--eval-batch', batch, 1, MAX_BATCH),
+                                         ('--workers', workers, 0,
+                                          MAX_WORKERS)):
+            if not low <= value <= high:
                 raise QuantError(f'{option}: {value} is not allowed; expected '
-                                 f'{low} or more.')
+                                 f'an integer between {low} and {high}.')
         self.name = name
         self.work_dir = work_dir
         self.device = device

@@ -70,7 +70,13 @@ def refuse(tiny, tmp_path, capsys, monkeypatch):
     (['--calib-images', '0'], ['sos.num_images']),
     (['--calib-images', 'x'], ['--calib-images']),
     (['--store-gb', '-1'], ['store_gb', '-1']),
+    (['--store-gb', 'inf'], ['store_gb', 'inf']),
+    (['--store-gb', 'nan'], ['store_gb', 'nan']),
+    (['--seed', '9' * 20], ['sos.seed', '9' * 20]),
+    (['--iters', '9' * 20], ['sos.iters', '9' * 20]),
     (['--device', 'abacus'], ['--device', 'abacus']),
+    (['--device', 'meta'], ['--device', 'meta']),
+    (['--device', 'hpu'], ['--device', 'hpu']),
     (['--device', 'cpu', '--launcher', 'slurm'], ['--device']),
     (['--launcher', 'pytorch'], ['--launcher', 'RANK', 'torchrun']),
     (['--no-such-option'], ['--no-such-option']),
@@ -83,6 +89,8 @@ def refuse(tiny, tmp_path, capsys, monkeypatch):
     (['--cfg-options', 'model.quant.bit=4'], ["['bit']", 'weight_bits']),
     (['--cfg-options', 'model.quant.input_bits=9'], ['quant.input_bits', '9']),
     (['--cfg-options', 'quant.bit=4'], ["['bit']", 'weight_bits']),
+    (['--cfg-options', 'quant=w3a3'], ['quant=w3a3', 'quant.bits=w4a4']),
+    (['--cfg-options', 'bits=w3a3'], ["'bits'", 'quant.bits']),
     (['--cfg-options', 'sos.rate=1'], ["['rate']", 'lr']),
     (['--cfg-options', 'model.no_such_key=4'], ['no_such_key']),
     (['--cfg-options', 'model.backbone.type=ResNet'
@@ -110,7 +118,7 @@ def test_options_and_settings(refuse, tiny, options, words):
 def test_a_gpu_without_operators_for_it(refuse, tiny, monkeypatch):
     monkeypatch.setattr(command, 'get_compiling_cuda_version',
                         lambda: 'not available')
-    monkeypatch.setattr(torch, 'empty', lambda *args, **kwargs: None)
+    monkeypatch.setattr(command, 'check_device', lambda device: None)
     line = refuse(tiny.checkpoint, '--device', 'cuda:1')
     assert "'cuda:1'" in line and 'operators' in line
 
