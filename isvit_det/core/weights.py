@@ -73,15 +73,16 @@ def check_values(state: Mapping[str, Tensor], model: Mapping[str,
             raise QuantError(f'weights: {key!r} is of {value.dtype}, expected '
                              f'one of {list(map(str, FLOATS))}; give float '
                              'weights.')
-        if _is_finite(value.to(wanted.dtype)) or not _is_finite(wanted):
-            continue
-        raise QuantError(f'weights: {key!r} holds NaN or infinite values in '
-                         f'{wanted.dtype}; its training diverged or the file '
+        if wanted.isfinite().all():
+            check_finite(key, value.to(wanted.dtype))
+
+
+def check_finite(name: str, value: Tensor) -> None:
+    """Raise, naming it, if a tensor holds NaN or infinite values."""
+    if not value.isfinite().all():
+        raise QuantError(f'weights: {name!r} holds NaN or infinite values in '
+                         f'{value.dtype}; its training diverged or the file '
                          'is damaged, give other weights.')
-
-
-def _is_finite(value: Tensor) -> bool:
-    return bool(value.isfinite().all())
 
 
 def weights_of(content: Any, path: Path) -> Weights:
