@@ -17,6 +17,7 @@ from isvit_det.core.layers import QuantConv2d, QuantLinear, quantizers
 from isvit_det.core.packing import pack, unpack
 from isvit_det.core.quantizers import Quantizer
 from isvit_det.core.spec import QuantConfig
+from isvit_det.core.weights import check_values
 from isvit_det.packed_header import (FORMAT_VERSION, HEADER, describe_others,
                                      digest_of_classes, read_header,
                                      write_header)
@@ -222,7 +223,7 @@ def _decode_(model: nn.Module, state: Dict[str, Tensor], prefix: str) -> None:
 
 
 def _check_(model: nn.Module, state: Dict[str, Tensor], prefix: str) -> None:
-    """Raise unless a state has the keys and shapes that a model needs.
+    """Raise unless a state has keys, shapes and values that a model needs.
 
     A float state has none of our own keys, a calibrated one has all. What
     the state may lack is added to it: buffers of ours as they are before a
@@ -263,6 +264,7 @@ def _check_(model: nn.Module, state: Dict[str, Tensor], prefix: str) -> None:
         raise QuantError('checkpoint does not fit the model: ' +
                          '; '.join(problems) +
                          '. Give the checkpoint of this architecture.')
+    check_values(given, expected)
     # MMEngine would warn of keys that a float state cannot have.
     for key in optional:
         value = expected[key]

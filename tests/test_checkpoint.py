@@ -9,6 +9,7 @@ import torch
 from isvit_det.checkpoint import (file_hash, plain, read_checkpoint,
                                   write_atomically)
 from isvit_det.core.errors import QuantError
+from isvit_det.core.files import local_checkpoint
 
 
 def test_a_failed_write_leaves_the_older_file_and_nothing_else(tmp_path):
@@ -99,3 +100,20 @@ def test_the_hash_is_that_of_the_contents(tmp_path):
     (tmp_path / 'a').write_bytes(b'abc')
     assert file_hash(tmp_path / 'a') == (
         'ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad')
+
+
+def test_an_address_of_a_file_is_its_path(tmp_path):
+    path = tmp_path / 'my weights.pth'
+    assert local_checkpoint(path.as_uri()) == path
+    assert '%20' in path.as_uri()
+    assert local_checkpoint(f'file://localhost{path}') == path
+    assert local_checkpoint('a:b.pth').name == 'a:b.pth'
+
+
+@pytest.mark.parametrize('source', [
+    's3://bucket/x.pth', 'gs://bucket/x.pth', 'open-mmlab://x',
+    'file://elsewhere/x.pth'
+])
+def test_other_addresses_are_refused(source):
+    with pytest.raises(QuantError, match=f'{source} is no .*https://'):
+        local_checkpoint(source)

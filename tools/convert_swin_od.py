@@ -32,6 +32,7 @@ if importlib.util.find_spec('isvit_det') is None:
 
 from isvit_det.checkpoint import read_checkpoint
 from isvit_det.core.errors import QuantError
+from isvit_det.core.weights import check_values
 from isvit_det.engine.conversion import (as_floats, check_foreign,
                                          check_weights, drop_extras_,
                                          read_target, run_converter,
@@ -81,7 +82,8 @@ def convert(source: Mapping[str, Tensor],
 
     Raises:
         QuantError: naming weights that are missing, left over, of another
-            shape, or of a model that the release has not.
+            shape or of no finite numbers, or of a model that the release has
+            not.
     """
     names = {
         name: source_name(name, NAMES)
@@ -93,6 +95,10 @@ def convert(source: Mapping[str, Tensor],
         'Swin')
     shapes = {other: target[name].shape for name, other in names.items()}
     check_weights(source, shapes, "give the detector that the config's is")
+    check_values(source, {
+        other: target[name]
+        for name, other in names.items()
+    })
     state = dict(target)
     for name, other in names.items():
         value = source[other].to(target[name].dtype)

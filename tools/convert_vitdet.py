@@ -31,6 +31,7 @@ if importlib.util.find_spec('isvit_det') is None:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from isvit_det.checkpoint import read_checkpoint
+from isvit_det.core.weights import check_values
 from isvit_det.engine.conversion import (as_floats, check_foreign,
                                          check_weights, drop_extras_,
                                          read_target, run_converter,
@@ -97,7 +98,7 @@ def convert(source: Mapping[str, Tensor],
 
     Raises:
         QuantError: naming weights that are missing, left over, of another
-            shape, or of a model that is no ViTDet.
+            shape or of no finite numbers, or of a model that is no ViTDet.
     """
     names = {name: detectron2_name(name) for name in target}
     check_foreign(names, 'ViTDet',
@@ -105,6 +106,10 @@ def convert(source: Mapping[str, Tensor],
     shapes = {other: list(target[name].shape) for name, other in names.items()}
     shapes[names[POSITIONS]][1] += 1
     check_weights(source, shapes, "give the ViTDet that the config's model is")
+    check_values(source, {
+        other: target[name]
+        for name, other in names.items()
+    })
     state = {name: source[other] for name, other in names.items()}
     state[POSITIONS] = state[POSITIONS][:, 1:].clone()
     return state

@@ -8,10 +8,10 @@ from typing import List, Optional
 if importlib.util.find_spec('isvit_det') is None:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from isvit_det.checkpoint import read_checkpoint
+from isvit_det.checkpoint import is_packed, read_checkpoint
 from isvit_det.core.errors import QuantError
 from isvit_det.engine.console import Parser, run_command
-from isvit_det.engine.conversion import as_floats, save_float
+from isvit_det.engine.conversion import as_floats, check_out, save_float
 
 
 def find_checkpoint(source: Path) -> Path:
@@ -23,13 +23,27 @@ def find_checkpoint(source: Path) -> Path:
         raise QuantError(f'{source} has no last_checkpoint; train first, or '
                          'give the path of a checkpoint.')
     # MMEngine notes the path it wrote to; the folder may have moved since.
-    return source / Path(last.read_text().strip()).name
+    name = Path(last.read_text(errors='replace').strip()).name
+    # What is no text may hold what no path may.
+    if not name or '\0' in name:
+        raise QuantError(f'{last} names no checkpoint; give the path of one.')
+    return source / name
 
 
 def publish(source: Path, out: Path) -> None:
-    """Write weights and class names only, with no trace of the training."""
+    """Write weights and class names only, with no trace of the training.
+
+    Raises:
+        QuantError: if there are no finite float weights, or ``out`` is the
+            checkpoint itself.
+    """
     path = find_checkpoint(source)
+    check_out(path, out)
     content = read_checkpoint(path)
+    if is_packed(content):
+        raise QuantError(f'checkpoint: {path} is a packed one, whose weights '
+                         'are codes; give the float one that it was made '
+                         'from.')
     print(content['taken'])
     meta = content.get('meta')
     known = meta.get('dataset_meta') if isinstance(meta, dict) else None

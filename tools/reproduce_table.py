@@ -13,7 +13,6 @@ import os
 import sys
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
-from urllib.parse import urlparse
 
 import yaml
 from mmengine.config import Config
@@ -23,7 +22,7 @@ if importlib.util.find_spec('isvit_det') is None:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from isvit_det.core.errors import QuantError
-from isvit_det.core.files import local_checkpoint, write_atomically
+from isvit_det.core.files import local_checkpoint, path_of, write_atomically
 from isvit_det.core.spec import METHODS, SCOPES
 from isvit_det.engine.cells import Cell, Result
 from isvit_det.engine.configs import config_errors, load_config
@@ -107,6 +106,9 @@ def read_column(path: Path, bits: str) -> Dict[str, Entry]:
             metrics: Dict[str, Any] = {}
             for result in model['Results']:
                 metrics.update(result['Metrics'])
+            for key in metrics:
+                if key.startswith(PUBLISHED):
+                    metrics[key] = float(metrics[key])
             config = os.path.relpath(REPO / model['Config'])
             column[facts['Detector']] = Entry(config, metrics)
     except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
@@ -114,7 +116,7 @@ def read_column(path: Path, bits: str) -> Dict[str, Entry]:
                          f'configs/isvit/metafile.yml ({error}).') from error
     if not column:
         raise QuantError(f'--bits: {bits!r} is not in {path}; expected one '
-                         f'of {sorted(known)}.')
+                         f'of {sorted(map(str, known))}.')
     return column
 
 
@@ -147,7 +149,8 @@ def find_sources(given: Sequence[str],
             raise QuantError(f'--checkpoints: {text!r} is no folder; give '
                              f'DETECTOR=FILE, such as {detectors[0]}=FILE.')
         check_detector('--checkpoints', detector, detectors)
-        if not urlparse(source).scheme and not Path(source).is_file():
+        path = path_of(source)
+        if path is not None and not path.is_file():
             raise QuantError(f'--checkpoints: there is no file {source}, '
                              f'given for {detector}.')
         sources[detector] = source

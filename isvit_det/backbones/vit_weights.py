@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from isvit_det.core.errors import QuantError
 from isvit_det.core.files import local_checkpoint
-from isvit_det.core.weights import Weights, read_weights
+from isvit_det.core.weights import Weights, check_values, read_weights
 
 TIMM = 'timm://'
 PREFIX_TOKENS = ('cls_token', 'dist_token')
@@ -55,7 +55,8 @@ def fit_weights(weights: Mapping[str, Tensor],
         backbone: a ``VisionTransformer``.
 
     Raises:
-        QuantError: naming keys that are missing, unknown or of other shapes.
+        QuantError: naming keys that are missing, unknown, of other shapes,
+            or no finite floating numbers.
     """
     state = {k: v for k, v in weights.items() if not k.startswith(HEADS)}
     tokens = [state.pop(k) for k in PREFIX_TOKENS if k in state]
@@ -128,6 +129,7 @@ def _fit_parameters(state: Dict[str, Tensor],
         raise QuantError(f'weights: {"; ".join(problems)}; give those of a '
                          'timm ViT or DeiT of the same size, or set arch, '
                          'patch_size, final_norm or layer_scale to fit them.')
+    check_values(state, parameters)
     return state
 
 

@@ -1,5 +1,6 @@
 """Activations of all calibration images, within a memory budget."""
 import itertools
+import math
 import os
 import shutil
 from pathlib import Path
@@ -28,11 +29,12 @@ class ActivationPool:
         self.directory = directory
         if budget_gb is None:
             self.budget = available_memory() // (2 * ranks_here())
-        elif budget_gb >= 0:
+        elif 0 <= budget_gb * 1e9 < math.inf:
             self.budget = int(budget_gb * 1e9)
         else:
             raise QuantError(f'store_gb: {budget_gb!r} is not allowed; '
-                             'expected 0 or more, or leave it out.')
+                             'expected a finite number, 0 or more, or leave '
+                             'it out.')
         self.used = 0
         self.names = itertools.count()
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Callable, Iterator, Optional
 from urllib.error import URLError
 from urllib.parse import urlparse
+from urllib.request import url2pathname
 
 import torch
 
@@ -149,17 +150,39 @@ def check_writable(directory: Path) -> None:
     probe.unlink(missing_ok=True)
 
 
+def path_of(source: str) -> Optional[Path]:
+    """Path that a path or a ``file://`` address is of, None of an http(s) one.
+
+    Raises:
+        QuantError: if it is an address of another kind.
+
+    >>> path_of('file:///data/my%20weights.pth').as_posix()
+    '/data/my weights.pth'
+    """
+    if '://' not in source:
+        return Path(source)
+    address = urlparse(source)
+    if address.scheme in ('http', 'https'):
+        return None
+    if address.scheme == 'file' and address.netloc in ('', 'localhost'):
+        return Path(url2pathname(address.path))
+    raise QuantError(f'checkpoint: {source} is no address that is read; give '
+                     'a path, or an address that begins with http:// or '
+                     'https://.')
+
+
 def local_checkpoint(source: str) -> Path:
-    """Path of a checkpoint, which is downloaded if ``source`` is an address.
+    """Path of a checkpoint, which is downloaded from an http(s) address.
 
     Downloads lie where torch keeps its own and are not repeated.
 
     Raises:
         QuantError: if it cannot be downloaded.
     """
+    given = path_of(source)
+    if given is not None:
+        return given
     address = urlparse(source)
-    if address.scheme not in ('http', 'https'):
-        return Path(source)
     folder = Path(torch.hub.get_dir()) / 'checkpoints'
     # Other addresses may end alike.
     digest = hashlib.sha256(source.encode()).hexdigest()[:8]

@@ -3,6 +3,7 @@ import re
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
+import torch
 from torch import Tensor
 
 from isvit_det.core.errors import QuantError
@@ -22,6 +23,8 @@ ONLY = ('model_ema', 'ema_state_dict', 'ema', 'teacher')
 PREFIXES = ('module.', '_orig_mod.', 'model.')
 # What models that average others count beside their 'module.'.
 COUNTERS = ('n_averaged', 'steps')
+# Types that weights are trained and published in.
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class Weights(NamedTuple):
@@ -44,6 +47,42 @@ def read_weights(path: Path) -> Weights:
         QuantError: if it cannot be read or holds no weights.
     """
     return weights_of(read_file(path), path)
+
+
+def check_values(state: Mapping[str, Tensor], model: Mapping[str,
+                                                             Tensor]) -> None:
+    """Check that what is to become a model's floating tensors are numbers.
+
+    Integers of the model, such as counters and indices, are let pass, and so
+    are tensors that either one lacks.
+
+    Args:
+        state: tensors of a file by name.
+        model: those of the model that is to load them, by the same names.
+
+    Raises:
+        QuantError: naming the first tensor that is of no floating type, or
+            is NaN or infinite in the model's type where the model's own one
+            is not.
+    """
+    for key, wanted in model.items():
+        value = state.get(key)
+        if value is None or not wanted.is_floating_point():
+            continue
+        if value.dtype not in FLOATS:
+            raise QuantError(f'weights: {key!r} is of {value.dtype}, expected '
+                             f'one of {list(map(str, FLOATS))}; give float '
+                             'weights.')
+        if wanted.isfinite().all():
+            check_finite(key, value.to(wanted.dtype))
+
+
+def check_finite(name: str, value: Tensor) -> None:
+    """Raise, naming it, if a tensor holds NaN or infinite values."""
+    if not value.isfinite().all():
+        raise QuantError(f'weights: {name!r} holds NaN or infinite values in '
+                         f'{value.dtype}; its training diverged or the file '
+                         'is damaged, give other weights.')
 
 
 def weights_of(content: Any, path: Path) -> Weights:
@@ -101,9 +140,10 @@ def _find_entry(content: Any,
             break
         entries.append(entry)
         content = content[entry]
-    if not content and not entries:
-        raise QuantError(f'checkpoint: {path} holds an empty dict and no '
-                         'weights; give a file of weights.')
+    if not content:
+        where = f' under {entries[-1]!r}' if entries else ''
+        raise QuantError(f'checkpoint: {path} holds an empty dict{where} and '
+                         'no weights; give a file of weights.')
     return entries, content
 
 

@@ -20,7 +20,8 @@ from isvit_det.core.spec import QuantConfig, SOSConfig
 from isvit_det.detector import float_modules
 from isvit_det.engine.calibrate import WORKSPACE
 from isvit_det.engine.folder_images import (FolderSample, ImageList,
-                                            class_labels, find_images)
+                                            class_labels, find_images,
+                                            other_pictures)
 from isvit_det.engine.images import find_overlap, refuse_overlap
 from isvit_det.engine.progress import CalibrationProgress, announcement
 from isvit_det.engine.provenance import describe_origin, fingerprint
@@ -37,6 +38,9 @@ FORMAT_VERSION = 1
 CLASSIFIER_SOS: Mapping[str, Mapping[str, Any]] = {
     'isvit': dict(mirror_images=True, rotate_heads=True)
 }
+# What is more was hardly meant: images of a batch, processes that read them.
+MAX_BATCH = 2**16
+MAX_WORKERS = 2**10
 # Images evaluated without --val, at most.
 MAX_REST = 1000
 # Of files and folders that a message names.
@@ -123,11 +127,12 @@ class ClassifierRun:
         check_writable(work_dir)
         # Refuses a wrong budget.
         ActivationPool(work_dir, store_gb)
-        for option, value, low in (('--eval-batch', batch, 1), ('--workers',
-                                                                workers, 0)):
-            if value < low:
+        for option, value, low, high in (('--eval-batch', batch, 1, MAX_BATCH),
+                                         ('--workers', workers, 0,
+                                          MAX_WORKERS)):
+            if not low <= value <= high:
                 raise QuantError(f'{option}: {value} is not allowed; expected '
-                                 f'{low} or more.')
+                                 f'an integer between {low} and {high}.')
         self.name = name
         self.work_dir = work_dir
         self.device = device
@@ -169,10 +174,12 @@ class ClassifierRun:
                                  'calibrate on.')
             self.sample = FolderSample(calib, self.transform,
                                        self.sos.num_images, self.sos.seed)
+            self._note_left_out('--calib', calib)
             if len(self.sample) < self.sample.asked:
                 self._note(f'{self.sample.asked} calibration images asked '
                            f'for, there are {len(self.sample)}: all are used')
         self._choose_evaluation(val)
+        self.evaluated.check()
         if not len(self.evaluated):
             self._note('no image is left to evaluate: give --val')
 
@@ -180,6 +187,12 @@ class ClassifierRun:
         """Warn now, and have the report and the table say it again."""
         self.logger.warning(text)
         self.notes.append(text)
+
+    def _note_left_out(self, option: str, folder: Path) -> None:
+        names = [path.name for path in other_pictures(folder)]
+        if names:
+            self._note(f'{option}: {len(names)} files are of formats that are '
+                       f'not read as images, and left out: {_few(names)}')
 
     def _choose_evaluation(self, val: Optional[Path]) -> None:
         """Images to evaluate, their labels, and hashes of the others."""
@@ -194,6 +207,7 @@ class ClassifierRun:
             self.evaluated = ImageList(rest, self.transform)
             return
         self._choose_labels(val, find_images(val, '--val'))
+        self._note_left_out('--val', val)
         self.hashes = refuse_overlap(drawn, list(self.evaluated.paths))
 
     def _choose_labels(self, val: Path, paths: List[Path]) -> None:

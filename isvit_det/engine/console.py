@@ -56,16 +56,23 @@ class Settings(NamedTuple):
 def settings(options: Optional[Mapping[str, Any]]) -> Settings:
     """Sort the values of ``--cfg-options``.
 
+    Raises:
+        QuantError: if ``quant`` or ``sos`` itself is given a value.
+
     >>> settings({'sos.lr': 1e-4, 'model.backbone.depth': 3})
     Settings(quant={}, sos={'lr': 0.0001}, rest={'model.backbone.depth': 3})
     """
     found = Settings({}, {}, {})
     for key, value in (options or {}).items():
         owner, _, name = key.partition('.')
-        if name and owner in ('quant', 'sos'):
+        if owner not in ('quant', 'sos'):
+            found.rest[key] = value
+        elif name:
             getattr(found, owner)[name] = value
         else:
-            found.rest[key] = value
+            example = 'quant.bits=w4a4' if key == 'quant' else 'sos.lr=1e-4'
+            raise QuantError(f'--cfg-options: {key}={value} names no setting; '
+                             f'give {key}.KEY=VALUE, such as {example}.')
     return found
 
 
@@ -94,10 +101,10 @@ def explain(error: BaseException) -> str:
 
 
 def check_device(device: str) -> None:
-    """Raise unless tensors can be made on a device."""
+    """Raise unless tensors can be made on a device and read back from it."""
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise QuantError(f'--device: {device!r} is not available here; give '
                          'cpu, cuda or cuda:N.') from error
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from isvit_det.checkpoint import plain_metainfo
 from isvit_det.core.errors import QuantError
 from isvit_det.core.files import write_atomically
+from isvit_det.core.weights import check_finite, check_values
 from isvit_det.engine.configs import config_errors, load_config
 from isvit_det.engine.console import Parser, run_command
 
@@ -25,11 +26,17 @@ SHOWN_PROBLEMS = 7
 
 
 def as_floats(weights: Mapping[str, Tensor]) -> Dict[str, Tensor]:
-    """Weights in their own names, floating ones as float32."""
-    return {
+    """Weights in their own names, floating ones as float32.
+
+    Raises:
+        QuantError: naming a floating one of a type that weights have not.
+    """
+    floats = {
         name: value.float() if value.is_floating_point() else value
         for name, value in weights.items()
     }
+    check_values(weights, floats)
+    return floats
 
 
 def drop_extras_(weights: Dict[str, Tensor], pattern: str) -> List[str]:
@@ -104,9 +111,22 @@ def check_weights(source: Mapping[str, Tensor],
                          f'; {advice}.')
 
 
+def check_out(source: Path, out: Path) -> None:
+    """Raise if a file is to be written that is the one to be read."""
+    if source.exists() and out.exists() and source.samefile(out):
+        raise QuantError(f'out: {out} is the file that is read; give another '
+                         'name.')
+
+
 def save_float(path: Path, state: Mapping[str, Tensor],
                metainfo: Mapping[str, Any]) -> None:
-    """Write a checkpoint of MMDetection 3, whole or not at all, and say so."""
+    """Write a checkpoint of MMDetection 3, whole or not at all, and say so.
+
+    Raises:
+        QuantError: if a weight is NaN or infinite, or nothing can be written.
+    """
+    for name, value in state.items():
+        check_finite(name, value)
     kept = dict(
         state_dict=dict(state),
         meta=dict(dataset_meta=plain_metainfo(metainfo)))
@@ -135,5 +155,9 @@ def run_converter(convert_file: ConvertFile, description: str,
     parser.add_argument(
         '--config', required=True, help='the float config to fit')
     args = parser.parse_args(argv)
-    return run_command(
-        lambda: convert_file(args.source, args.out, args.config))
+
+    def work() -> None:
+        check_out(args.source, args.out)
+        convert_file(args.source, args.out, args.config)
+
+    return run_command(work)

@@ -1,4 +1,5 @@
 """Images of a folder, flat or with a folder for each class."""
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -10,8 +11,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from isvit_det.core.errors import QuantError
+from isvit_det.engine.console import describe_error
 
-EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
+EXTENSIONS = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.bmp', '.webp',
+              '.tif', '.tiff', '.ppm', '.pgm')
+# Of pictures that Pillow does not read by itself.
+FURTHER = ('.heic', '.heif', '.jxl', '.svg', '.raw', '.dng', '.cr2', '.cr3',
+           '.nef', '.arw', '.exr', '.hdr')
 # What systems leave in folders, besides hidden files: archives of macOS,
 # network disks, bins and notebooks.
 SYSTEM_FOLDERS = ('__MACOSX', '@eaDir', '#recycle', '#snapshot',
@@ -22,16 +28,29 @@ SYSTEM_FOLDERS = ('__MACOSX', '@eaDir', '#recycle', '#snapshot',
 def find_images(folder: Path, option: str) -> List[Path]:
     """Paths of all images in a folder and those below it, sorted.
 
-    Hidden files and folders, and those of ``SYSTEM_FOLDERS``, are passed by.
+    Images are regular files and links to such. Hidden files and folders, and
+    those of ``SYSTEM_FOLDERS``, are passed by.
 
     Args:
         folder: to look in.
         option: the argument that named it.
 
     Raises:
-        QuantError: if there are none.
+        QuantError: if there are none, the folder is none, or an image is a
+            link to what is not there.
     """
-    found = sorted(_walk(folder, ()))
+    if not folder.is_dir():
+        what = 'is a file' if folder.exists() else 'is not there'
+        raise QuantError(f'{option}: {folder} {what}; give a folder of images'
+                         ', flat or with a folder for each class.')
+    found = []
+    for entry in _walk(folder, ()):
+        if _is_image(entry):
+            found.append(Path(entry.path))
+        elif _has_ending(entry, EXTENSIONS) and not os.path.exists(entry):
+            raise QuantError(f'{option}: {entry.path} is a link to what is '
+                             'not there; mend or remove it.')
+    found.sort()
     if not found:
         raise QuantError(f'{option}: {folder} holds no images; give a folder '
                          f'of {", ".join(EXTENSIONS)} files, flat or with a '
@@ -39,7 +58,31 @@ def find_images(folder: Path, option: str) -> List[Path]:
     return found
 
 
-def _walk(folder: Path, above: Tuple[str, ...]) -> Iterator[Path]:
+def other_pictures(folder: Path) -> List[Path]:
+    """Files in a folder that seem to be pictures and are no images here.
+
+    Args:
+        folder: as of ``find_images``, which leaves them out.
+
+    Returns:
+        Sorted paths of files whose names end as those of formats that are
+        not read do, and of what is named as an image and no regular file.
+    """
+    endings = (*Image.registered_extensions(), *FURTHER)
+    return sorted(
+        Path(entry.path) for entry in _walk(folder, ())
+        if _has_ending(entry, endings) and not _is_image(entry))
+
+
+def _has_ending(entry: os.DirEntry, endings: Tuple[str, ...]) -> bool:
+    return entry.name.lower().endswith(endings)
+
+
+def _is_image(entry: os.DirEntry) -> bool:
+    return _has_ending(entry, EXTENSIONS) and entry.is_file()
+
+
+def _walk(folder: Path, above: Tuple[str, ...]) -> Iterator[os.DirEntry]:
     # Class folders are often links, and a link may lead back to above.
     place = os.path.realpath(folder)
     if place in above or not os.path.isdir(place):
@@ -48,11 +91,10 @@ def _walk(folder: Path, above: Tuple[str, ...]) -> Iterator[Path]:
         for entry in entries:
             if is_hidden(entry.name):
                 continue
-            path = folder / entry.name
             if entry.is_dir():
-                yield from _walk(path, (*above, place))
-            elif entry.name.lower().endswith(EXTENSIONS):
-                yield path
+                yield from _walk(Path(entry.path), (*above, place))
+            else:
+                yield entry
 
 
 def is_hidden(name: str) -> bool:
@@ -85,10 +127,7 @@ def class_labels(
     """
     entries = [entry for entry in folder.iterdir()
                if not is_hidden(entry.name)]  # yapf: disable
-    broken = [
-        entry for entry in entries
-        if not entry.exists() and not entry.name.lower().endswith(EXTENSIONS)
-    ]
+    broken = [entry for entry in entries if not entry.exists()]
     if broken:
         raise QuantError(f'image folder: {min(broken)} is a link to what is '
                          'not there, perhaps a class; mend or remove it.')
@@ -127,18 +166,19 @@ class ImageList(Dataset):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Tuple[Tensor, int]:
-        try:
-            with Image.open(self.paths[index]) as image:
-                if image.mode.startswith(('I', 'F')):
-                    raise QuantError(
-                        f'image: {self.paths[index]} has more than 8 bits '
-                        f'(mode {image.mode} of Pillow), which are cut off '
-                        'when it is read as RGB; convert it to 8 bits.')
-                return self.transform(image.convert('RGB')), index
-        except (OSError, Image.DecompressionBombError) as error:
-            raise QuantError(
-                f'image: {self.paths[index]} cannot be read '
-                f'({error}); it is damaged, get it again.') from error
+        with _opened(self.paths[index]) as image:
+            pixels = image.convert('RGB')
+        return self.transform(pixels), index
+
+    def check(self) -> None:
+        """Open every image without reading its pixels.
+
+        Raises:
+            QuantError: naming an image that cannot be opened.
+        """
+        for path in self.paths:
+            with _opened(path):
+                pass
 
     def batches(self,
                 size: int,
@@ -146,7 +186,8 @@ class ImageList(Dataset):
         """Batches (B, 3, H, W) in order, with positions (B,).
 
         Raises:
-            QuantError: naming an image that cannot be read.
+            QuantError: naming an image that cannot be read, or if a process
+                that reads them was ended.
         """
         loader = DataLoader(self, size, num_workers=workers)
         try:
@@ -155,6 +196,35 @@ class ImageList(Dataset):
             # A worker puts its traceback before the message.
             line = str(error).strip().splitlines()[-1]
             raise QuantError(line.split('QuantError: ')[-1]) from error
+        except RuntimeError as error:
+            if 'DataLoader worker' not in str(error):
+                raise
+            raise QuantError(
+                'image: a process that reads images was ended '
+                f'({describe_error(error)}), often for want of memory; give '
+                'fewer --workers, or none.') from error
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """An image of Pillow, whose errors until it is closed are one line."""
+    try:
+        with Image.open(path) as image:
+            if image.mode.startswith(('I', 'F')):
+                raise QuantError(
+                    f'image: {path} has more than 8 bits (mode {image.mode} '
+                    'of Pillow), which are cut off when it is read as RGB; '
+                    'convert it to 8 bits.')
+            if 0 in image.size:
+                raise ValueError('it has no pixels')
+            yield image
+    except (QuantError, MemoryError):
+        raise
+    # A damaged file makes Pillow raise anything.
+    except Exception as error:
+        raise QuantError(f'image: {path} cannot be read '
+                         f'({describe_error(error)}); it is damaged, get it '
+                         'again.') from error
 
 
 class FolderSample:

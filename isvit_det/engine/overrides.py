@@ -1,10 +1,15 @@
 """``--cfg-options``: reading KEY=VALUE, and fitting it into a config."""
 import argparse
-from typing import Any, List, Mapping, Optional, Sequence, Union
+import dataclasses
+import difflib
+import inspect
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
 
 from mmengine.config import DictAction
+from mmengine.runner import Runner
 
 from isvit_det.core.errors import QuantError
+from isvit_det.core.spec import QuantConfig, SOSConfig
 
 FORMS = ('give KEY=VALUE, VALUE a number, True, False, None, a text without '
          'quotes and spaces, or a list [1,2] or tuple (1,2) of such; set '
@@ -12,6 +17,11 @@ FORMS = ('give KEY=VALUE, VALUE a number, True, False, None, a text without '
          'write it into a config')
 # How a value begins that MMEngine leaves a text or cannot read.
 UNREAD = ('dict(', '{')
+# What MMEngine's Runner reads of a whole config.
+RUNNER_KEYS = (*(name for name in inspect.signature(Runner).parameters
+                 if name != 'cfg'), 'model_wrapper_cfg', 'sync_bn',
+               'find_unused_parameters', 'activation_checkpointing',
+               'efficient_conv_bn_eval', 'compile')
 
 
 class OverrideAction(DictAction):
@@ -66,15 +76,35 @@ def check_overrides(cfg: Mapping[str, Any], overrides: Mapping[str,
 
     Raises:
         QuantError: naming a key that leads through a value without keys, or
-            to an element that a list has not, or that another one contains.
+            to an element that a list has not, or that another one contains,
+            or that begins with what neither the config nor the Runner has.
     """
     for key, value in overrides.items():
         parts = key.split('.')
+        if parts[0] not in cfg and parts[0] not in RUNNER_KEYS:
+            raise QuantError(f'--cfg-options: {key}: neither the config nor '
+                             f"MMEngine's Runner has {parts[0]!r}"
+                             f'{_suggestion(key, cfg)}; give a key of the '
+                             'config, quant.KEY or sos.KEY.')
         for other in overrides:
             if other.startswith(f'{key}.'):
                 raise QuantError(f'--cfg-options: {key} and {other} are given '
                                  'both; give the one or the other.')
         _check_place(cfg, parts, value)
+
+
+def _suggestion(key: str, cfg: Mapping[str, Any]) -> str:
+    """A question after the name that is nearest to one that nothing has."""
+    names: Dict[str, str] = {name: name for name in (*cfg, *RUNNER_KEYS)}
+    settings = [('sos', one.name) for one in dataclasses.fields(SOSConfig)]
+    settings += [('quant', one.name)
+                 for one in dataclasses.fields(QuantConfig)]
+    for owner, name in [*settings, ('quant', 'bits')]:
+        names[name] = names[f'{owner}.{name}'] = f'{owner}.{name}'
+    for text in (key, key.split('.')[0]):
+        for near in difflib.get_close_matches(text, names, 1):
+            return f', is it {names[near]!r}?'
+    return ''
 
 
 def _check_place(cfg: Mapping[str, Any], parts: List[str], value: Any) -> None:

@@ -2,6 +2,7 @@
 from typing import Any, Mapping, Tuple
 
 import timm
+import torch
 from timm.layers import PatchEmbed
 from timm.models import swin_transformer, vision_transformer
 from timm.models.swin_transformer import SwinTransformer
@@ -12,11 +13,15 @@ from isvit_det.backbones.timm_swin import quantize_swin
 from isvit_det.backbones.timm_vit import quantize_vit
 from isvit_det.core.errors import QuantError
 from isvit_det.core.spec import QuantConfig
+from isvit_det.core.weights import check_values
 
 BUILDERS = {'vit_': quantize_vit, 'deit': quantize_vit, 'swin_': quantize_swin}
 # Where a file says how many classes it knows.
 CLASS_KEYS = ('head.weight', 'head.fc.weight',
               'head.linears.0.weight_quantizer.scale')
+# What timm resamples where patches, windows or the image size are others.
+RESAMPLED = ('pos_embed', 'patch_embed.proj.weight',
+             'relative_position_bias_table')
 SHOWN_KEYS = 3
 
 
@@ -85,9 +90,13 @@ def _unsupported(name: str) -> QuantError:
 def _load_(source: Any, weights: Mapping[str, Tensor], name: str) -> None:
     """Load weights, in the names of timm or of the papers' own code.
 
+    Names may differ and so may the shape of a patch embedding that is a
+    linear layer; weights of other patches, windows or image sizes, which
+    timm would resample, do not fit.
+
     Raises:
-        QuantError: naming weights that are missing, unknown or of other
-            shapes.
+        QuantError: naming weights that are missing, unknown, of other shapes
+            or no finite floating numbers.
     """
     known = source.state_dict()
     try:
@@ -101,19 +110,30 @@ def _load_(source: Any, weights: Mapping[str, Tensor], name: str) -> None:
     except Exception as error:
         raise QuantError(f'weights: they do not fit {name}; give those of '
                          'this model.') from error
+    check_values(given, known)
     problems = [
         f'{len(keys)} {what}: {keys[:SHOWN_KEYS]}' for what, keys in (
             ('missing', [key for key in known if key not in given]),
             ('unknown', [key for key in given if key not in known]),
         ) if keys
     ]
+    # As they are in the file.
+    own = {
+        key: weights.get(key, value) if key.endswith(RESAMPLED) else value
+        for key, value in given.items()
+    }
     problems += [
-        f'{key} is {tuple(given[key].shape)} instead of {tuple(value.shape)}'
-        for key, value in known.items()
-        if key in given and given[key].shape != value.shape
+        f'{key} is {tuple(own[key].shape)} instead of {tuple(value.shape)}'
+        for key, value in known.items() if key in given and
+        (given[key].shape != value.shape or not _is_same(own[key], given[key]))
     ][:SHOWN_KEYS]
     if problems:
         raise QuantError(f'weights: they do not fit {name} '
                          f'({"; ".join(problems)}); give those of this '
                          'model.')
     source.load_state_dict(given)
+
+
+def _is_same(one: Tensor, other: Tensor) -> bool:
+    """Whether tensors of any shapes and types hold the same values."""
+    return torch.equal(one.flatten().double(), other.flatten().double())

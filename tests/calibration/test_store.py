@@ -45,9 +45,11 @@ def test_default_budget_is_part_of_what_is_available(tmp_path):
     assert 1e6 < ActivationPool(tmp_path).budget < 1e14
 
 
-def test_negative_budget_is_refused(tmp_path):
-    with pytest.raises(QuantError, match='store_gb: -1'):
-        ActivationPool(tmp_path, -1)
+@pytest.mark.parametrize('budget', [-1, float('inf'), float('nan'), 1e300])
+def test_a_budget_that_is_none_is_refused(tmp_path, budget):
+    with pytest.raises(QuantError) as error:
+        ActivationPool(tmp_path, budget)
+    assert f'store_gb: {budget!r}' in str(error.value)
 
 
 def test_a_disk_that_cannot_be_written_is_named(tmp_path):

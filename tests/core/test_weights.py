@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from isvit_det.core.errors import QuantError
-from isvit_det.core.weights import read_weights
+from isvit_det.core.weights import check_values, read_weights
 
 
 def make_model(seed=0):
@@ -129,6 +129,7 @@ def test_copies_of_mmdetection_2_are_left(taken):
 
 @pytest.mark.parametrize('content, words', [
     ({}, 'an empty dict'),
+    (dict(state_dict={}), "an empty dict under 'state_dict'"),
     ([1], 'holds a list, expected a dict'),
     (dict(epoch=3), "'epoch' of .* is no tensor"),
     (dict(model=[1]), "holds a list under 'model', expected a dict"),
@@ -142,3 +143,33 @@ def test_what_has_no_weights_is_said(taken, content, words):
     with pytest.raises(QuantError, match=words) as error:
         taken(content)
     assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize('value, words', [
+    (torch.ones(3, dtype=torch.int8), 'is of torch.int8'),
+    (torch.ones(3, dtype=torch.bool), 'is of torch.bool'),
+    (torch.ones(3, dtype=torch.complex64), 'is of torch.complex64'),
+    (torch.ones(3).to(torch.float8_e4m3fn), 'is of torch.float8_e4m3fn'),
+    (torch.tensor([1, float('nan'), 1]), 'NaN or infinite'),
+    (torch.tensor([1, -float('inf'), 1]), 'NaN or infinite'),
+    (torch.full((3, ), 1e300, dtype=torch.float64), 'NaN or infinite'),
+])
+def test_values_that_no_model_computes_with_are_named(value, words):
+    state = {**RAW, '0.bias': value}
+    with pytest.raises(QuantError, match=words) as error:
+        check_values(state, make_model().state_dict())
+    assert "'0.bias'" in str(error.value)
+    # What the model lacks, and what it has as an integer, is not asked about.
+    check_values({**RAW, 'more': value}, make_model().state_dict())
+    check_values({'1.num_batches_tracked': value}, make_model().state_dict())
+
+
+def test_other_floats_and_what_the_model_has_itself_are_values():
+    model = make_model().state_dict()
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        check_values({
+            key: value.to(dtype)
+            for key, value in RAW.items()
+        }, model)
+    masked = {'mask': torch.tensor([0, -float('inf')])}
+    check_values(masked, masked)

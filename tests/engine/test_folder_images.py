@@ -1,12 +1,14 @@
 """Images of a folder, and the classes that its folders are."""
 import os
+import signal
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from isvit_det.core.errors import QuantError
-from isvit_det.engine.folder_images import ImageList, class_labels, find_images
+from isvit_det.engine.folder_images import (ImageList, class_labels,
+                                            find_images, other_pictures)
 
 
 def make(folder, *names):
@@ -79,6 +81,22 @@ def test_a_class_whose_link_is_broken_is_named(tmp_path):
         class_labels(tmp_path, find_images(tmp_path, '--val'))
 
 
+def test_an_image_whose_link_is_broken_is_named(tmp_path):
+    make(tmp_path, 'a/1.jpg')
+    os.symlink(tmp_path / 'gone', tmp_path / 'a/2.jpg')
+    with pytest.raises(QuantError, match='2.jpg is a link to what is not'):
+        find_images(tmp_path, '--val')
+
+
+def test_what_seems_a_picture_and_is_none_here_is_told(tmp_path):
+    make(tmp_path, 'a/1.TIF', 'a/2.jfif', 'b/3.gif', 'b/4.HEIC', 'b/5.avif',
+         'b/notes.txt', 'b/.6.gif')
+    os.mkfifo(tmp_path / 'a/7.png')
+    assert found(tmp_path) == ['a/1.TIF', 'a/2.jfif']
+    assert [path.name for path in other_pictures(tmp_path)
+            ] == ['7.png', '3.gif', '4.HEIC', '5.avif']
+
+
 def test_numbers_in_names_are_ordered_by_value(tmp_path):
     make(tmp_path, 'n10/1.jpg', 'n9/1.jpg', 'n1/x.txt')
     paths = find_images(tmp_path, '--val')
@@ -91,6 +109,53 @@ def test_a_folder_without_images_is_refused(tmp_path, names):
     make(tmp_path, *names)
     with pytest.raises(QuantError, match='--val: .* holds no images'):
         find_images(tmp_path, '--val')
+
+
+def test_what_is_no_folder_is_said(tmp_path):
+    make(tmp_path, '1.jpg')
+    for name, words in (('1.jpg', 'is a file'), ('gone', 'is not there')):
+        with pytest.raises(QuantError, match=f'--val: .*{name} {words}'):
+            find_images(tmp_path / name, '--val')
+
+
+def broken_png(path):
+    """Of whose pixels a half is missing, and the rest is no chunk."""
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)
+    Image.fromarray(pixels).save(path)
+    content = bytearray(path.read_bytes())
+    start = content.find(b'IDAT') - 4
+    length = int.from_bytes(content[start:start + 4], 'big')
+    content[start:start + 4] = (length // 2).to_bytes(4, 'big')
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_whatever_a_damaged_image_raises_is_one_line(tmp_path, workers):
+    broken_png(tmp_path / 'x.png')
+    images = ImageList([tmp_path / 'x.png'], np.asarray)
+    with pytest.raises(QuantError) as error:
+        list(images.batches(1, workers))
+    assert len(str(error.value).splitlines()) == 1
+    assert f'{tmp_path / "x.png"} cannot be read' in str(error.value)
+
+
+def test_what_has_no_header_of_an_image_is_found_without_pixels(tmp_path):
+    Image.new('RGB', (8, 8)).save(tmp_path / '1.png')
+    images = ImageList([tmp_path / '1.png', tmp_path / '2.png'], None)
+    for content in (b'', b'<html>Not found</html>'):
+        (tmp_path / '2.png').write_bytes(content)
+        with pytest.raises(QuantError, match='2.png cannot be read'):
+            images.check()
+    (tmp_path / '2.png').write_bytes((tmp_path / '1.png').read_bytes())
+    images.check()
+
+
+def test_a_reading_process_that_was_killed_is_one_line(tmp_path):
+    Image.new('RGB', (8, 8)).save(tmp_path / '1.png')
+    images = ImageList([tmp_path / '1.png'],
+                       lambda image: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(QuantError, match='was ended .*--workers'):
+        list(images.batches(1, 1))
 
 
 @pytest.mark.parametrize('kind', ['uint16', 'int32', 'float32'])

@@ -6,7 +6,7 @@ from benchmarks import calibration, scaling
 from isvit_det.core.errors import QuantError
 from isvit_det.engine import classifier_command, command
 from isvit_det.engine.configs import load_config
-from isvit_det.engine.console import Parser
+from isvit_det.engine.console import Parser, settings
 from isvit_det.engine.overrides import check_overrides
 from tools import reproduce_table
 
@@ -78,6 +78,13 @@ def test_every_tool_reads_alike(parse, capsys):
     assert parse('a.b=3').cfg_options in ({'a.b': 3}, ['a.b=3'])
 
 
+@pytest.mark.parametrize('key, words', [('quant', 'quant.bits=w4a4'),
+                                        ('sos', 'sos.lr=1e-4')])
+def test_settings_as_a_whole_are_refused(key, words):
+    with pytest.raises(QuantError, match=f'{key}=w3a3 names no .*{words}'):
+        settings({key: 'w3a3'})
+
+
 CFG = dict(model=dict(depth=3, name=None), pipe=[dict(type='A'), 4], t=(1, ))
 
 
@@ -90,7 +97,14 @@ CFG = dict(model=dict(depth=3, name=None), pipe=[dict(type='A'), 4], t=(1, ))
     ({'model.depth.x': 5}, ['model.depth is 3', "no 'x'"]),
     ({'model.name.x': 5}, ['model.name is None']),
     ({'t.0': 5}, ['t is (1,)']),
-    ({'hooks.0.type': 'B'}, ['hooks.0.type', 'no list']),
+    ({'custom_hooks.0.type': 'B'}, ['custom_hooks.0.type', 'no list']),
+    ({'bits': 'w3a3'}, ["'bits'", "'quant.bits'?"]),
+    ({'qaunt.bits': 'w3a3'}, ['qaunt.bits', "'quant.bits'?"]),
+    ({'sso.lr': 1}, ["'sso'", "'sos.lr'?"]),
+    ({'iters': 3}, ["'iters'", "'sos.iters'?"]),
+    ({'modle.depth': 4}, ["'modle'", "'model'?"]),
+    ({'test_dataloder.batch_size': 4}, ["'test_dataloader'?"]),
+    ({'unlike': 4}, ["'unlike'; give a key of the config"]),
     ({'model.0.type': 'B'}, ['model.0.type', 'no list']),
     ({'model.new.0': 'B'}, ['model.new.0', 'no list']),
     ({'model': 3, 'model.depth': 4}, ['model and model.depth', 'both']),
@@ -111,8 +125,8 @@ def test_a_key_with_a_place_is_none_of_them():
         'model.new.deep': 1,
         'pipe.0.type': 'B',
         'pipe.0.new': 3,
-        'hooks': [1],
-        'models': 2
+        'custom_hooks': [1],
+        'find_unused_parameters': True
     }
     check_overrides(CFG, overrides)
     cfg = Config(CFG)

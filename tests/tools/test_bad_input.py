@@ -71,7 +71,13 @@ def refuse(tiny, tmp_path, capsys, monkeypatch):
     (['--calib-images', '0'], ['sos.num_images']),
     (['--calib-images', 'x'], ['--calib-images']),
     (['--store-gb', '-1'], ['store_gb', '-1']),
+    (['--store-gb', 'inf'], ['store_gb', 'inf']),
+    (['--store-gb', 'nan'], ['store_gb', 'nan']),
+    (['--seed', '9' * 20], ['sos.seed', '9' * 20]),
+    (['--iters', '9' * 20], ['sos.iters', '9' * 20]),
     (['--device', 'abacus'], ['--device', 'abacus']),
+    (['--device', 'meta'], ['--device', 'meta']),
+    (['--device', 'hpu'], ['--device', 'hpu']),
     (['--device', 'cpu', '--launcher', 'slurm'], ['--device']),
     (['--launcher', 'pytorch'], ['--launcher', 'RANK', 'torchrun']),
     (['--no-such-option'], ['--no-such-option']),
@@ -84,6 +90,8 @@ def refuse(tiny, tmp_path, capsys, monkeypatch):
     (['--cfg-options', 'model.quant.bit=4'], ["['bit']", 'weight_bits']),
     (['--cfg-options', 'model.quant.input_bits=9'], ['quant.input_bits', '9']),
     (['--cfg-options', 'quant.bit=4'], ["['bit']", 'weight_bits']),
+    (['--cfg-options', 'quant=w3a3'], ['quant=w3a3', 'quant.bits=w4a4']),
+    (['--cfg-options', 'bits=w3a3'], ["'bits'", 'quant.bits']),
     (['--cfg-options', 'sos.rate=1'], ["['rate']", 'lr']),
     (['--cfg-options', 'model.no_such_key=4'], ['no_such_key']),
     (['--cfg-options', 'model.backbone.type=ResNet'
@@ -111,7 +119,7 @@ def test_options_and_settings(refuse, tiny, options, words):
 def test_a_gpu_without_operators_for_it(refuse, tiny, monkeypatch):
     monkeypatch.setattr(command, 'get_compiling_cuda_version',
                         lambda: 'not available')
-    monkeypatch.setattr(torch, 'empty', lambda *args, **kwargs: None)
+    monkeypatch.setattr(command, 'check_device', lambda device: None)
     line = refuse(tiny.checkpoint, '--device', 'cuda:1')
     assert "'cuda:1'" in line and 'operators' in line
 
@@ -159,6 +167,19 @@ def test_a_checkpoint_of_another_architecture_names_the_keys(
     line = refuse(tmp_path / 'other.pth')
     for word in ('rpn_head.rpn_cls.bias', 'extra.weight', key):
         assert word in line
+
+
+@pytest.mark.parametrize('make, words', [
+    (lambda x: (100 * x).to(torch.int8), 'is of torch.int8'),
+    (lambda x: x * float('nan'), 'NaN or infinite'),
+])
+def test_weights_that_are_no_numbers(refuse, tiny, tmp_path, make, words):
+    content = torch.load(tiny.checkpoint, weights_only=True)
+    key = 'roi_head.bbox_head.fc_cls.weight'
+    content['state_dict'][key] = make(content['state_dict'][key])
+    torch.save(content, tmp_path / 'other.pth')
+    line = refuse(tmp_path / 'other.pth')
+    assert repr(key) in line and words in line
 
 
 def test_a_truncated_float_file(refuse, tiny, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from timm.models import register_model
+from timm.models import VisionTransformer, register_model
 
 from isvit_det.core.errors import QuantError
 from isvit_det.core.spec import QuantConfig
@@ -18,7 +18,7 @@ from isvit_det.datasets.drawn import generate
 from isvit_det.engine.classifier_command import main
 from isvit_det.engine.classifier_run import ClassifierRun
 from isvit_det.engine.timm_models import build_classifiers
-from tests.engine.classifiers import (CLASSES, NAMES, make_weights,
+from tests.engine.classifiers import (CLASSES, NAMES, SIZES, make_weights,
                                       vit_small_drawn_32)
 
 NAME = 'vit_small_drawn_32'
@@ -134,6 +134,55 @@ def test_weights_of_others_are_told(run, tmp_path):
     assert 'norm.bias is (3,) instead of (16,)' in line
 
 
+@pytest.mark.parametrize('name, parts, key', [
+    (NAME, dict(patch_size=4), 'patch_embed.proj.weight'),
+    (NAME, dict(patch_size=16, img_size=64), 'patch_embed.proj.weight'),
+    (NAME, dict(img_size=64), 'pos_embed'),
+    ('swin_drawn_32', dict(window_size=2), 'relative_position_bias_table'),
+])
+def test_weights_that_timm_would_resample_are_refused(name, parts, key):
+    if name == NAME:
+        source = VisionTransformer(**{**SIZES, **parts}, num_classes=CLASSES)
+    else:
+        source = timm.create_model(name, num_classes=CLASSES, **parts)
+    state = source.state_dict()
+    wanted = timm.create_model(name, num_classes=CLASSES).state_dict()
+    with pytest.raises(QuantError, match='do not fit') as error:
+        build_classifiers(name, state, QuantConfig(), packed=False)
+    full = next(one for one in state if one.endswith(key))
+    assert (f'{full} is {tuple(state[full].shape)} instead of '
+            f'{tuple(wanted[full].shape)}') in str(error.value)
+
+
+def test_a_linear_patch_embedding_and_names_of_the_papers_are_taken():
+    wanted = timm.create_model(NAME, num_classes=CLASSES).state_dict()
+    state = dict(wanted)
+    key = 'patch_embed.proj.weight'
+    state[key] = state[key].flatten(1)
+    found, _ = build_classifiers(NAME, state, QuantConfig(), packed=False)
+    assert torch.equal(found.state_dict()[key], wanted[key])
+    swin = timm.create_model('swin_drawn_32', num_classes=CLASSES).state_dict()
+    state = {}
+    for key, value in swin.items():
+        parts = key.split('.')
+        if 'downsample' in parts:
+            parts[1] = str(int(parts[1]) - 1)
+        state['.'.join(parts).replace('head.fc', 'head')] = value.half()
+    found, _ = build_classifiers('swin_drawn_32', state, QuantConfig(), False)
+    for key, value in found.state_dict().items():
+        assert torch.equal(value, swin[key].half().float()), key
+
+
+def test_weights_that_are_no_numbers_are_refused(run, tmp_path):
+    state = torch.load(tmp_path / 'w.pth')['model']
+    key = 'blocks.0.attn.qkv.weight'
+    for value, words in ((state[key].to(torch.int8), 'is of torch.int8'),
+                         (state[key] * float('nan'), 'NaN or infinite')):
+        torch.save({**state, key: value}, tmp_path / 'x.pth')
+        line = error_of(run('x.pth'))
+        assert repr(key) in line and words in line
+
+
 def wanted_top1(tmp_path, classes, labels):
     """Top-1 of the float model, classes numbered as given."""
     source = ClassifierRun(NAME, str(tmp_path / 'w.pth'), classes, None,
@@ -187,6 +236,25 @@ def test_stray_images_are_named_and_top1_stays(run, classes):
     words = ('2 images lie in no class folder and are not evaluated: '
              'other.PNG, stray.png')
     assert words in out and words in found['notes'][0]
+
+
+def test_pictures_of_other_formats_are_named_and_top1_stays(run, classes):
+    before = run(val=classes)[1]['scores']
+    (classes / 'a/more.gif').touch()
+    status, found, out, err = run(val=classes)
+    assert found['scores'] == before and status == 0
+    words = ('--val: 1 files are of formats that are not read as images, and '
+             'left out: more.gif')
+    assert words in out and words in found['notes']
+
+
+def test_an_empty_image_is_found_before_the_calibration(
+        run, classes, monkeypatch):
+    monkeypatch.setattr('isvit_det.engine.classifier_run.calibrate', None)
+    (classes / 'c/last.png').touch()
+    status, _, _, err = run(val=classes)
+    assert status == 2
+    assert 'last.png cannot be read' in err.strip().splitlines()[-1]
 
 
 def test_a_flat_folder_with_other_folders_is_flat(run, pictures, tmp_path):

@@ -355,6 +355,14 @@ def test_extra_missing_and_misshapen_weights_are_named(name, shape, message,
     assert message in refuse(state, paths[3], tmp_path, capsys)
 
 
+def test_weights_that_are_no_numbers_are_named(paths, tmp_path, capsys):
+    state = original(3)
+    for value, words in ((state[BIAS].to(torch.int8), 'is of torch.int8'),
+                         (state[BIAS] * float('nan'), 'holds NaN')):
+        error = refuse({**state, BIAS: value}, paths[3], tmp_path, capsys)
+        assert f'{BIAS!r} {words}' in error
+
+
 @pytest.mark.parametrize('stages', NAMES)
 def test_the_other_kind_of_detector_is_refused(stages, paths, tmp_path,
                                                capsys):

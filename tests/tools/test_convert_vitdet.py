@@ -327,6 +327,22 @@ def test_extra_missing_and_misshapen_weights_are_named(name, shape, message,
     assert message in refuse(state, paths[0], tmp_path, capsys)
 
 
+def test_weights_that_are_no_numbers_are_named(paths, tmp_path, capsys):
+    state = original(0)
+    for value, words in ((state[BIAS].to(torch.int8), 'is of torch.int8'),
+                         (state[BIAS] * float('nan'), 'holds NaN')):
+        error = refuse({**state, BIAS: value}, paths[0], tmp_path, capsys)
+        assert f'{BIAS!r} {words}' in error
+
+
+def test_the_file_that_is_read_is_not_written_over(tmp_path, capsys):
+    path = tmp_path / 'source.pth'
+    path.write_bytes(b'mine')
+    assert main([str(path), str(path), '--config', 'none.py']) == 2
+    assert 'is the file that is read' in capsys.readouterr().err
+    assert path.read_bytes() == b'mine'
+
+
 @pytest.mark.parametrize('stages', [0, 3])
 def test_the_other_kind_of_detector_is_refused(stages, paths, tmp_path,
                                                capsys):

@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+from isvit_det.core.errors import QuantError
 from isvit_det.core.packing import unpack
 from isvit_det.engine.command import main
 from isvit_det.engine.launch import joined
@@ -160,3 +161,43 @@ def test_other_launchers_are_understood(environment, launcher, variables,
         assert torch.distributed.get_world_size() == 1
         assert os.environ['MASTER_ADDR'] == 'localhost'
     assert not torch.distributed.is_initialized()
+
+
+ONE_PROCESS = dict(
+    RANK='0', WORLD_SIZE='1', LOCAL_RANK='0', MASTER_ADDR='localhost')
+
+
+@pytest.mark.parametrize('variables, words', [
+    (dict(RANK='a'), "RANK='a' .*between 0 and 0"),
+    (dict(RANK='3'), "RANK='3' .*between 0 and 0"),
+    (dict(RANK='-1'), "RANK='-1'"),
+    (dict(RANK='3', WORLD_SIZE='0'), "WORLD_SIZE='0'"),
+    (dict(WORLD_SIZE='9' * 30), "WORLD_SIZE='999"),
+    (dict(LOCAL_RANK='x'), "LOCAL_RANK='x'"),
+    (dict(LOCAL_WORLD_SIZE='0'), "LOCAL_WORLD_SIZE='0' .*between 1 and"),
+    (dict(MASTER_PORT='x'), "MASTER_PORT='x'"),
+    (dict(MASTER_PORT='70000'), "MASTER_PORT='70000'"),
+    (dict(MASTER_ADDR='no.such.host.invalid'), 'no machine that is known'),
+    (dict(MASTER_ADDR='.' * 80), 'no machine that is known'),
+])
+def test_what_a_launcher_cannot_mean_is_one_line(environment, variables,
+                                                 words):
+    for name, value in {**ONE_PROCESS, **variables}.items():
+        environment.setenv(name, value)
+    with pytest.raises(QuantError, match=f'--launcher: .*{words}') as error:
+        with joined('pytorch'):
+            pass
+    assert len(str(error.value).splitlines()) == 1
+    assert not torch.distributed.is_initialized()
+
+
+def test_a_port_that_is_taken_is_one_line(environment):
+    with socket.socket() as taken:
+        taken.bind(('localhost', 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        for name, value in dict(ONE_PROCESS, MASTER_PORT=port).items():
+            environment.setenv(name, value)
+        with pytest.raises(QuantError, match='did not find each other'):
+            with joined('pytorch'):
+                pass

@@ -1,9 +1,13 @@
 """tools/publish_float.py: what is kept, and what is refused."""
 import runpy
 
+import pytest
 import torch
 
+from isvit_det.checkpoint import save_packed
+from isvit_det.core.spec import QuantConfig
 from tests.engine.tiny import REPO
+from tests.toy import toy
 
 main = runpy.run_path(str(REPO / 'tools/publish_float.py'))['main']
 
@@ -34,3 +38,47 @@ def test_a_folder_without_training_is_named(tmp_path, capsys):
     assert main([str(tmp_path), str(tmp_path / 'out.pth')]) == 2
     error = capsys.readouterr().err
     assert str(tmp_path) in error and len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize('state, words', [
+    (dict(a=torch.tensor([1, float('nan')])), "'a' holds NaN"),
+    (dict(a=torch.ones(1).to(torch.float8_e4m3fn)), "'a' is of torch.float8"),
+    ({}, 'no weights'),
+])
+def test_what_is_no_float_detector_is_refused(tmp_path, capsys, state, words):
+    torch.save(dict(state_dict=state), tmp_path / 'in.pth')
+    out = tmp_path / 'out.pth'
+    assert main([str(tmp_path / 'in.pth'), str(out)]) == 2
+    line, = capsys.readouterr().err.splitlines()
+    assert line.startswith('error: ') and words in line
+    assert not out.exists()
+
+
+def test_a_packed_file_is_refused(tmp_path, capsys):
+    model = toy()
+    model.quant_config = QuantConfig()
+    save_packed(model, tmp_path / 'in.pth', {}, {})
+    out = tmp_path / 'out.pth'
+    assert main([str(tmp_path / 'in.pth'), str(out)]) == 2
+    assert 'give the float one' in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize('source', ['epoch_2.pth', '.'])
+@pytest.mark.parametrize('out', ['epoch_2.pth', 'link.pth'])
+def test_the_checkpoint_that_is_read_is_not_written_over(
+        tmp_path, capsys, source, out):
+    path = work_dir(tmp_path) / 'epoch_2.pth'
+    (tmp_path / 'link.pth').symlink_to(path)
+    before = path.read_bytes()
+    assert main([str(tmp_path / source), str(tmp_path / out)]) == 2
+    assert 'is the file that is read' in capsys.readouterr().err
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize('content', [b'\xff\xfe\x00', b'', b'\n'])
+def test_a_note_of_no_checkpoint_is_one_line(tmp_path, capsys, content):
+    (tmp_path / 'last_checkpoint').write_bytes(content)
+    assert main([str(tmp_path), str(tmp_path / 'out.pth')]) == 2
+    line, = capsys.readouterr().err.splitlines()
+    assert 'last_checkpoint names no checkpoint' in line

@@ -208,10 +208,23 @@ def test_a_report_of_other_weights_is_no_result(bench, tmp_path):
     (['--checkpoints', '.'], '--checkpoints: no file in . is named'),
     (['--metafile', 'gone.yml'], '--metafile: there is no file gone.yml'),
     (['--metafile', 'bad.yml'], '--metafile: bad.yml is not in the form'),
+    (['--metafile', 'mixed.yml'], "--bits: 'w4a4' is not in mixed.yml; "
+     r"expected one of \['1', 'w'\]"),
+    (['--metafile', 'text.yml'], '--metafile: text.yml is not in the form'),
+    (['--checkpoints', 'a=s3://b/c.pth'], 'checkpoint: s3://b/c.pth is no'),
+    (['--checkpoints', 'a=file:///gone.pth'
+      ], '--checkpoints: there is no file file:///gone.pth'),
 ])
 def test_errors_are_one_line(argv, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'bad.yml').write_text('Models: [1]')
+    (tmp_path / 'mixed.yml'
+     ).write_text('Models: [{Metadata: {Bits: 1}}, {Metadata: {Bits: w}}]')
+    model = json.loads(
+        write_metafile(tmp_path / 'text.yml', 'some.py', 'a').read_text())
+    model['Models'][0]['Results'][0]['Metrics'][
+        'Published (I&S-ViT) box AP'] = 'high'
+    (tmp_path / 'text.yml').write_text(json.dumps(model))
     metafile = write_metafile(tmp_path / 'meta.yml', 'some.py', 'a')
     assert main(['--metafile', str(metafile), *argv]) == 2
     error = capsys.readouterr().err
