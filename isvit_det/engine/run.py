@@ -141,7 +141,7 @@ class QuantizationRun:
 
     def _evaluation(self, name: str, sources: List[Any],
                     describe: Callable[[], Mapping[str, Any]]) -> Evaluation:
-        key = prediction_key(self.runner, sources)
+        key = prediction_key(sources)
         file = PredictionFile(self.work_dir / PREDICTIONS, name, key)
         return Evaluation(self.runner, self.plan, file, describe,
                           self.watch.errors)

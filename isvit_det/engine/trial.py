@@ -20,11 +20,7 @@ from isvit_det.engine.agreement import Plan, is_known
 from isvit_det.engine.console import describe_error
 from isvit_det.engine.data_errors import predicting
 from isvit_det.engine.ground_truth import Annotations
-from isvit_det.engine.tasks import Task, is_coco, metainfo
-
-# Settings of metrics that say where they write.
-OUTPUTS = ('outfile_prefix', 'out_file_path', 'output_dir', 'out_path',
-           'collect_dir', 'proposals_file')
+from isvit_det.engine.tasks import OUTPUTS, Task, is_coco, metainfo
 
 
 def try_metrics(plan: Plan, files: Sequence[Optional[Annotations]],
