@@ -23,8 +23,7 @@ def dataset_state(dataset: Any) -> Dict[str, Any]:
     """
     read = getattr(dataset, 'get_data_info', None)
     digest = hashlib.sha256()
-    for index in range(0 if read is None else len(dataset)):
-        info = read(index)
+    for info in map(read, range(len(dataset))) if read else ():
         states = [_state(value) for value in _texts(info.values())]
         # Compared with plain(), this is fast on polygons.
         text = json.dumps([info, states], default=plain, skipkeys=True)

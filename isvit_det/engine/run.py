@@ -65,7 +65,7 @@ class QuantizationRun:
                 if isinstance(hook, SOSCalibrationHook))
             with test_data_errors(cfg):
                 self.loader = self.runner.test_loop.dataloader
-        check_test_data(self.runner)
+        data_notes = check_test_data(self.runner, truth)
         self.watch = TestWatch()
         self.runner.register_hook(self.watch)
         self.model = bare_model(self.runner)
@@ -97,6 +97,7 @@ class QuantizationRun:
         try_metrics(self.plan, truth, self.model)
         for note in self.plan.notes:
             self.runner.logger.warning(note)
+        self.plan.notes.extend(data_notes)
 
     def run(self, float_eval: bool) -> Dict[str, Any]:
         """Go through all phases and write the report, a JSON file.

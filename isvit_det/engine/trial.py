@@ -6,6 +6,7 @@ import json
 import logging
 import tempfile
 import traceback
+import warnings
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence
 
@@ -13,6 +14,7 @@ import torch
 from mmdet.evaluation import INSTANCE_OFFSET
 from mmengine.dataset import pseudo_collate
 from mmengine.evaluator import BaseMetric, Evaluator
+from mmengine.logging import MMLogger
 from torch import Tensor
 
 from isvit_det.core.errors import QuantError
@@ -147,7 +149,7 @@ def _like(new: Tensor, old: Any) -> Tensor:
 def _score(task: Task, file: Optional[Annotations], batch: Any,
            made: Dict[str, Any]) -> Dict[str, Any]:
     """What a copy of a metric says of a made prediction."""
-    with tempfile.TemporaryDirectory() as folder, _silence():
+    with tempfile.TemporaryDirectory() as folder, silence():
         try:
             metric = _copy(task, file, made, Path(folder))
             metric.dataset_meta = dict(metainfo(task.dataset))
@@ -186,12 +188,24 @@ def explain(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Keep tables of what was made up from being shown as results."""
-    before = logging.root.manager.disable
+def silence() -> Iterator[None]:
+    """Keep what is made up from being shown or logged as results.
+
+    MMEngine's loggers are none of ``logging``'s own, which therefore does
+    not tell them to ask anew whether they are disabled.
+    """
+    loggers = list(MMLogger._instance_dict.values())
+    before = logging.root.manager.disable, [log.disabled for log in loggers]
     logging.disable(logging.CRITICAL)
+    for logger in loggers:
+        logger.disabled = True
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), \
+                contextlib.redirect_stderr(io.StringIO()), \
+                warnings.catch_warnings():
+            warnings.simplefilter('ignore')
             yield
     finally:
-        logging.disable(before)
+        logging.disable(before[0])
+        for logger, disabled in zip(loggers, before[1]):
+            logger.disabled = disabled

@@ -356,3 +356,19 @@ def test_a_config_is_as_it_was_after_the_trial(tiny, tmp_path, quantize):
 def _stop(self):
     from isvit_det.core.errors import QuantError
     raise QuantError('stopped')
+
+
+def test_annotations_that_count_for_nothing_are_noted(quantize, tiny,
+                                                      tmp_path):
+
+    def stray(content):
+        content['annotations'][-1]['image_id'] = 77
+
+    path = truth(tiny, tmp_path / 'truth.json', stray)
+    _, out, result = quantize(use(path), argv=['--no-float-eval'])
+    note, = result['notes']
+    assert 'count for nothing' in note and path in note
+    assert f'note: {note}' in out and out.index(note) < out.index(
+        'Epoch(test)')
+    # The trial's figures are none.
+    assert out.count('bbox_mAP_copypaste') == 1
