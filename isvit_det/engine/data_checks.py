@@ -16,7 +16,8 @@ from isvit_det.core.errors import QuantError
 from isvit_det.engine.annotations import explain, read_annotations
 from isvit_det.engine.data_errors import guard_, lacking
 from isvit_det.engine.ground_truth import Annotations
-from isvit_det.engine.images import base_datasets, build_dataset, unwrap
+from isvit_det.engine.images import (base_datasets, build_dataset, dataset_of,
+                                     unwrap)
 from isvit_det.engine.tasks import (is_coco, metric_class, metric_configs,
                                     truth_files)
 from isvit_det.engine.truth_checks import (check_dataset, check_metric,
@@ -35,7 +36,8 @@ def test_data_errors(cfg: Config) -> Iterator[None]:
     except (QuantError, FileNotFoundError):
         raise
     except Exception as error:
-        for config in base_datasets(cfg['test_dataloader']['dataset']):
+        loader = cfg['test_dataloader']
+        for config in base_datasets(dataset_of(loader, 'test_dataloader')):
             build_dataset(config)
         for config in metric_configs(cfg):
             path = config.get('ann_file')

@@ -30,7 +30,7 @@ from isvit_det.engine.predictions import PredictionFile
 from isvit_det.engine.report import (backbone_error, count_calls,
                                      list_sites_run, peak_memory, sum_calls,
                                      weight_bytes, write_result)
-from isvit_det.engine.trial import try_metrics
+from isvit_det.engine.trial import try_log, try_metrics
 from isvit_det.packed_state import is_calibrated
 
 FORMAT_VERSION = 1
@@ -65,6 +65,7 @@ class QuantizationRun:
                 if isinstance(hook, SOSCalibrationHook))
             with test_data_errors(cfg):
                 self.loader = self.runner.test_loop.dataloader
+        try_log(self.runner)
         data_notes = check_test_data(self.runner, truth)
         self.watch = TestWatch()
         self.runner.register_hook(self.watch)
@@ -94,7 +95,8 @@ class QuantizationRun:
             with config_errors():
                 self.hook.prepare(self.runner)
         self.plan = plan_evaluation(self.runner, self.model, truth)
-        try_metrics(self.plan, truth, self.model)
+        half = getattr(self.runner.test_loop, 'fp16', False)
+        try_metrics(self.plan, truth, self.model, half)
         for note in self.plan.notes:
             self.runner.logger.warning(note)
         self.plan.notes.extend(data_notes)
