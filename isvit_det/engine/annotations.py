@@ -1,12 +1,9 @@
 """Annotation files in COCO's format: which entry lacks what."""
 import json
-import math
+import sys
 from pathlib import Path
 from typing import (Any, Callable, Dict, Iterator, List, Mapping, NamedTuple,
                     Optional, Sequence, Union)
-
-from mmdet.datasets.api_wrappers import COCO
-from mmdet.evaluation import CocoMetric
 
 from isvit_det.core.errors import QuantError
 
@@ -31,33 +28,43 @@ class Need(NamedTuple):
 
 def _is_number(value: Any) -> bool:
     return (isinstance(value, (int, float)) and not isinstance(value, bool)
-            and math.isfinite(value))
+            and abs(value) <= sys.float_info.max)
+
+
+def _is_area(value: Any) -> bool:
+    return _is_number(value) and value >= 0
 
 
 def _is_box(value: Any) -> bool:
     return (isinstance(value, (list, tuple)) and len(value) == 4
-            and all(map(_is_number, value)))
+            and all(map(_is_number, value)) and min(value[2:]) >= 0)
 
 
 def _is_id(value: Any) -> bool:
     return isinstance(value, (int, str)) and not isinstance(value, bool)
 
 
-def _is_mask(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return {'size', 'counts'} <= set(value)
-    return isinstance(value, list) and len(value) > 0
+def _is_object_id(value: Any) -> bool:
+    return type(value) is int and value != 0
 
 
 ID = Need('id', 'a number', _is_id)
-AREA = Need('area', 'a number', _is_number)
-BOX = Need('bbox', 'four numbers [x, y, width, height]', _is_box)
+AREA = Need('area', 'a number of 0 or more', _is_area)
+BOX = Need('bbox',
+           'four numbers [x, y, width, height], the last two of 0 or more',
+           _is_box)
 CROWD = Need('iscrowd', '0 or 1', lambda value: value in (0, 1))
 SHAPE = [Need(key, 'a number', _is_number) for key in ('height', 'width')]
+# Its form is another module's.
 MASK = Need('segmentation', 'polygons, or a dict with size and counts',
-            _is_mask)
-OBJECT = [ID, *(Need(key, 'the id of one', _is_id) for key in
-                ('image_id', 'category_id'))]  # yapf: disable
+            lambda value: True)
+OBJECT_ID = Need(
+    'id', "a whole number other than 0, which pycocotools' COCOeval takes for "
+    'an object without a match; number the annotations from 1', _is_object_id)
+LINKS = [
+    Need(key, 'the id of one', _is_id) for key in ('image_id', 'category_id')
+]
+OBJECT = [ID, *LINKS]
 CATEGORY = [ID, Need('name', 'a text', lambda value: isinstance(value, str))]
 # What mmdet's CocoDataset reads, and what pycocotools compares with.
 DATASET: Dict[str, List[Need]] = dict(
@@ -69,7 +76,9 @@ DATASET: Dict[str, List[Need]] = dict(
     annotations=[*OBJECT, BOX, AREA],
     categories=CATEGORY)
 METRIC: Dict[str, List[Need]] = dict(
-    images=[ID], annotations=[*OBJECT, BOX, AREA, CROWD], categories=CATEGORY)
+    images=[ID],
+    annotations=[OBJECT_ID, *LINKS, BOX, AREA, CROWD],
+    categories=CATEGORY)
 
 
 def read_annotations(path: Path_) -> Dict[str, Any]:
@@ -111,29 +120,47 @@ def check_layout(path: Path_, content: Any) -> None:
                              f'{type(entries).__name__}, expected a list.')
 
 
-def check_entries(path: Path_, content: Mapping[str, Any],
-                  needs: Mapping[str, Sequence[Need]]) -> None:
+def check_entries(path: Path_,
+                  content: Mapping[str, Any],
+                  needs: Mapping[str, Sequence[Need]],
+                  counts: Callable[[Any], bool] = lambda entry: True) -> None:
     """Raise unless every entry of a file has what is needed.
+
+    Args:
+        path: of the file.
+        content: of it.
+        needs: of the entries, by list.
+        counts: whether an annotation is read at all.
 
     Raises:
         QuantError: naming the file, the first entry without, and what.
     """
     for section in SECTIONS:
         for place, entry in enumerate(content.get(section, [])):
-            name = _entry_name(section, place, entry)
+            name = entry_name(section, place, entry)
             if not isinstance(entry, dict):
                 raise QuantError(f'annotation file: {path}: {name} is '
                                  f'{entry!r}, expected a dict.')
-            if entry.get('ignore') and section == 'annotations':
+            if section == 'annotations' and not counts(entry):
                 continue
             for need in needs[section]:
                 if need.key not in entry:
                     raise missing(path, name, need.key, need.form)
                 if not need.fits(entry[need.key]):
-                    raise QuantError(
-                        f'annotation file: {path}: {name} has {need.key!r} '
-                        f'{short(entry[need.key])}, expected {need.form}; '
-                        'mend the entry.')
+                    raise wrong(path, name, entry, need.key, need.form)
+
+
+def is_read(entry: Mapping[str, Any]) -> bool:
+    """Whether mmdet's data sets read an annotation."""
+    return not entry.get('ignore')
+
+
+def wrong(path: Path_, name: str, entry: Mapping[str, Any], key: str,
+          form: str) -> QuantError:
+    """The error for an entry with a value of another form."""
+    return QuantError(f'annotation file: {path}: {name} has {key!r} '
+                      f'{short(entry[key])}, expected {form}; mend the '
+                      'entry.')
 
 
 def missing(path: Path_, name: str, key: str, form: str = '') -> QuantError:
@@ -143,10 +170,10 @@ def missing(path: Path_, name: str, key: str, form: str = '') -> QuantError:
                       'add it to all entries that lack it.')
 
 
-def _entry_name(section: str, place: int, entry: Any) -> str:
+def entry_name(section: str, place: int, entry: Any) -> str:
     """What an entry is called.
 
-    >>> _entry_name('annotations', 4, dict(id=7, image_id=2))
+    >>> entry_name('annotations', 4, dict(id=7, image_id=2))
     'annotations[4] (id 7, image_id 2)'
     """
     known = [
@@ -183,10 +210,10 @@ def explain(path: Path_, error: BaseException, is_plain: bool) -> None:
             # Without any entry that has it, it may belong to another list.
             known = section in _sections_of(key)
             if lacking and (known or len(lacking) < len(entries)):
-                name = _entry_name(section, lacking[0], entries[lacking[0]])
+                name = entry_name(section, lacking[0], entries[lacking[0]])
                 raise missing(path, name, key) from error
     if is_plain:
-        check_entries(path, content, DATASET)
+        check_entries(path, content, DATASET, is_read)
 
 
 def _sections_of(key: str) -> Iterator[str]:
@@ -201,50 +228,5 @@ def entry_without(path: Path_, image_id: Any, key: str) -> Optional[str]:
     content = read_annotations(path)
     for place, entry in enumerate(content.get('annotations', [])):
         if entry.get('image_id') == image_id and not entry.get(key):
-            return _entry_name('annotations', place, entry)
+            return entry_name('annotations', place, entry)
     return None
-
-
-def check_metric(metric: Any, path: Path_) -> List[str]:
-    """Check the annotations that a metric compares predictions with.
-
-    Args:
-        metric: any; those of COCO AP are checked.
-        path: of its annotation file.
-
-    Returns:
-        What counts for nothing, in sentences for the log.
-
-    Raises:
-        QuantError: naming the file's entry that lacks something.
-    """
-    api = getattr(metric, '_coco_api', None)
-    if not isinstance(metric, CocoMetric) or not isinstance(api, COCO):
-        return []
-    content = dict(api.dataset)
-    objects = content.get('annotations', [])
-    # pycocotools does not look at the others.
-    content['annotations'] = [
-        entry for entry in objects if entry['image_id'] in api.imgs
-    ]
-    needs = dict(METRIC)
-    if 'segm' in metric.metrics:
-        needs['annotations'] = [*METRIC['annotations'], MASK]
-        needs['images'] = [ID, *SHAPE]
-    check_entries(path, content, needs)
-    strange = {
-        'images':
-        len(objects) - len(content['annotations']),
-        'categories':
-        sum(entry['category_id'] not in api.cats for entry in objects)
-    }
-    return [
-        f'{count} of {len(objects)} annotations of {path} are of {section} '
-        'that it does not list: they count for nothing'
-        for section, count in strange.items() if count
-    ]
-
-
-def measures_masks(metric: Any) -> bool:
-    """Whether a metric is COCO AP of masks."""
-    return isinstance(metric, CocoMetric) and 'segm' in metric.metrics

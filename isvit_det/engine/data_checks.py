@@ -2,8 +2,9 @@
 import contextlib
 import os
 from pathlib import Path
-from typing import Any, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
+from mmdet.datasets import CocoDataset
 from mmdet.datasets.transforms import LoadAnnotations
 from mmdet.evaluation import CocoMetric
 from mmengine.config import Config
@@ -12,11 +13,15 @@ from mmengine.runner import Runner
 from PIL import Image
 
 from isvit_det.core.errors import QuantError
-from isvit_det.engine.annotations import check_metric, explain, measures_masks
+from isvit_det.engine.annotations import explain, read_annotations
 from isvit_det.engine.data_errors import guard_, lacking
-from isvit_det.engine.images import base_datasets, build_dataset, unwrap
+from isvit_det.engine.ground_truth import Annotations
+from isvit_det.engine.images import (base_datasets, build_dataset, dataset_of,
+                                     unwrap)
 from isvit_det.engine.tasks import (is_coco, metric_class, metric_configs,
                                     truth_files)
+from isvit_det.engine.truth_checks import (check_dataset, check_metric,
+                                           measures_masks)
 
 # EXIF tag of how a picture was held; from 5 on, height and width change.
 ORIENTATION = 0x0112
@@ -31,7 +36,8 @@ def test_data_errors(cfg: Config) -> Iterator[None]:
     except (QuantError, FileNotFoundError):
         raise
     except Exception as error:
-        for config in base_datasets(cfg['test_dataloader']['dataset']):
+        loader = cfg['test_dataloader']
+        for config in base_datasets(dataset_of(loader, 'test_dataloader')):
             build_dataset(config)
         for config in metric_configs(cfg):
             path = config.get('ann_file')
@@ -40,34 +46,91 @@ def test_data_errors(cfg: Config) -> Iterator[None]:
         raise
 
 
-def check_test_data(runner: Runner) -> None:
+def check_test_data(runner: Runner,
+                    truth: Sequence[Optional[Annotations]]) -> List[str]:
     """Check all of the evaluation's data that is cheap to check.
 
     The data sets' pipelines name the image that one of them fails on from
     then on. The annotations are read as the metrics read them, every picture
-    is looked up, and two are prepared as the test prepares them: the first,
-    and the one that is longest for its width.
+    is opened, and some are prepared as the test prepares them: the first,
+    the one that is longest for its width, and those that Pillow cannot read.
+
+    Args:
+        runner: whose test loop evaluates.
+        truth: annotation files of its metrics.
+
+    Returns:
+        What does not agree without being refused, in sentences that are
+        logged, too.
 
     Raises:
         QuantError: naming the file and what is wrong with it.
     """
-    loop = runner.test_loop
     notes: List[str] = []
-    for metric, path in zip(loop.evaluator.metrics, truth_files(runner.cfg)):
-        notes += check_metric(metric, path or 'of the data set')
-    masks = any(map(measures_masks, loop.evaluator.metrics))
-    for dataset in unwrap(loop.dataloader.dataset):
-        # Another class of data set has no such list of images.
-        if isinstance(dataset, BaseDataset) and len(dataset):
-            notes += _check_dataset(dataset, masks)
-    for note in notes:
-        runner.logger.warning(note)
+    try:
+        for note in _faults(runner, truth):
+            notes.append(note)
+    finally:
+        for note in notes:
+            runner.logger.warning(note)
+    return notes
 
 
-def _check_dataset(dataset: BaseDataset, masks: bool) -> List[str]:
+def _faults(runner: Runner,
+            truth: Sequence[Optional[Annotations]]) -> Iterator[str]:
+    """What ``check_test_data`` finds without refusing it."""
+    loop, paths = runner.test_loop, truth_files(runner.cfg)
+    measuring = list(map(measures_masks, loop.evaluator.metrics))
+    masks = any(measuring)
+    # Metrics without a file take masks as the data set gives them.
+    is_drawn = any(drawn and not path for drawn, path in zip(measuring, paths))
+    contents = {file.path: file.content for file in truth if file is not None}
+    # Another class of data set has no such list of images.
+    datasets = [
+        dataset for dataset in unwrap(loop.dataloader.dataset)
+        if isinstance(dataset, BaseDataset) and len(dataset)
+    ]
+    tried = []
+    # A wrong size comes first: all else is measured by it.
+    for dataset in datasets:
+        guard_(dataset, may_skip=not dataset.test_mode)
+        note, indices = _look_up(dataset, masks)
+        tried.append(indices)
+        if note is not None:
+            yield note
+    for metric, path in zip(loop.evaluator.metrics, paths):
+        yield from check_metric(metric, path or 'of the data set')
+    for dataset, indices in zip(datasets, tried):
+        used = is_drawn or _reads_masks(dataset.pipeline)
+        check_dataset(dataset, _content(dataset, contents), used, is_drawn)
+        for index in indices:
+            dataset[index]
+
+
+def _content(dataset: Any, contents: Mapping[str, Any]) -> Any:
+    """What the annotation file of a data set holds; None if not COCO's."""
+    if not isinstance(dataset, CocoDataset):
+        return None
+    path = str(dataset.ann_file)
+    if path not in contents and Path(path).is_file():
+        return read_annotations(path)
+    return contents.get(path)
+
+
+def _look_up(dataset: BaseDataset,
+             masks: bool) -> Tuple[Optional[str], List[int]]:
+    """Open the pictures of a data set.
+
+    Args:
+        dataset: any of MMEngine's.
+        masks: whether a metric measures masks.
+
+    Returns:
+        What is wrong with sizes, and the images to prepare.
+    """
     reads_masks = _reads_masks(dataset.pipeline)
-    guard_(dataset, may_skip=not dataset.test_mode)
     longest: Tuple[float, int] = (0., 0)
+    unread: Set[int] = set()
     others: List[str] = []
     for index in range(len(dataset)):
         info = dataset.get_data_info(index)
@@ -88,11 +151,12 @@ def _check_dataset(dataset: BaseDataset, masks: bool) -> List[str]:
                                  f'{dataset.ann_file}, masks of another size '
                                  'are matched with nothing.')
             others += [fault] if fault else []
-    for index in sorted({0, longest[1]}):
-        dataset[index]
-    if not others:
-        return []
-    return [f'data set: {others[0]}, and {len(others) - 1} more such images']
+        elif _is_picture(info):
+            unread.add(index)
+    note = None
+    if others:
+        note = f'data set: {others[0]}, and {len(others) - 1} more such images'
+    return note, sorted({0, longest[1]} | unread)
 
 
 def _reads_masks(pipeline: Any) -> bool:
@@ -138,18 +202,28 @@ def _picture_sizes(info: Mapping[str, Any]) -> List[Size]:
     return [size[::-1], size] if turned else [size]
 
 
+def _is_picture(info: Mapping[str, Any]) -> bool:
+    """Whether an image is on this machine, and named as Pillow's are.
+
+    If Pillow does not read it, it is damaged, or another reader has to tell.
+    """
+    path = Path(str(info.get('img_path') or ''))
+    return (path.suffix.lower() in Image.registered_extensions()
+            and path.exists())
+
+
 def _contradiction(info: Mapping[str, Any], sizes: Sequence[Size],
                    masks: bool) -> Optional[str]:
     """What an image's annotations say of its size that is not so."""
-    told = info.get('height'), info.get('width')
+    told: Any = (info.get('height'), info.get('width'))
     path, size = info.get('img_path'), sizes[0]
     if None not in told and told not in sizes:
         return (f'image {path} is {size[0]} high and {size[1]} wide, and its '
                 f'annotations say {told[0]} and {told[1]}')
     for one in info.get('instances', []) if masks else []:
         mask = one.get('mask')
-        if isinstance(mask, dict) and tuple(mask.get('size',
-                                                     size)) not in sizes:
+        told = mask.get('size') if isinstance(mask, dict) else None
+        if isinstance(told, list) and tuple(told) not in sizes:
             return (f'image {path} is {size[0]} high and {size[1]} wide, and '
-                    f'a mask of it is of size {list(mask["size"])}')
+                    f'a mask of it is of size {told}')
     return None

@@ -150,16 +150,17 @@ class Evaluation(Evaluator):
         part = raw(self._part)
         every = {**raw(metrics), **part}
         missing = gaps(every, tasks, nothing)
+        parts = fractions(every, tasks)
         best = {} if is_split(self.real) else {
-            **every,
-            **dict.fromkeys(missing)
+            name: None if name in missing else every[name]
+            for name in parts
         }
         return dict(
             box_ap=average_precision(best, 'bbox'),
             mask_ap=average_precision(best, 'segm'),
             metrics=raw(metrics),
             part=part or None,
-            fractions=fractions(every, tasks),
+            fractions=parts,
             gaps=missing,
             images=len({one
                         for ids in gather(self._ids)

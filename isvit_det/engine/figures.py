@@ -1,7 +1,7 @@
 """Figures: what the numbers of an evaluator mean, and how they are shown."""
 import math
 import re
-from typing import Any, Dict, List, Mapping, Optional, Sequence
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
 from mmdet.evaluation import CocoMetric, OpenImagesMetric, VOCMetric
 
@@ -13,6 +13,8 @@ from isvit_det.engine.tasks import Task
 FRACTIONAL = (CocoMetric, VOCMetric, OpenImagesMetric)
 FRACTION = re.compile(r'((bbox|segm|proposal)_)?(m?AP|AR|recall)[\w@.]*|'
                       r'.*_precision')
+# Methods of a metric that decide what its figures are.
+MEASURES = ('compute_metrics', 'evaluate')
 PRECISIONS = ('bbox_mAP', 'segm_mAP', 'bbox_AP', 'segm_AP')
 # Columns that a table has for figures other than box and mask AP, at most.
 NUM_COLUMNS = 6
@@ -21,19 +23,36 @@ NUM_COLUMNS = 6
 def fractions(metrics: Mapping[str, Any], tasks: Sequence[Task]) -> List[str]:
     """Names of the figures that are fractions of 1.
 
+    The metrics' classes decide this, whatever the values are, so that the
+    figures of a float and of a quantized model have the same unit.
+
     Args:
         metrics: of an evaluator.
         tasks: its metrics.
     """
-    found = []
-    for name, value in metrics.items():
-        owners = [task for task in tasks if task.owns(name)]
-        if owners and all(
-                isinstance(task.metric, FRACTIONAL)
-                and FRACTION.fullmatch(name[len(task.prefix):])
-                for task in owners) and is_number(value) and not value > 1:
-            found.append(name)
-    return found
+    return [
+        name for name, value in metrics.items()
+        if is_number(value) and _is_precision(name, tasks, _is_fractional)
+    ]
+
+
+def _is_precision(name: str, tasks: Sequence[Task],
+                  fits: Callable[[Any], bool]) -> bool:
+    """Whether a figure is named like a fraction, and its metrics fit."""
+    owners = [task for task in tasks if task.owns(name)]
+    return bool(owners) and all(
+        fits(task.metric) and FRACTION.fullmatch(name[len(task.prefix):])
+        for task in owners)
+
+
+def _is_fractional(metric: Any) -> bool:
+    """Whether MMDetection's own code computes a metric's fractions.
+
+    A class made from one of its metrics may compute percent, or anything.
+    """
+    places = [getattr(type(metric), name).__module__ for name in MEASURES]
+    return isinstance(metric, FRACTIONAL) and all(
+        place.split('.')[0] in ('mmdet', 'mmengine') for place in places)
 
 
 def is_number(value: Any) -> bool:
@@ -70,12 +89,13 @@ def gaps(metrics: Mapping[str, Any], tasks: Sequence[Task],
         tasks: the metrics of the evaluator.
         nothing: those that are known to have had nothing to measure.
     """
-    parts = set(fractions(metrics, tasks))
     found = []
     for name, value in metrics.items():
         owners = [task for task in tasks if task.owns(name)]
         known = owners and all(task in nothing for task in owners)
-        if value is None or known or (name in parts and value < 0):
+        # A class made from CocoMetric may leave this value as it is.
+        if value is None or known or (value == -1 and _is_precision(
+                name, tasks, lambda metric: isinstance(metric, FRACTIONAL))):
             found.append(name)
     return found
 
@@ -161,7 +181,10 @@ class Figures:
         self.names: List[str] = []
         for each in found:
             self.names += [n for n in _shown(each) if n not in self.names]
-        every = dict.fromkeys(self.names)
+        # AP in another unit stands under its own name.
+        every = dict.fromkeys(
+            name for name in self.names if any(
+                name in each.get('fractions', ()) for each in found))
         split = any(each.get('split') for each in found)
         self.columns: Dict[str, str] = {}
         for kind, title in (('bbox', 'box AP'), ('segm', 'mask AP')):

@@ -1,24 +1,22 @@
 """FloatMetrics: a finished float evaluation, kept for the next start."""
-import contextlib
-import hashlib
 import json
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Mapping, Optional
+from typing import Any, Dict, List, Mapping, Optional
 
 from mmengine.runner import Runner
 from torch import nn
 
-from isvit_det.checkpoint import file_hash, plain
+from isvit_det.checkpoint import plain
 from isvit_det.core.digests import checksum, digest_of
 from isvit_det.core.files import write_atomically
 from isvit_det.core.ranks import num_ranks, of_first
-from isvit_det.engine.images import evaluation_paths, unwrap
+from isvit_det.engine.data_state import dataset_state, metric_state
+from isvit_det.engine.images import unwrap
 from isvit_det.engine.provenance import versions
-from isvit_det.engine.tasks import truth_files
 
 
 def sources_of(runner: Runner, model: nn.Module) -> List[Any]:
-    """What a model's predictions depend on, pictures aside.
+    """What a model's predictions depend on, pictures and annotations too.
 
     Args:
         runner: about to evaluate.
@@ -33,19 +31,17 @@ def sources_of(runner: Runner, model: nn.Module) -> List[Any]:
         num_ranks(),
         [cfg.model, cfg.test_dataloader,
          cfg.get('test_cfg')],
-        _hashes(getattr(data, 'ann_file', None) for data in unwrap(dataset))
+        [dataset_state(data) for data in unwrap(dataset)]
     ]
 
 
-def prediction_key(runner: Runner, sources: List[Any]) -> str:
+def prediction_key(sources: List[Any]) -> str:
     """One string for all that a model's predictions depend on.
 
     Args:
-        runner: about to evaluate.
         sources: of ``sources_of``.
     """
-    paths = evaluation_paths(runner.test_loop.dataloader.dataset)
-    return _digest([*sources, [_state(path) for path in paths]])
+    return digest_of(plain(sources))
 
 
 class FloatMetrics:
@@ -61,11 +57,10 @@ class FloatMetrics:
                  sources: List[Any]) -> None:
         self.path = directory / 'float_metrics.json'
         self.logger = runner.logger
-        self.key = _digest([
-            *sources,
-            runner.cfg.test_evaluator,
-            _hashes(truth_files(runner.cfg)),
-        ])
+        evaluator = runner.cfg.test_evaluator
+        self.key = digest_of(
+            plain([*sources, evaluator,
+                   metric_state(evaluator)]))
 
     def recall(self) -> Optional[Dict[str, Any]]:
         """What was kept, or None if there is nothing of this key.
@@ -95,24 +90,3 @@ class FloatMetrics:
         kept['checksum'] = digest_of(kept)
         text = json.dumps(kept).encode()
         write_atomically(self.path, lambda file: file.write(text))
-
-
-def _digest(depends: Any) -> str:
-    text = json.dumps(plain(depends), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _hashes(paths: Iterable[Any]) -> List[Optional[str]]:
-    """Of the contents of annotation files; None where there is no file."""
-    return [
-        file_hash(Path(path)) if path and Path(path).is_file() else None
-        for path in paths
-    ]
-
-
-def _state(path: Path) -> List[Any]:
-    """What tells an image from one that replaces it."""
-    with contextlib.suppress(OSError):
-        found = path.stat()
-        return [path.name, found.st_size, found.st_mtime_ns]
-    return [path.name]

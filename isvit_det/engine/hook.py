@@ -18,7 +18,8 @@ from isvit_det.core.spec import SOSConfig
 from isvit_det.engine.calibrate import WORKSPACE, calibrate_detector_
 from isvit_det.engine.heads import find_products
 from isvit_det.engine.images import (CalibrationImages, calibration_images,
-                                     evaluation_paths, refuse_overlap)
+                                     dataset_of, evaluation_paths,
+                                     refuse_overlap)
 from isvit_det.engine.provenance import describe_origin, fingerprint
 from isvit_det.engine.report import count_calls, list_sites_run
 from isvit_det.engine.tasks import metainfo
@@ -180,8 +181,8 @@ class SOSCalibrationHook(Hook):
             sos = self.sos_config(runner)
             loader = self.calib_dataloader
             images = calibration_images(
-                runner.cfg, None if loader is None else loader['dataset'],
-                sos.num_images, sos.seed)
+                runner.cfg, None if loader is None else dataset_of(
+                    loader, 'calib_dataloader'), sos.num_images, sos.seed)
             dataset = runner.test_loop.dataloader.dataset
             self._image_hashes = refuse_overlap(images.paths(),
                                                 evaluation_paths(dataset))

@@ -12,6 +12,7 @@ from torch import Tensor
 from isvit_det.checkpoint import file_hash
 from isvit_det.core.errors import QuantError
 from isvit_det.core.ranks import mine
+from isvit_det.engine.annotations import short
 from isvit_det.engine.console import describe_error
 from isvit_det.engine.data_errors import (data_set_error, guard_, names,
                                           preprocessing)
@@ -185,8 +186,10 @@ def calibration_images(cfg: Mapping[str, Any], dataset: Any, num_images: int,
             raise QuantError('train_dataloader: the config has none to draw '
                              'calibration images from; give the hook a '
                              'calib_dataloader.')
-        test = base_datasets(cfg['test_dataloader']['dataset'])[0]
-        configs = base_datasets(cfg['train_dataloader']['dataset'])
+        test, *_ = base_datasets(
+            dataset_of(cfg['test_dataloader'], 'test_dataloader'))
+        configs = base_datasets(
+            dataset_of(cfg['train_dataloader'], 'train_dataloader'))
         for config in configs:
             config.update(pipeline=test['pipeline'], test_mode=True)
             config.pop('filter_cfg', None)
@@ -211,15 +214,48 @@ def _take_prompt_(config: Dict[str, Any]) -> None:
     config['return_classes'] = True
 
 
+def dataset_of(loader: Any, name: str) -> Mapping[str, Any]:
+    """The data set of a data loader's config.
+
+    Args:
+        loader: the config.
+        name: what it is called.
+
+    Raises:
+        QuantError: if it has none.
+    """
+    if not isinstance(loader, Mapping) or 'dataset' not in loader:
+        raise QuantError(f'{name}: {short(loader)} has no data set; give a '
+                         'dict with dataset, the config of one.')
+    return _checked(loader['dataset'], f'{name}.dataset')
+
+
+def _checked(config: Any, name: str) -> Mapping[str, Any]:
+    if not isinstance(config, Mapping) or not config:
+        raise QuantError(f'{name}: {short(config)} is no data set; give the '
+                         "config of one, such as dict(type='CocoDataset', "
+                         'ann_file=FILE, ...).')
+    return config
+
+
 def base_datasets(config: Mapping[str, Any]) -> List[Dict[str, Any]]:
-    """Copies of the data sets that wrappers (Repeat, Concat, ...) hold."""
+    """Copies of the data sets that wrappers (Repeat, Concat, ...) hold.
+
+    Raises:
+        QuantError: if a wrapper holds something else.
+    """
+    inside = f'data set: {config.get("type")}'
     if 'datasets' in config:
+        inner = config['datasets']
+        if not isinstance(inner, (list, tuple)):
+            raise QuantError(f'{inside}.datasets: {short(inner)} is no list; '
+                             'give a list of configs of data sets.')
         return [
-            base for inner in config['datasets']
-            for base in base_datasets(inner)
+            base for place, one in enumerate(inner) for base in base_datasets(
+                _checked(one, f'{inside}.datasets[{place}]'))
         ]
     if 'dataset' in config:
-        return base_datasets(config['dataset'])
+        return base_datasets(_checked(config['dataset'], f'{inside}.dataset'))
     return [copy.deepcopy(dict(config))]
 
 

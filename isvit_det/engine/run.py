@@ -31,7 +31,7 @@ from isvit_det.engine.predictions import PredictionFile
 from isvit_det.engine.report import (backbone_error, count_calls,
                                      list_sites_run, peak_memory, sum_calls,
                                      weight_bytes, write_result)
-from isvit_det.engine.trial import try_metrics
+from isvit_det.engine.trial import try_log, try_metrics
 from isvit_det.engine.user_hooks import hook_errors
 from isvit_det.packed_state import is_calibrated
 
@@ -71,7 +71,8 @@ class QuantizationRun:
         if isinstance(loop, ValLoop):
             raise QuantError('test_cfg.type: a ValLoop does not tell hooks '
                              'of a test; leave the type out.')
-        check_test_data(self.runner)
+        try_log(self.runner)
+        data_notes = check_test_data(self.runner, truth)
         self.watch = TestWatch()
         self.runner.register_hook(self.watch)
         self.model = bare_model(self.runner)
@@ -103,9 +104,11 @@ class QuantizationRun:
             with config_errors():
                 self.hook.prepare(self.runner)
         self.plan = plan_evaluation(self.runner, self.model, truth)
-        try_metrics(self.plan, truth, self.model)
+        half = getattr(self.runner.test_loop, 'fp16', False)
+        try_metrics(self.plan, truth, self.model, half)
         for note in self.plan.notes:
             self.runner.logger.warning(note)
+        self.plan.notes.extend(data_notes)
 
     def run(self, float_eval: bool) -> Dict[str, Any]:
         """Go through all phases and write the report, a JSON file.
@@ -160,7 +163,7 @@ class QuantizationRun:
 
     def _evaluation(self, name: str, sources: List[Any],
                     describe: Callable[[], Mapping[str, Any]]) -> Evaluation:
-        key = prediction_key(self.runner, sources)
+        key = prediction_key(sources)
         file = PredictionFile(self.work_dir / PREDICTIONS, name, key)
         return Evaluation(self.runner, self.plan, file, describe,
                           self._test_errors)

@@ -14,6 +14,10 @@ from isvit_det.core.errors import QuantError
 from isvit_det.core.ranks import gather, interleave
 from isvit_det.engine.images import unwrap
 
+# Settings of metrics that say where they write.
+OUTPUTS = ('outfile_prefix', 'out_file_path', 'output_dir', 'out_path',
+           'collect_dir', 'proposals_file')
+
 
 class Task(NamedTuple):
     """One metric of an evaluator.

@@ -5,29 +5,35 @@ import io
 import json
 import logging
 import tempfile
+import warnings
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence
+from typing import (Any, Callable, Dict, Iterator, List, Mapping, Optional,
+                    Sequence)
 
 import torch
 from mmdet.evaluation import INSTANCE_OFFSET
 from mmengine.dataset import pseudo_collate
 from mmengine.evaluator import BaseMetric, Evaluator
+from mmengine.logging import MessageHub, MMLogger
+from mmengine.runner import Runner
+from mmengine.runner.amp import autocast
 from torch import Tensor
 
 from isvit_det.core.errors import QuantError
 from isvit_det.engine.agreement import Plan, is_known
-from isvit_det.engine.console import explain
+from isvit_det.engine.console import describe_error, explain
 from isvit_det.engine.data_errors import predicting
 from isvit_det.engine.ground_truth import Annotations
-from isvit_det.engine.tasks import Task, is_coco, metainfo
+from isvit_det.engine.tasks import OUTPUTS, Task, is_coco, metainfo
 
-# Settings of metrics that say where they write.
-OUTPUTS = ('outfile_prefix', 'out_file_path', 'output_dir', 'out_path',
-           'collect_dir', 'proposals_file')
+# Settings that say what is evaluated, and on what.
+MEANT = ('type', 'ann_file', 'metric', 'format_only')
 
 
-def try_metrics(plan: Plan, files: Sequence[Optional[Annotations]],
-                model: Any) -> None:
+def try_metrics(plan: Plan,
+                files: Sequence[Optional[Annotations]],
+                model: Any,
+                fp16: bool = False) -> None:
     """Let copies of the metrics score a made prediction.
 
     It has a box of every class, a mask where the model gives masks, and maps
@@ -38,9 +44,11 @@ def try_metrics(plan: Plan, files: Sequence[Optional[Annotations]],
         plan: of the evaluation.
         files: annotation files of its metrics.
         model: that is evaluated; it predicts one image of each data set.
+        fp16: whether the test loop predicts in half precision.
 
     Raises:
-        QuantError: with what a metric raises, or if none measures anything.
+        QuantError: with what a metric raises and the setting that makes it
+            do so, or if none measures anything.
     """
     known = [task for task in plan.tasks if is_known(task.metric)]
     samples: Dict[int, List[Any]] = {}
@@ -54,7 +62,7 @@ def try_metrics(plan: Plan, files: Sequence[Optional[Annotations]],
             silent = False
             continue
         if id(task.dataset) not in samples:
-            samples[id(task.dataset)] = _predict(task, model, inside[0])
+            samples[id(task.dataset)] = _predict(task, model, inside[0], fp16)
         batch, sample = samples[id(task.dataset)]
         _check_outputs(task, sample)
         made = make_prediction(sample, len(task.classes),
@@ -71,11 +79,21 @@ def try_metrics(plan: Plan, files: Sequence[Optional[Annotations]],
             'does, such as CocoMetric, and without format_only.')
 
 
-def _predict(task: Task, model: Any, index: int) -> List[Any]:
+def _predict(task: Task, model: Any, index: int, fp16: bool) -> List[Any]:
     """A batch with one image, and the model's prediction as a dict."""
     batch = pseudo_collate([task.dataset[index]])
     with torch.no_grad(), predicting(batch):
         sample = model.test_step(batch)[0]
+    if fp16:
+        try:
+            with torch.no_grad(), autocast(enabled=True):
+                model.test_step(batch)
+        except Exception as error:
+            device = next(model.parameters()).device.type
+            raise QuantError(
+                'test_cfg.fp16=True: the detector predicts in float32 and '
+                f'not in half precision on {device} '
+                f'({describe_error(error)}); leave it out.') from error
     return [batch, sample.to_dict()]
 
 
@@ -150,27 +168,87 @@ def _like(new: Tensor, old: Any) -> Tensor:
 def _score(task: Task, file: Optional[Annotations], batch: Any,
            made: Dict[str, Any]) -> Dict[str, Any]:
     """What a copy of a metric says of a made prediction."""
-    with tempfile.TemporaryDirectory() as folder, _silence():
-        try:
-            metric = _copy(task, file, made, Path(folder))
+
+    def attempt(config: Mapping[str, Any]) -> Dict[str, Any]:
+        with tempfile.TemporaryDirectory() as folder, silence():
+            metric = _copy(config, file, made, Path(folder))
             metric.dataset_meta = dict(metainfo(task.dataset))
             metric.process(batch, [made])
             return dict(metric.compute_metrics(metric.results))
-        except ArithmeticError:
-            # One image may leave nothing to divide by.
-            return dict(unknown=None)
-        # Whatever a metric raises is for its user to know.
-        except Exception as error:
+
+    try:
+        return attempt(task.config)
+    except ArithmeticError:
+        # One image may leave nothing to divide by.
+        return dict(unknown=None)
+    # Whatever a metric raises is for its user to know.
+    except Exception as error:
+        key = culprit(task.config, attempt)
+        if key is not None:
             raise QuantError(
-                f'test_evaluator: {task.name} cannot score what this '
-                f'detector predicts on this data set: {explain(error)}; '
-                'tried on a made prediction with every class, of '
-                f'{made.get("img_path")}.') from error
+                f'test_evaluator.{key}={task.config[key]!r}: {task.name} '
+                f'cannot work with it ({explain(error)}), and does without; '
+                'correct it, or leave it out.') from error
+        raise QuantError(
+            f'test_evaluator: {task.name} cannot score what this '
+            f'detector predicts on this data set: {explain(error)}; '
+            'tried on a made prediction with every class, of '
+            f'{made.get("img_path")}.') from error
 
 
-def _copy(task: Task, file: Optional[Annotations], made: Mapping[str, Any],
-          folder: Path) -> BaseMetric:
-    config = copy.deepcopy(dict(task.config))
+def culprit(config: Mapping[str, Any],
+            attempt: Callable[[Mapping[str, Any]], Any]) -> Optional[str]:
+    """The setting without which something works; None if there is none.
+
+    Args:
+        config: with which ``attempt`` fails.
+        attempt: fails by any exception.
+
+    >>> culprit(dict(a=1, b=2), lambda config: 1 / (2 - config.get('b', 0)))
+    'b'
+    """
+    for key in config:
+        if key in MEANT:
+            continue
+        rest = {name: config[name] for name in config if name != key}
+        with contextlib.suppress(Exception):
+            attempt(rest)
+            return key
+    return None
+
+
+def try_log(runner: Runner) -> None:
+    """Let a runner's log processor write of a test that has been run.
+
+    Raises:
+        QuantError: naming the setting that it fails with.
+    """
+    hub = MessageHub('trial of the log')
+    for name in ('time', 'data_time'):
+        hub.update_scalar(f'test/{name}', 0.)
+    stand_in = copy.copy(runner)
+    stand_in.message_hub = hub
+
+    def attempt(config: Mapping[str, Any]) -> None:
+        logs = runner.build_log_processor(dict(config))
+        with silence():
+            logs.get_log_after_iter(stand_in, 0, 'test')
+            logs.get_log_after_epoch(stand_in, 1, 'test')
+
+    config = runner.cfg.get('log_processor') or {}
+    try:
+        attempt(config)
+    except Exception as error:
+        key = culprit(config, attempt)
+        name = '' if key is None else f'.{key}={config[key]!r}'
+        raise QuantError(f'log_processor{name}: no log can be written of a '
+                         f'test ({describe_error(error)}); correct it, or '
+                         'leave it out.') from error
+
+
+def _copy(settings: Mapping[str, Any], file: Optional[Annotations],
+          made: Mapping[str, Any], folder: Path) -> BaseMetric:
+    config = copy.deepcopy(dict(settings))
     for key in OUTPUTS:
         if config.get(key):
             config[key] = str(folder / Path(config[key]).name)
@@ -182,12 +260,24 @@ def _copy(task: Task, file: Optional[Annotations], made: Mapping[str, Any],
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Keep tables of what was made up from being shown as results."""
-    before = logging.root.manager.disable
+def silence() -> Iterator[None]:
+    """Keep what is made up from being shown or logged as results.
+
+    MMEngine's loggers are none of ``logging``'s own, which therefore does
+    not tell them to ask anew whether they are disabled.
+    """
+    loggers = list(MMLogger._instance_dict.values())
+    before = logging.root.manager.disable, [log.disabled for log in loggers]
     logging.disable(logging.CRITICAL)
+    for logger in loggers:
+        logger.disabled = True
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), \
+                contextlib.redirect_stderr(io.StringIO()), \
+                warnings.catch_warnings():
+            warnings.simplefilter('ignore')
             yield
     finally:
-        logging.disable(before)
+        logging.disable(before[0])
+        for logger, disabled in zip(loggers, before[1]):
+            logger.disabled = disabled

@@ -2,14 +2,18 @@
 import copy
 import json
 
+import numpy as np
 import pytest
 from mmdet.evaluation import CocoMetric
 from mmdet.registry import DATASETS
 from mmengine.registry import init_default_scope
+from pycocotools import mask as coco_mask
 
 from isvit_det.core.errors import QuantError
-from isvit_det.engine.annotations import check_metric, read_annotations
+from isvit_det.engine.annotations import read_annotations
+from isvit_det.engine.geometry import run_lengths
 from isvit_det.engine.images import build_dataset
+from isvit_det.engine.truth_checks import check_dataset, check_metric
 
 CONTENT = dict(
     images=[
@@ -224,3 +228,104 @@ def test_objects_of_unknown_images_and_categories_are_told(tmp_path):
     images, categories = check_metric(metric(path, 'bbox'), path)
     assert '1 of 2' in images and 'images' in images and str(path) in images
     assert '1 of 2' in categories and 'categories' in categories
+
+
+NAN = float('nan')
+# Height and width of the images are 40 and 50.
+MISREAD = [
+    ('bbox', dict(id=0), ["'id' 0", 'from 1']),
+    ('bbox', dict(id='x9'), ["'id' 'x9'", 'whole number']),
+    ('bbox', dict(area=-1), ["'area' -1", '0 or more']),
+    ('bbox', dict(area=10**400), ["'area' 1000"]),
+    ('bbox', dict(bbox=[1, 2, -3, 4]), ["'bbox' [1, 2, -3, 4]", '0 or more']),
+    ('bbox', dict(bbox=[NAN] * 4), ["'bbox' [nan"]),
+    ('bbox', dict(bbox=[1e30] * 4), ["'bbox' [1e+30", '500 pixels']),
+]
+BAD_MASKS = {
+    'nan later': ([[1, 2, 3, NAN, 5, 6]], '500 pixels'),
+    'far': ([[0, 0, 1e9, 0, 1e9, 1e9]], '500 pixels'),
+    'huge': ([[0, 0, 10**400, 0, 9, 9]], '500 pixels'),
+    'flat': ([1., 2., 3., 4., 5., 6.], 'list of polygons'),
+    'text': ([['a'] * 6], '500 pixels'),
+    'none': ([None], 'list of polygons'),
+    'word': ('zzz', 'polygons'),
+    'code': (dict(size=[40, 50], counts='zzz'), 'counts'),
+    'sum of code': (dict(size=[40, 50], counts='05S1'), '2000'),
+    'sum': (dict(size=[40, 50], counts=[3, 4]), '2000'),
+    'negative': (dict(size=[40, 50], counts=[-3, 2003]), '0 or more'),
+    'no counts': (dict(size=[40, 50], counts=None), 'counts'),
+    'no size': (dict(size=None, counts=[2000]), 'size'),
+}
+NOT_DRAWN = {
+    'box': [[1, 2, 3, 4]],
+    'odd': [[1, 2, 3, 4, 5, 6, 7]],
+    'three': [[1, 2, 3]],
+    'empty': [[]],
+    'empty second': [[1, 2, 3, 4, 5, 6], []],
+}
+
+
+@pytest.mark.parametrize('measures, values, words', MISREAD)
+def test_what_pycocotools_misreads_is_named(measures, values, words, tmp_path):
+    path = written(tmp_path / 'ann.json', changed('annotations', **values))
+    refused(lambda: check_metric(metric(path, measures), path), path,
+            'annotations[1]', *words)
+
+
+def check_masks(path, is_drawn):
+    content = read_annotations(path)
+    check_dataset(build(path), content, True, is_drawn)
+
+
+@pytest.mark.parametrize('name', BAD_MASKS)
+def test_masks_that_are_none_are_named(name, tmp_path):
+    """By metrics of masks and by data sets whose masks are loaded."""
+    mask, word = BAD_MASKS[name]
+    path = written(tmp_path / 'ann.json',
+                   changed('annotations', segmentation=mask))
+    words = ['annotations[1]', "'segmentation' ", word]
+    refused(lambda: check_metric(metric(path, 'segm'), path), path, *words)
+    refused(lambda: check_masks(path, False), path, *words)
+    assert check_metric(metric(path, 'bbox'), path) == []
+    check_dataset(build(path), read_annotations(path), False, False)
+
+
+@pytest.mark.parametrize('name', NOT_DRAWN)
+def test_polygons_that_only_load_annotations_copes_with(name, tmp_path):
+    path = written(tmp_path / 'ann.json',
+                   changed('annotations', segmentation=NOT_DRAWN[name]))
+    words = ['annotations[1]', "'segmentation' ", 'pairs of numbers']
+    refused(lambda: check_metric(metric(path, 'segm'), path), path, *words)
+    refused(lambda: check_masks(path, True), path, *words)
+    check_masks(path, False)
+
+
+@pytest.mark.parametrize('values', [
+    dict(bbox=[-3, -2, 60, 45]),
+    dict(bbox=[1, 2, 0, 0], area=0),
+    dict(segmentation=[[-2, -1, 52, -1, 52, 41]]),
+    dict(segmentation=[[1, 2, 3, 4, 5, 6], [1, 2, 3, 4]]),
+    dict(segmentation=dict(size=[40, 50], counts=[10, 90, 1900]), iscrowd=1),
+])  # yapf: disable
+def test_annotations_as_coco_has_them_pass(values, tmp_path):
+    path = written(tmp_path / 'ann.json', changed('annotations', **values))
+    assert check_metric(metric(path, ['bbox', 'segm']), path) == []
+    check_masks(path, True)
+
+
+def test_ids_of_two_types_cannot_be_sorted(tmp_path):
+    content = changed('images', id='two')
+    del content['annotations'][1]
+    path = written(tmp_path / 'ann.json', content)
+    refused(lambda: check_metric(metric(path, 'bbox'), path), path,
+            'images[1]', "'two'")
+
+
+def test_run_lengths_are_those_of_pycocotools():
+    random = np.random.default_rng(0)
+    for share in (0., .01, .5, .99, 1.):
+        mask = random.random((70, 90)) < share
+        code = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+        runs = run_lengths(code['counts'].decode())
+        filled = np.repeat(np.arange(len(runs)) % 2, runs)
+        assert (filled.reshape(90, 70).T == mask).all()

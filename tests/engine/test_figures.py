@@ -136,3 +136,38 @@ def test_gaps_are_explained_once():
     assert notes[0] == 'float: nothing was detected'
     assert sum('coco/bbox_mAP_s' in note for note in notes) == 1
     assert len(explain_gaps(dict(float=found({})), TASKS)) == 0
+
+
+class Percent(CocoMetric):
+    """A class made from CocoMetric, with another unit."""
+
+    def compute_metrics(self, results):
+        return {}
+
+
+class Renamed(CocoMetric):
+    """A class made from CocoMetric that measures as it does."""
+
+    def process(self, data_batch, data_samples):
+        pass
+
+
+def test_the_class_alone_decides_what_is_a_fraction():
+    """Percent below 1 are not taken for a fraction."""
+
+    def shown(kind, value):
+        task = Task(kind(), {}, 'coco/', None)
+        values = {'coco/bbox_mAP': value, 'coco/bbox_mAP_l': -1.}
+        each = dict(
+            metrics=values,
+            fractions=fractions(values, [task]),
+            gaps=gaps(values, [task], []))
+        figures = Figures(each)
+        column, = figures.columns
+        assert each['gaps'] == ['coco/bbox_mAP_l']
+        return column, figures.cell(each, 'coco/bbox_mAP')
+
+    assert shown(Percent, 86.8) == ('coco/bbox_mAP', '86.8')
+    assert shown(Percent, .6) == ('coco/bbox_mAP', '0.6')
+    assert shown(CocoMetric, .6) == ('box AP', '60.0')
+    assert shown(Renamed, .6) == ('box AP', '60.0')

@@ -24,7 +24,13 @@ def refuse(tiny, tmp_path, capsys, monkeypatch):
     """Run on changed data that must be refused; what the one line says."""
     monkeypatch.setattr(logging, 'raiseExceptions', False)
 
-    def run(split, change=None, picture=None, early=True, **options):
+    def run(split,
+            change=None,
+            picture=None,
+            early=True,
+            argv=(),
+            place=1,
+            **options):
         data = tmp_path / 'data'
         shutil.copytree(tiny.data, data)
         path = data / f'annotations/instances_{split}.json'
@@ -33,7 +39,7 @@ def refuse(tiny, tmp_path, capsys, monkeypatch):
             change(content)
             path.write_text(json.dumps(content))
         if picture is not None:
-            picture(data / split / content['images'][1]['file_name'])
+            picture(data / split / content['images'][place]['file_name'])
 
         def move(cfg):
             for name in ('train', 'test'):
@@ -46,7 +52,7 @@ def refuse(tiny, tmp_path, capsys, monkeypatch):
         config = tiny.variant(tmp_path / 'bad.py', move)
         status = main([
             config, tiny.checkpoint, '--method', 'minmax', '--work-dir',
-            str(tmp_path / 'work')
+            str(tmp_path / 'work'), *argv
         ])
         out, err = capsys.readouterr()
         assert status == 2 and 'Traceback' not in err
@@ -54,6 +60,9 @@ def refuse(tiny, tmp_path, capsys, monkeypatch):
             line for line in err.splitlines() if line.startswith('error: '))
         # Every picture is still to be predicted.
         assert not early or 'Epoch(test)' not in out
+        assert not early or 'iterations per unit' not in out
+        # The evaluators' trial is no result.
+        assert 'copypaste' not in (out if early else '')
         assert str(data) in line, line
         return line
 
@@ -153,3 +162,22 @@ def test_a_transform_of_ones_own_fails_in_the_middle(refuse, tiny, workers):
         test_dataloader__num_workers=workers)
     assert 'val/000003.png' in line and 'Failing' in line
     assert 'IndexError: mine' in line
+
+
+def test_every_picture_is_opened_before_calibration(refuse):
+    """A damaged one in the middle, without a float evaluation."""
+    line = refuse(
+        'val',
+        picture=lambda path: path.write_bytes(b'<html>404</html>'),
+        argv=['--no-float-eval'],
+        place=2)
+    assert 'val/000003.png' in line and 'LoadImageFromFile' in line
+
+
+def test_a_mask_far_outside_of_the_last_image(refuse):
+
+    def far(content):
+        content['annotations'][-1]['segmentation'] = [[0, 0, 1e9, 0, 1e9, 1e9]]
+
+    line = refuse('val', far)
+    assert "'segmentation' [[0, 0, 1" in line and 'image_id 4' in line

@@ -1,6 +1,7 @@
 """Evaluators: what they measure is shown, in the units that it has."""
 import copy
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -42,8 +43,10 @@ def tiny(tmp_path_factory):
 
 
 @pytest.fixture
-def quantize(tiny, tmp_path, capfd):
+def quantize(tiny, tmp_path, capfd, monkeypatch):
     """Run a changed config; its table by row, what else it says, result."""
+    # Loggers of earlier tests write to what pytest has closed.
+    monkeypatch.setattr(logging, 'raiseExceptions', False)
 
     def run(change, name='work', status=0, argv=()):
         changed = tiny.variant(tmp_path / 'changed.py', change)
@@ -356,3 +359,53 @@ def test_a_config_is_as_it_was_after_the_trial(tiny, tmp_path, quantize):
 def _stop(self):
     from isvit_det.core.errors import QuantError
     raise QuantError('stopped')
+
+
+def test_annotations_that_count_for_nothing_are_noted(quantize, tiny,
+                                                      tmp_path):
+
+    def stray(content):
+        content['annotations'][-1]['image_id'] = 77
+
+    path = truth(tiny, tmp_path / 'truth.json', stray)
+    _, out, result = quantize(use(path), argv=['--no-float-eval'])
+    note, = result['notes']
+    assert 'count for nothing' in note and path in note
+    assert f'note: {note}' in out and out.index(note) < out.index(
+        'Epoch(test)')
+    # The trial's figures are none.
+    assert out.count('bbox_mAP_copypaste') == 1
+
+
+@pytest.mark.parametrize('setting', [
+    'test_evaluator.iou_thrs=[0.6]',
+    'test_evaluator.proposal_nums=[1]',
+    'log_processor.window_size=a',
+    'test_dataloader.dataset=None',
+    'train_dataloader.dataset=None',
+    'train_dataloader.dataset=[1]',
+    pytest.param(
+        'test_cfg.fp16=True',
+        marks=pytest.mark.skipif(
+            torch.cuda.is_available(), reason='GPUs compute in float16')),
+])
+def test_a_setting_that_does_not_work_is_named(quantize, setting, capfd):
+    line = quantize(
+        lambda cfg: None, status=2, argv=['--cfg-options', setting])
+    key, value = setting.split('=')
+    assert line.startswith(f'error: {key}') and value in line
+    assert 'Error:' not in line or '(' in line
+    assert 'Epoch(test)' not in capfd.readouterr().out
+
+
+def test_a_calibration_loader_without_a_data_set_is_told(quantize):
+
+    def change(cfg):
+        cfg.custom_hooks = [
+            dict(
+                type='isvit_det.SOSCalibrationHook',
+                calib_dataloader=dict(batch_size=1))
+        ]
+
+    line = quantize(change, status=2)
+    assert 'calib_dataloader' in line and 'has no data set' in line
