@@ -168,7 +168,7 @@ def test_an_evaluator_that_measures_nothing(refuse, tmp_path):
 
 def test_an_unknown_figure(refuse):
     line = refuse(lambda cfg: cfg.test_evaluator.update(metric_items=['AP']))
-    assert 'CocoMetric cannot score' in line
+    assert "test_evaluator.metric_items=['AP']: CocoMetric cannot" in line
     assert '"AP" is not supported' in line
 
 

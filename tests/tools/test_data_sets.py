@@ -38,6 +38,7 @@ def test_classes_of_ones_own(tmp_path):
     assert tuple(meta['classes']) == OWN
     model = init_detector(str(work_dir / 'own.py'), str(packed), device='cpu')
     assert tuple(model.dataset_meta['classes']) == OWN
-    assert main([*source.words(packed), '--work-dir', str(tmp_path)]) == 0
-    again = json.loads((tmp_path / 'result_packed.json').read_text())
+    again = tmp_path / 'again'
+    assert main([*source.words(packed), '--work-dir', str(again)]) == 0
+    again = json.loads((again / 'result_packed.json').read_text())
     assert again['quantized'] == result['quantized']

@@ -134,7 +134,7 @@ def test_images_of_another_size_do_not_take_the_state_over(
     argv = command(tiny, tmp_path)
     kill_before(argv, calibrate, 'calibrate_heads_')
     other = tiny.variant(
-        tmp_path / 'other.py',
+        tmp_path.with_suffix('.py'),
         lambda cfg: cfg.test_dataloader.dataset.pipeline[1].update(
             scale=(80, 64)))
     assert main([other, *argv[1:]]) == 0
