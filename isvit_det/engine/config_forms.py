@@ -18,6 +18,8 @@ from mmengine.config.lazy import LazyAttr, LazyObject
 from mmengine.registry import Registry
 from mmengine.utils import get_object_from_string
 
+from isvit_det.core.files import write_atomically
+
 # Keys whose values are built by MMEngine's registries.
 TYPE_KEYS = ('type', 'base')
 # Kinds of values that a JSON file writes as a list.
@@ -218,12 +220,33 @@ def _fit_items(value: Any, kind: Any, is_tuple: bool,
     return True, kind(item for _, item in found)
 
 
+class WholeConfig(Config):
+    """A config whose Python file is written whole or not at all."""
+
+    def dump(self, file: Any = None) -> Any:
+        """Write a file, or give the text, as ``Config`` does.
+
+        Raises:
+            QuantError: if a Python file cannot be written.
+        """
+        if file is None or Path(file).suffix != '.py':
+            return super().dump(file)
+        text = self.pretty_text.encode()
+        write_atomically(Path(file), lambda out: out.write(text))
+        return None
+
+
 def as_python(cfg: Config) -> Config:
-    """A config that MMEngine writes as Python, which keeps tuples."""
+    """A config that MMEngine writes as Python, which keeps tuples.
+
+    What a killed run leaves of it is never half of a file.
+    """
     path = Path(cfg.filename or 'config.py')
-    if path.suffix == '.py':
-        return cfg
-    return Config(
-        cfg._cfg_dict,
-        cfg_text=cfg.text or '\n',
-        filename=str(path.with_suffix('.py')))
+    if path.suffix != '.py':
+        cfg = Config(
+            cfg._cfg_dict,
+            cfg_text=cfg.text or '\n',
+            filename=str(path.with_suffix('.py')))
+    # Config would take the attribute for one of its keys.
+    object.__setattr__(cfg, '__class__', WholeConfig)
+    return cfg

@@ -1,5 +1,7 @@
 """Classes, import paths and lists are what a text config would say."""
+import copy
 import json
+import resource
 import shutil
 import subprocess
 import sys
@@ -21,7 +23,7 @@ from isvit_det.core.errors import QuantError
 from isvit_det.detector import quantized_detector
 from isvit_det.engine import conversion
 from isvit_det.engine.command import main
-from isvit_det.engine.config_forms import (class_of, name_types_,
+from isvit_det.engine.config_forms import (as_python, class_of, name_types_,
                                            restore_tuples_)
 from isvit_det.engine.configs import (DETECTOR, HOOK, configure_hook_,
                                       load_config, quantize_config_)
@@ -268,3 +270,22 @@ def test_a_name_of_any_registry_leads_to_its_class(name, module):
 
 def test_a_name_of_none_leads_nowhere():
     assert class_of('NoSuchThing') is None
+
+
+def test_what_is_left_of_a_config_is_whole(tiny, tmp_path):
+    """Otherwise a run that was killed could not go on in its folder."""
+    cfg = copy.deepcopy(as_python(load_config(tiny.config, None)))
+    path = tmp_path / 'x.py'
+    cfg.dump(path)
+    whole = path.read_bytes()
+    assert Config.fromfile(path)._cfg_dict == cfg._cfg_dict
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) // 2, hard))
+    try:
+        for place in (path, tmp_path / 'new.py'):
+            with pytest.raises(QuantError, match='could not be written'):
+                cfg.dump(place)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == whole
+    assert [file.name for file in tmp_path.iterdir()] == ['x.py']
