@@ -20,7 +20,7 @@ def source(tmp_path_factory):
             REPO / name,
             folder / name,
             ignore=shutil.ignore_patterns('__pycache__'))
-    for name in ('setup.cfg', 'pyproject.toml', 'README.md'):
+    for name in ('setup.cfg', 'pyproject.toml', 'README.md', 'LICENSE'):
         shutil.copy(REPO / name, folder)
     return folder
 
