@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The tables of docs/settings.md and docs/zoo.md, made from what they describe.
+"""Tables of docs/settings.md and docs/zoo.md, made from what they describe.
 
 A page holds each table between two comments, ``<!-- made: NAME -->`` and
 ``<!-- end -->``; the text around it is written by hand. Without options the
@@ -166,7 +166,8 @@ def published() -> str:
             dict.fromkeys(
                 str(metrics[f'{kind} AP']) for kind in ('box', 'mask')))
         name = ' '.join(spell(detector))
-        rows.append([link(model['Config'], name), *pairs, BEST[detector], ours])
+        rows.append(
+            [link(model['Config'], name), *pairs, BEST[detector], ours])
     return table([
         'detector', 'float', 'I&S-ViT', "best successor, by its own paper",
         'this project'
