@@ -52,3 +52,4 @@ def test_the_wheel_holds_every_module(source, tmp_path):
     }
     assert len(modules) > 30 and modules <= packed
     assert not any(name.startswith('tests') for name in packed)
+    assert any(name.endswith('LICENSE') for name in packed)
