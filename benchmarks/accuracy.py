@@ -15,8 +15,8 @@ there, of the same weights and names of images, are not run again, so the
 command goes on after an interruption; give another --work-dir after a change
 of the code. With --budget no cell is started after so many minutes; the
 tables count those that are there. The scopes of a detector share one
-calibration. benchmarks/measured holds the cells that the README's tables were
-made of.
+calibration. benchmarks/measured holds the cells that the tables of
+docs/accuracy.md were made of.
 """
 import argparse
 import contextlib

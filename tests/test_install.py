@@ -20,7 +20,7 @@ def source(tmp_path_factory):
             REPO / name,
             folder / name,
             ignore=shutil.ignore_patterns('__pycache__'))
-    for name in ('setup.cfg', 'pyproject.toml', 'README.md'):
+    for name in ('setup.cfg', 'pyproject.toml', 'README.md', 'LICENSE'):
         shutil.copy(REPO / name, folder)
     return folder
 
@@ -52,3 +52,4 @@ def test_the_wheel_holds_every_module(source, tmp_path):
     }
     assert len(modules) > 30 and modules <= packed
     assert not any(name.startswith('tests') for name in packed)
+    assert any(name.endswith('LICENSE') for name in packed)

@@ -112,22 +112,28 @@ class QuantConfig:
     """What is quantized and how; it fixes the state a model holds.
 
     Attributes:
-        method: a name in ``METHODS``, the preset the others start from.
-        weight_bits: bits of weights, one scale per output channel.
-        act_bits: bits of activations, one scale per tensor.
-        input_bits: bits of the patch embedding's input.
+        method: preset that the other settings start from: ``'isvit'``,
+            ``'isvit_paper'``, ``'repq'`` or ``'minmax'``.
+        weight_bits: bits of weights, 2 to 8; one scale per output channel.
+        act_bits: bits of activations, 2 to 8; one scale per tensor.
+        input_bits: bits of the patch embedding's input, 2 to 8.
         scope: ``'backbone'``, or ``'detector'`` for neck and heads as well.
-        softmax: quantizer of post-softmax attention.
-        exponent: how SULQ decodes: ``'table'`` or the paper's ``'integer'``.
+        softmax: quantizer of post-softmax attention: ``'sulq'``, ``'log2'``,
+            ``'log_sqrt2'`` or ``'uniform'``.
+        exponent: how SULQ decodes: ``'table'`` looks up one value for each
+            of the 2^bits codes, with exponents that are not rounded;
+            ``'integer'`` rounds them, as the paper does.
         shifts: grid that SULQ's shift eta is chosen from.
-        shift_error: choose eta by the error of the ``'attention'`` or of
-            attention times value, ``'output'``. Of a long row most of the sum
-            is of small values, which the first lets go.
-        percentiles: the grid that ranges are chosen from: p keeps quantiles
-            1 - p to p, and of attention, which is clipped from above only,
-            the share p of the values; 1 is min-max.
-        channelwise: quantize post-LayerNorm activations per channel and fold
-            them into one scale per tensor (the paper's stage 2).
+        shift_error: error that eta minimizes: ``'attention'``, of the
+            attention itself, or ``'output'``, of attention times value. In a
+            long row many small values hold most of the sum, and only the
+            second accounts for them.
+        percentiles: grid of percentiles that clipping ranges are chosen
+            from, by the squared error. A percentile p keeps the quantiles
+            1 - p to p; of attention, which is clipped from above only, the
+            share p of the values. 1 is min-max.
+        channelwise: quantize post-LayerNorm activations per channel first and
+            fold the scales into one per tensor (the paper's stage 2).
     """
     method: str = 'isvit'
     weight_bits: int = 4
@@ -219,34 +225,38 @@ class SOSConfig:
     """How the calibration runs; it leaves no trace in a model's state form.
 
     Attributes:
-        num_images: calibration images drawn from the training split.
+        num_images: size of the calibration set, drawn from the training
+            split.
         iters: iterations per unit and stage, in the mean of stages 1 and 3;
-            0 turns optimisation off.
-        lr: Adam's first learning rate, falling to 0 along a cosine.
-        items: draw minibatches of a unit's independent items (``'unit'``)
-            or whole images (``'image'``, as published).
-        batch: items, or whole images, per iteration; 0 leaves it to each
-            unit, and takes one whole image.
-        items_per_image: items drawn of an image at a time where they share
-            most of their work, such as query rows of global attention; 0
-            leaves it to each unit.
-        stage_one_inputs: stream that ranges and stage 1 see: ``'float'``
-            activations, or those of the already quantized units.
+            0 turns the optimization off.
+        lr: initial learning rate of Adam; it falls to 0 along a cosine.
+        items: what a minibatch is drawn from: ``'unit'`` draws a unit's
+            independent items, such as the windows of a block, from all
+            images; ``'image'`` draws whole images, as the paper does.
+        batch: items, or whole images, per iteration. 0 takes the unit's own
+            number of items, and one image.
+        items_per_image: items drawn from one image at a time where they share
+            most of their computation, such as the query rows of global
+            attention. 0 takes the unit's own number.
+        stage_one_inputs: inputs with which ranges are chosen and stage 1 is
+            optimized: ``'float'`` ones, or ``'quantized'`` ones, which the
+            units before have computed.
         stage_one_share: share of the iterations of stages 1 and 3 together
             that stage 1 gets.
-        rotate_heads: fold a rotation of each head's channels into the layers
-            around the attention.
-        closed_form_start: before stage 3, round weights column by column,
-            and let a unit's last layer make up for all that its output
-            lacks, by ridge regression.
-        weigh_tokens: let tokens before the patches, such as a class token,
-            count as much as errors of theirs change the model's output.
-        mirror_images: let the backbone see each image's mirror image too.
-        correct_heads: let the weights of neck and heads make up for
-            rounding, in closed form, where these are quantized.
+        rotate_heads: fold a Hadamard rotation of each attention head's
+            channels into the layers around the attention.
+        closed_form_start: before stage 3, round the weights column by column
+            with error compensation, and fit a unit's last layer by ridge
+            regression to all that the unit's output lacks.
+        weigh_tokens: weigh the error of tokens before the patches, such as a
+            class token, by the gradient of the model's output.
+        mirror_images: calibrate the backbone on the mirror image of each
+            calibration image too.
+        correct_heads: fit the weights of neck and heads to their quantized
+            inputs in closed form, in scope ``'detector'``.
         weigh_locations: calibrate the convolutions of dense heads, such as an
-            RPN, mostly where these find objects.
-        seed: of image choice and item sampling.
+            RPN, mostly at locations where these heads find objects.
+        seed: seed of the choice of images and of minibatches.
     """
     num_images: int = 1024
     iters: int = PAPER_ITERS
