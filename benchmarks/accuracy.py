@@ -34,12 +34,12 @@ from typing import (Any, Dict, Iterable, Iterator, List, Mapping, Optional,
 
 from benchmarks.scopes import keep_backbone
 from isvit_det.checkpoint import file_hash
+from isvit_det.classifiers.run import CLASSIFIER_SOS
+from isvit_det.commands.cells import Cell
+from isvit_det.commands.console import run_command
 from isvit_det.core.spec import QuantConfig, SOSConfig, optimises, parse_bits
-from isvit_det.engine.cells import Cell
-from isvit_det.engine.classifier_run import CLASSIFIER_SOS
-from isvit_det.engine.configs import load_config
-from isvit_det.engine.console import run_command
-from isvit_det.engine.report import format_table
+from isvit_det.inputs.configs import load_config
+from isvit_det.report.tables import format_table
 
 ROOT = Path(__file__).parents[1]
 BITS = ('w3a3', 'w4a4', 'w6a6', 'w8a8')

@@ -26,14 +26,14 @@ from torch import Tensor
 from benchmarks.restart import calibrate_by_restart
 from isvit_det.calibration.sos import calibrate
 from isvit_det.checkpoint import read_checkpoint
+from isvit_det.commands.console import Parser, run_command, settings
 from isvit_det.core.errors import QuantError
 from isvit_det.core.spec import SOSConfig
 from isvit_det.core.units import State
-from isvit_det.engine.configs import load_config, quantize_config_
-from isvit_det.engine.console import Parser, run_command, settings
 from isvit_det.engine.images import calibration_images
-from isvit_det.engine.report import format_table, peak_memory, relative_errors
+from isvit_det.inputs.configs import load_config, quantize_config_
 from isvit_det.registry import MODELS
+from isvit_det.report.tables import format_table, peak_memory, relative_errors
 
 SCHEMES = ('items', 'images', 'restart')
 DRAWN = 'configs/drawn/mask-rcnn_swin-mini_fpn_drawn.py'

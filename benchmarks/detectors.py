@@ -28,7 +28,7 @@ from isvit_det.apis import (quantize_detector, save_detector,
 from isvit_det.core.errors import QuantError
 from isvit_det.core.spec import SCOPES
 from isvit_det.detector import float_modules, language_model
-from isvit_det.engine.configs import config_errors
+from isvit_det.inputs.configs import config_errors
 
 # Names, since a sentence is not cut into pieces where a config asks for that.
 PROMPT = WORDS

@@ -10,12 +10,12 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional
 
+from isvit_det.commands.cells import Cell, Result
+from isvit_det.commands.console import run_command
 from isvit_det.core.spec import METHODS
-from isvit_det.engine.cells import Cell, Result
-from isvit_det.engine.configs import load_config
-from isvit_det.engine.console import run_command
-from isvit_det.engine.figures import in_points
-from isvit_det.engine.report import format_table
+from isvit_det.evaluation.figures import in_points
+from isvit_det.inputs.configs import load_config
+from isvit_det.report.tables import format_table
 
 TOOL = Path(__file__).parents[1] / 'tools/quantize_det.py'
 CONFIG = 'configs/drawn/mask-rcnn_swin-mini_fpn_isvit-w3a3_drawn.py'

@@ -14,8 +14,8 @@ from typing import Any, Callable, Dict, List, Mapping, Sequence, Tuple, Type
 
 from mmengine.fileio import load
 
+from isvit_det.classifiers.run import CLASSIFIER_SOS
 from isvit_det.core.spec import METHODS, QuantConfig, SOSConfig
-from isvit_det.engine.classifier_run import CLASSIFIER_SOS
 
 ROOT = Path(__file__).resolve().parents[1]
 METAFILE = ROOT / 'configs/isvit/metafile.yml'

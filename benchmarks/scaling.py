@@ -9,9 +9,9 @@ import sys
 from typing import List, Optional
 
 from benchmarks.calibration import DRAWN, run_alone
-from isvit_det.engine.console import Parser, run_command
-from isvit_det.engine.overrides import check_pairs
-from isvit_det.engine.report import format_table
+from isvit_det.commands.console import Parser, run_command
+from isvit_det.inputs.overrides import check_pairs
+from isvit_det.report.tables import format_table
 
 
 def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:

@@ -9,7 +9,7 @@ from typing import Any
 from mmengine.registry import init_default_scope
 
 from isvit_det.checkpoint import read_checkpoint, save_packed
-from isvit_det.engine.configs import load_config, quantize_config_
+from isvit_det.inputs.configs import load_config, quantize_config_
 from isvit_det.registry import MODELS
 
 

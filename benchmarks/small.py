@@ -12,7 +12,7 @@ import torch
 from mmengine.config import Config
 
 from isvit_det.core.errors import QuantError
-from isvit_det.engine.configs import load_config
+from isvit_det.inputs.configs import load_config
 
 EMBED_DIMS = 16
 CHANNELS = 32

@@ -20,10 +20,10 @@ from benchmarks.torture_files import file_rows, mutate_files
 from benchmarks.torture_kills import Kills, kill_rows, kill_until
 from benchmarks.torture_memory import measure_memory, memory_rows
 from benchmarks.torture_models import classifier_task, detector_task
+from isvit_det.commands.console import run_command
 from isvit_det.core.errors import QuantError
 from isvit_det.core.files import write_atomically
-from isvit_det.engine.console import run_command
-from isvit_det.engine.report import format_table
+from isvit_det.report.tables import format_table
 
 # Share of the minutes after which each kind stops, whatever is missing.
 KINDS = {'files': .25, 'memory': .35, 'disk': .5, 'kills': 1.}

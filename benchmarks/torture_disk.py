@@ -23,9 +23,9 @@ import torch
 from benchmarks.torture_children import fork, wait
 from benchmarks.torture_models import (classifier_task, detector_task,
                                        make_classifier)
+from isvit_det.commands.cells import Cell
+from isvit_det.commands.console import run_command
 from isvit_det.core.digests import checksum
-from isvit_det.engine.cells import Cell
-from isvit_det.engine.console import run_command
 
 TOOLS = Path(__file__).parents[1] / 'tools'
 # Bytes of the disk with room.
@@ -39,8 +39,8 @@ TOOL = '''
 import sys
 from pathlib import Path
 from isvit_det.checkpoint import file_hash
-from isvit_det.engine.console import run_command
-from isvit_det.engine.report import write_result
+from isvit_det.commands.console import run_command
+from isvit_det.report.tables import write_result
 origin = dict(float_checkpoint_sha256=file_hash(Path(sys.argv[1])))
 report = dict(provenance=origin, filling=list(range(9999)))
 sys.exit(run_command(lambda: write_result(

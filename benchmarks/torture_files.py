@@ -11,9 +11,9 @@ import torch
 
 from benchmarks.torture_children import fork, wait
 from benchmarks.torture_models import CLASSIFIER
-from isvit_det.backbones.timm_vit import quantize_vit
 from isvit_det.calibration.resume import ProgressFiles
 from isvit_det.checkpoint import read_checkpoint, save_packed
+from isvit_det.classifiers.vit import quantize_vit
 from isvit_det.core.digests import checksum, digest_of
 from isvit_det.core.errors import QuantError
 from isvit_det.core.layers import fit_weights_, quantizers

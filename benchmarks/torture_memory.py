@@ -7,8 +7,8 @@ from typing import Any, Callable, Dict, List
 
 from benchmarks.torture_children import fork, wait
 from benchmarks.torture_models import make_detector
+from isvit_det.commands import quantize_det
 from isvit_det.core.errors import QuantError
-from isvit_det.engine import command
 
 NUM_IMAGES = (8, 16, 32, 64)
 # GB for activations; None keeps all in memory.
@@ -54,8 +54,9 @@ def measure_memory(folder: Path, notes: Dict[str, Any], save: Callable[[],
                 str(work_dir), *more
             ]
             log = place / 'run.log'
-            if set(wait([fork(lambda: command.main(words),
-                              log)]).values()) != {0}:
+            if set(
+                    wait([fork(lambda: quantize_det.main(words),
+                               log)]).values()) != {0}:
                 raise QuantError(f'torture: a calibration failed, see {log}.')
             result = json.loads((work_dir / 'result.json').read_text())
             notes[key] = result['peak_memory']['host']

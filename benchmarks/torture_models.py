@@ -12,8 +12,8 @@ from mmengine.registry import init_default_scope
 from timm.models import register_model
 from timm.models.vision_transformer import _create_vision_transformer
 
+from isvit_det.commands import quantize_cls, quantize_det
 from isvit_det.datasets.drawn import generate
-from isvit_det.engine import classifier_command, command
 
 FLOAT = Path(__file__).parents[1] / (
     'configs/drawn/mask-rcnn_swin-mini_fpn_drawn.py')
@@ -129,11 +129,11 @@ def detector_task(folder: Path, scope: str, processes: int = 1) -> Task:
     argv += ['--scope', scope, '--iters', '2', '--calib-images', '2']
     if processes > 1:
         argv += ['--launcher', 'pytorch']
-    return Task(f'quantize_det, scope {scope}', command.main, argv)
+    return Task(f'quantize_det, scope {scope}', quantize_det.main, argv)
 
 
 def classifier_task(folder: Path) -> Task:
     """``quantize_cls``."""
     argv = make_classifier(folder)
     argv += ['--iters', '8', '--calib-images', '6']
-    return Task('quantize_cls', classifier_command.main, argv)
+    return Task('quantize_cls', quantize_cls.main, argv)

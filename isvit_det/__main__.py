@@ -5,9 +5,9 @@ from typing import List, Optional
 
 # Module and purpose of each command.
 COMMANDS = {
-    'quantize_det':
-    ('isvit_det.engine.command', 'a detector in 2 to 8 bits, and its COCO AP'),
-    'quantize_cls': ('isvit_det.engine.classifier_command',
+    'quantize_det': ('isvit_det.commands.quantize_det',
+                     'a detector in 2 to 8 bits, and its COCO AP'),
+    'quantize_cls': ('isvit_det.commands.quantize_cls',
                      "one of timm's classifiers in 2 to 8 bits")
 }
 # Of the repository's folder tools/ only.

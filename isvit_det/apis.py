@@ -23,15 +23,15 @@ from isvit_det.core.files import write_atomically
 from isvit_det.core.spec import SOSConfig
 from isvit_det.detector import language_model
 from isvit_det.engine.calibrate import WORKSPACE, calibrate_detector_
-from isvit_det.engine.config_forms import class_of, name_types_
-from isvit_det.engine.configs import (config_errors, is_replaceable,
-                                      quantize_config_)
-from isvit_det.engine.data_errors import GuardedPipeline
-from isvit_det.engine.given_images import Image, as_images
 from isvit_det.engine.images import Images
-from isvit_det.engine.provenance import describe_origin, fingerprint
+from isvit_det.inputs.config_forms import class_of, name_types_
+from isvit_det.inputs.configs import (config_errors, is_replaceable,
+                                      quantize_config_)
+from isvit_det.inputs.data_errors import GuardedPipeline
+from isvit_det.inputs.given_images import Image, as_images
 from isvit_det.packed_state import is_calibrated
 from isvit_det.registry import MODELS
+from isvit_det.report.provenance import describe_origin, fingerprint
 
 
 # Whatever the caller's code stands in.

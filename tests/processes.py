@@ -12,7 +12,7 @@ from typing import Any, Callable, Tuple
 
 _CONTEXT = multiprocessing.get_context('forkserver')
 _CONTEXT.set_forkserver_preload([
-    'isvit_det.engine.command', 'isvit_det.engine.classifier_command',
+    'isvit_det.commands.quantize_det', 'isvit_det.commands.quantize_cls',
     'tests.conftest'
 ])
 

@@ -9,9 +9,9 @@ from torch.nn.utils.parametrize import register_parametrization
 
 from isvit_det.apis import quantize_detector, save_detector
 from isvit_det.calibration import sos
+from isvit_det.commands.quantize_det import main
 from isvit_det.core.errors import QuantError
 from isvit_det.core.layers import list_sites
-from isvit_det.engine.command import main
 from tests.engine.tiny import make_tiny
 
 

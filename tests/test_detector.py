@@ -20,9 +20,9 @@ from isvit_det.core.layers import (QuantConv2d, QuantLinear, precision,
 from isvit_det.core.spec import QuantConfig, SOSConfig
 from isvit_det.detector import (float_modules, quantize_layers_,
                                 quantized_detector)
-from isvit_det.engine.configs import load_config
 from isvit_det.engine.heads import calibrate_heads_, find_products
 from isvit_det.engine.images import Images
+from isvit_det.inputs.configs import load_config
 from isvit_det.registry import MODELS
 from tests.engine.tiny import FLOAT
 

@@ -15,10 +15,10 @@ from mmdet.models.layers.transformer.utils import MLP
 from benchmarks.detectors import HEADER, Trials, draw_images, table
 from benchmarks.small import swin_configs, write_language_model
 from isvit_det.apis import quantize_detector
+from isvit_det.commands.quantize_det import main
 from isvit_det.core.errors import QuantError
-from isvit_det.engine.command import main
-from isvit_det.engine.configs import load_config
 from isvit_det.engine.images import calibration_images
+from isvit_det.inputs.configs import load_config
 from tests.engine.shrunk import FEW_BOXES, SWIN, Source, draw_coco, make_shrunk
 
 DOCS = Path(__file__).parents[1] / 'docs/detectors.md'

@@ -12,16 +12,16 @@ from timm.data import create_transform, resolve_model_data_config
 
 from benchmarks.restart import calibrate_by_restart
 from isvit_det.apis import quantize_detector
-from isvit_det.backbones.timm_swin import quantize_swin
-from isvit_det.backbones.timm_vit import quantize_vit
 from isvit_det.calibration import sos as sos_module
 from isvit_det.calibration.sos import calibrate
+from isvit_det.classifiers.images import ImageList, class_labels, find_images
+from isvit_det.classifiers.run import CLASSIFIER_SOS, ClassifierRun
+from isvit_det.classifiers.swin import quantize_swin
+from isvit_det.classifiers.vit import quantize_vit
+from isvit_det.commands.quantize_det import main
 from isvit_det.core.spec import QuantConfig, SOSConfig
 from isvit_det.datasets.drawn import generate
 from isvit_det.engine import run as run_module
-from isvit_det.engine.classifier_run import CLASSIFIER_SOS, ClassifierRun
-from isvit_det.engine.command import main
-from isvit_det.engine.folder_images import ImageList, class_labels, find_images
 from tests.engine.classifiers import CLASSES, NAMES, make_weights
 from tests.engine.tiny import FLOAT_DEIT, make_tiny
 

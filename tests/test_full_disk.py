@@ -14,13 +14,13 @@ import pytest
 import torch
 
 from isvit_det.calibration.store import ActivationPool, ActivationStore
+from isvit_det.commands.cells import Cell
+from isvit_det.commands.console import log_errors_told_once, run_command
 from isvit_det.core import files
 from isvit_det.core.errors import QuantError
 from isvit_det.core.files import PROBE, check_writable, write_atomically
-from isvit_det.engine.cells import Cell
-from isvit_det.engine.configs import config_errors
-from isvit_det.engine.console import log_errors_told_once, run_command
-from isvit_det.engine.data_errors import TestWatch
+from isvit_det.inputs.configs import config_errors
+from isvit_det.inputs.data_errors import TestWatch
 from tests.processes import in_process
 
 FULL = OSError(errno.ENOSPC, 'No space left on device')

@@ -6,7 +6,7 @@ import mmdet
 import pytest
 from mmengine.fileio import load
 
-from isvit_det.engine.configs import load_config
+from isvit_det.inputs.configs import load_config
 
 REPO = Path(__file__).parents[1]
 META = load(str(REPO / 'configs/isvit/metafile.yml'))

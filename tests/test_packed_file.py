@@ -13,7 +13,7 @@ from mmengine.config import Config
 from isvit_det.checkpoint import read_checkpoint, save_packed
 from isvit_det.core.digests import checksum, digest_of
 from isvit_det.core.errors import QuantError
-from isvit_det.engine.configs import quantize_config_
+from isvit_det.inputs.configs import quantize_config_
 from isvit_det.packed_header import HEADER, read_header
 from tests.engine.tiny import make_tiny
 from tests.test_packed_state import build, fit_

@@ -11,12 +11,12 @@ from mmdet.registry import MODELS as MMDET_MODELS
 from mmengine.registry import init_default_scope
 
 from isvit_det.apis import quantize_detector, save_detector
-from isvit_det.backbones.timm_swin import quantize_swin
-from isvit_det.backbones.timm_vit import quantize_vit
+from isvit_det.classifiers.swin import quantize_swin
+from isvit_det.classifiers.vit import quantize_vit
 from isvit_det.core.errors import QuantError
 from isvit_det.core.layers import fit_weights_, observe, set_precision_
 from isvit_det.core.spec import QuantConfig
-from isvit_det.engine.configs import load_config, quantize_config_
+from isvit_det.inputs.configs import load_config, quantize_config_
 from isvit_det.packed_state import is_calibrated, pack_state
 from tests.engine.tiny import FLOAT, FLOAT_DEIT, make_tiny
 

@@ -21,7 +21,7 @@ from torch import nn
 
 from isvit_det.backbones.vit import ARCHS
 from isvit_det.core.spec import QuantConfig
-from isvit_det.engine.configs import load_config
+from isvit_det.inputs.configs import load_config
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 VIT = sorted(path.name for path in (CONFIGS / 'vit').glob('*.py'))

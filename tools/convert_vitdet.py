@@ -31,11 +31,11 @@ if importlib.util.find_spec('isvit_det') is None:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from isvit_det.checkpoint import read_checkpoint
+from isvit_det.commands.conversion import (as_floats, check_foreign,
+                                           check_weights, drop_extras_,
+                                           read_target, run_converter,
+                                           save_float, source_name)
 from isvit_det.core.weights import check_values
-from isvit_det.engine.conversion import (as_floats, check_foreign,
-                                         check_weights, drop_extras_,
-                                         read_target, run_converter,
-                                         save_float, source_name)
 
 # Buffers of Detectron2 that the config has as settings.
 EXTRAS = (r'pixel_mean|pixel_std|'

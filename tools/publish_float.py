@@ -9,9 +9,9 @@ if importlib.util.find_spec('isvit_det') is None:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from isvit_det.checkpoint import is_packed, read_checkpoint
+from isvit_det.commands.console import Parser, run_command
+from isvit_det.commands.conversion import as_floats, check_out, save_float
 from isvit_det.core.errors import QuantError
-from isvit_det.engine.console import Parser, run_command
-from isvit_det.engine.conversion import as_floats, check_out, save_float
 
 
 def find_checkpoint(source: Path) -> Path:

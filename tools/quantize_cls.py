@@ -13,5 +13,5 @@ if __name__ == '__main__':
     except ImportError as error:
         print(f'error: {error}', file=sys.stderr)
         sys.exit(2)
-    from isvit_det.engine.classifier_command import main
+    from isvit_det.commands.quantize_cls import main
     sys.exit(main())

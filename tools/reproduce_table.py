@@ -21,15 +21,15 @@ from mmengine.fileio import load
 if importlib.util.find_spec('isvit_det') is None:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from isvit_det.commands.cells import Cell, Result
+from isvit_det.commands.console import Parser, run_command
 from isvit_det.core.errors import QuantError
 from isvit_det.core.files import local_checkpoint, path_of, write_atomically
 from isvit_det.core.spec import METHODS, SCOPES
-from isvit_det.engine.cells import Cell, Result
-from isvit_det.engine.configs import config_errors, load_config
-from isvit_det.engine.console import Parser, run_command
-from isvit_det.engine.figures import in_points
-from isvit_det.engine.overrides import check_pairs
-from isvit_det.engine.report import format_table
+from isvit_det.evaluation.figures import in_points
+from isvit_det.inputs.configs import config_errors, load_config
+from isvit_det.inputs.overrides import check_pairs
+from isvit_det.report.tables import format_table
 
 REPO = Path(__file__).resolve().parents[1]
 TOOL = REPO / 'tools/quantize_det.py'

@@ -1,4 +1,6 @@
-"""The one exception for wrong input: a single line for the user to act on."""
+"""The one exception for wrong input, and other exceptions in one line."""
+import traceback
+from pathlib import Path
 
 
 class QuantError(ValueError):
@@ -7,3 +9,28 @@ class QuantError(ValueError):
     Its message is one line that names what was given, what is allowed and
     what to do. The command line tools print it and exit with status 2.
     """
+
+
+def describe_error(error: BaseException) -> str:
+    """The kind of an error and the first line of its message.
+
+    >>> describe_error(KeyError('mask'))
+    "KeyError: 'mask'"
+    >>> import torch
+    >>> describe_error(torch.cuda.OutOfMemoryError('full'))
+    'torch.OutOfMemoryError: full'
+    """
+    kind = type(error)
+    package = kind.__module__.split('.')[0]
+    name = kind.__name__
+    if package != 'builtins':
+        name = f'{package}.{name}'
+    lines = str(error).strip().splitlines() or ['no message']
+    return f'{name}: {lines[0]}'
+
+
+def explain(error: BaseException) -> str:
+    """An exception in one line, with the place that raised it."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return (f'{describe_error(error)} '
+            f'({Path(frame.filename).name}, line {frame.lineno})')

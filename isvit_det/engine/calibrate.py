@@ -12,8 +12,8 @@ from isvit_det.core.ranks import take_first_
 from isvit_det.core.spec import SOSConfig
 from isvit_det.engine.heads import calibrate_heads_, find_products
 from isvit_det.engine.images import Images
-from isvit_det.engine.progress import CalibrationProgress, announcement
 from isvit_det.packed_state import is_calibrated
+from isvit_det.report.progress import CalibrationProgress, announcement
 
 # Folder in the work directory for the state of an unfinished calibration.
 WORKSPACE = 'calibration'

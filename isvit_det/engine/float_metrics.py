@@ -10,9 +10,9 @@ from isvit_det.checkpoint import plain
 from isvit_det.core.digests import checksum, digest_of
 from isvit_det.core.files import write_atomically
 from isvit_det.core.ranks import num_ranks, of_first
-from isvit_det.engine.data_state import dataset_state, metric_state
-from isvit_det.engine.images import unwrap
-from isvit_det.engine.provenance import versions
+from isvit_det.evaluation.data_state import dataset_state, metric_state
+from isvit_det.inputs.datasets import unwrap
+from isvit_det.report.provenance import versions
 
 
 def sources_of(runner: Runner, model: nn.Module) -> List[Any]:

@@ -10,14 +10,13 @@ from mmengine.logging import MMLogger
 from torch import nn
 
 from isvit_det.calibration.closed_form import correct_
-from isvit_det.core.errors import QuantError
+from isvit_det.core.errors import QuantError, describe_error
 from isvit_det.core.layers import (fit_weights_, observe, precision,
                                    quantized_layers, quantizers)
 from isvit_det.core.quantizers import Quantizer
 from isvit_det.core.ranks import mine
 from isvit_det.core.spec import SOSConfig
 from isvit_det.core.swap import QUANTIZED_LAYERS, make_float_
-from isvit_det.engine.console import describe_error
 from isvit_det.engine.images import Images
 from isvit_det.engine.locations import Locations
 from isvit_det.engine.products import watch_products

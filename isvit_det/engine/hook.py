@@ -17,16 +17,16 @@ from isvit_det.core.errors import QuantError
 from isvit_det.core.spec import SOSConfig
 from isvit_det.engine.calibrate import WORKSPACE, calibrate_detector_
 from isvit_det.engine.heads import find_products
-from isvit_det.engine.images import (CalibrationImages, calibration_images,
-                                     dataset_of, evaluation_paths,
-                                     refuse_overlap)
-from isvit_det.engine.provenance import describe_origin, fingerprint
-from isvit_det.engine.report import count_calls, list_sites_run
-from isvit_det.engine.tasks import metainfo
+from isvit_det.engine.images import CalibrationImages, calibration_images
 from isvit_det.engine.tested_weights import take_tested_weights_
+from isvit_det.evaluation.tasks import metainfo
+from isvit_det.inputs.datasets import (dataset_of, evaluation_paths,
+                                       refuse_overlap)
 from isvit_det.packed_header import check_others
 from isvit_det.packed_state import is_calibrated
 from isvit_det.registry import HOOKS
+from isvit_det.report.provenance import describe_origin, fingerprint
+from isvit_det.report.tables import count_calls, list_sites_run
 
 
 @dataclass

@@ -1,21 +1,16 @@
 """Calibration images: drawn from the training split, none from evaluation."""
 import contextlib
-import copy
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Sequence, Tuple
 
 import torch
-from mmdet.registry import DATASETS
 from mmengine.dataset import pseudo_collate
 from torch import Tensor
 
-from isvit_det.checkpoint import file_hash
-from isvit_det.core.errors import QuantError
+from isvit_det.core.errors import QuantError, describe_error
 from isvit_det.core.ranks import mine
-from isvit_det.engine.annotations import short
-from isvit_det.engine.console import describe_error
-from isvit_det.engine.data_errors import (data_set_error, guard_, names,
-                                          preprocessing)
+from isvit_det.inputs.data_errors import guard_, names, preprocessing
+from isvit_det.inputs.datasets import base_datasets, build_dataset, dataset_of
 
 
 class Images:
@@ -212,147 +207,3 @@ def _take_prompt_(config: Dict[str, Any]) -> None:
             "takes; give the hook's calib_dataloader a data set such as "
             'CocoDataset with return_classes=True.')
     config['return_classes'] = True
-
-
-def dataset_of(loader: Any, name: str) -> Mapping[str, Any]:
-    """The data set of a data loader's config.
-
-    Args:
-        loader: the config.
-        name: what it is called.
-
-    Raises:
-        QuantError: if it has none.
-    """
-    if not isinstance(loader, Mapping) or 'dataset' not in loader:
-        raise QuantError(f'{name}: {short(loader)} has no data set; give a '
-                         'dict with dataset, the config of one.')
-    return _checked(loader['dataset'], f'{name}.dataset')
-
-
-def _checked(config: Any, name: str) -> Mapping[str, Any]:
-    if not isinstance(config, Mapping) or not config:
-        raise QuantError(f'{name}: {short(config)} is no data set; give the '
-                         "config of one, such as dict(type='CocoDataset', "
-                         'ann_file=FILE, ...).')
-    return config
-
-
-def base_datasets(config: Mapping[str, Any]) -> List[Dict[str, Any]]:
-    """Copies of the data sets that wrappers (Repeat, Concat, ...) hold.
-
-    Raises:
-        QuantError: if a wrapper holds something else.
-    """
-    inside = f'data set: {config.get("type")}'
-    if 'datasets' in config:
-        inner = config['datasets']
-        if not isinstance(inner, (list, tuple)):
-            raise QuantError(f'{inside}.datasets: {short(inner)} is no list; '
-                             'give a list of configs of data sets.')
-        return [
-            base for place, one in enumerate(inner) for base in base_datasets(
-                _checked(one, f'{inside}.datasets[{place}]'))
-        ]
-    if 'dataset' in config:
-        return base_datasets(_checked(config['dataset'], f'{inside}.dataset'))
-    return [copy.deepcopy(dict(config))]
-
-
-def build_dataset(config: Dict[str, Any]) -> Any:
-    """Build a data set; an empty list if it is empty.
-
-    Raises:
-        QuantError: naming the file, and the entry of it, that is at fault.
-    """
-    try:
-        return DATASETS.build(config)
-    except FileNotFoundError as error:
-        raise QuantError(
-            f'data set: {error.filename or error} does not exist; check '
-            'data_root and ann_file.') from error
-    except ValueError as error:
-        # MMEngine joins the bytes of all images, and there are none.
-        if 'at least one array' in str(error):
-            return []
-        raise data_set_error(config, error) from error
-    # Of what the data set's class, which may be the user's, raises.
-    except Exception as error:
-        raise data_set_error(config, error) from error
-
-
-def unwrap(dataset: Any) -> List[Any]:
-    """The built data sets that built wrappers (Repeat, Concat, ...) hold."""
-    inner = getattr(dataset, 'datasets', None)
-    if inner is None and hasattr(dataset, 'dataset'):
-        inner = [dataset.dataset]
-    if inner is None:
-        return [dataset]
-    return [base for part in inner for base in unwrap(part)]
-
-
-def evaluation_paths(dataset: Any) -> List[Path]:
-    """Image paths of a built data set, wrapped ones included."""
-    return [
-        Path(base.get_data_info(index)['img_path']) for base in unwrap(dataset)
-        for index in range(len(base))
-    ]
-
-
-def find_overlap(
-        calibration: Sequence[Path],
-        evaluation: Sequence[Path]) -> Tuple[List[str], Dict[Path, Path]]:
-    """Find evaluation images that are calibration images.
-
-    The same resolved path or the same content counts; ids do not.
-
-    Returns:
-        SHA-256 of every calibration image; and the calibration image that
-        an evaluation image is, for those that are one.
-
-    Raises:
-        QuantError: naming an image that is missing.
-    """
-    places = {path.resolve(): path for path in calibration}
-    hashes = []
-    sizes: Dict[int, Dict[str, Path]] = {}
-    for path in calibration:
-        size = _size(path)
-        hashes.append(file_hash(path))
-        sizes.setdefault(size, {})[hashes[-1]] = path
-    overlap = {}
-    for path in evaluation:
-        twin = places.get(path.resolve())
-        if twin is None:
-            # Files of different sizes differ: few need to be read.
-            suspects = sizes.get(_size(path))
-            twin = suspects.get(file_hash(path)) if suspects else None
-        if twin is not None:
-            overlap[path] = twin
-    return hashes, overlap
-
-
-def refuse_overlap(calibration: Sequence[Path],
-                   evaluation: Sequence[Path]) -> List[str]:
-    """Check that no calibration image is an evaluation image.
-
-    Returns:
-        SHA-256 of every calibration image.
-
-    Raises:
-        QuantError: naming an image that is in both, or that is missing.
-    """
-    hashes, overlap = find_overlap(calibration, evaluation)
-    for path, twin in overlap.items():
-        raise QuantError(
-            f'calibration set: {twin} is the evaluation image {path}; '
-            'calibrate on images that are not evaluated.')
-    return hashes
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError as error:
-        raise QuantError(f'data set: image {path} cannot be read '
-                         f'({error.strerror}); check data_prefix.') from error

@@ -16,24 +16,24 @@ from isvit_det.core.errors import QuantError
 from isvit_det.core.files import check_writable
 from isvit_det.core.spec import QuantConfig
 from isvit_det.detector import float_modules
-from isvit_det.engine.agreement import plan_evaluation
 from isvit_det.engine.calibrate import WORKSPACE
-from isvit_det.engine.configs import config_errors
-from isvit_det.engine.data_checks import check_test_data, test_data_errors
-from isvit_det.engine.data_errors import TestWatch, read
-from isvit_det.engine.evaluation import PREDICTIONS, Evaluation
-from isvit_det.engine.figures import explain_gaps
 from isvit_det.engine.float_metrics import (FloatMetrics, prediction_key,
                                             sources_of)
-from isvit_det.engine.ground_truth import read_truth
 from isvit_det.engine.hook import SOSCalibrationHook, bare_model
-from isvit_det.engine.predictions import PredictionFile
-from isvit_det.engine.report import (backbone_error, count_calls,
+from isvit_det.evaluation.agreement import plan_evaluation
+from isvit_det.evaluation.data_checks import check_test_data, test_data_errors
+from isvit_det.evaluation.figures import explain_gaps
+from isvit_det.evaluation.ground_truth import read_truth
+from isvit_det.evaluation.loop import PREDICTIONS, Evaluation
+from isvit_det.evaluation.predictions import PredictionFile
+from isvit_det.evaluation.trial import try_log, try_metrics
+from isvit_det.inputs.configs import config_errors
+from isvit_det.inputs.data_errors import TestWatch, read
+from isvit_det.inputs.hooks import hook_errors
+from isvit_det.packed_state import is_calibrated
+from isvit_det.report.tables import (backbone_error, count_calls,
                                      list_sites_run, peak_memory, sum_calls,
                                      weight_bytes, write_result)
-from isvit_det.engine.trial import try_log, try_metrics
-from isvit_det.engine.user_hooks import hook_errors
-from isvit_det.packed_state import is_calibrated
 
 FORMAT_VERSION = 1
 

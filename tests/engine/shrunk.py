@@ -9,7 +9,7 @@ from mmdet.registry import MODELS
 from mmengine.registry import init_default_scope
 
 from isvit_det.datasets.drawn import generate
-from isvit_det.engine.configs import load_config
+from isvit_det.inputs.configs import load_config
 from tests.engine.tiny import NUM_PICTURES, annotate
 
 

@@ -8,8 +8,8 @@ from isvit_det.core.layers import quantizers
 from isvit_det.core.spec import SOSConfig
 from isvit_det.core.swap import quantized_twin
 from isvit_det.engine import heads
-from isvit_det.engine.configs import load_config, quantize_config_
 from isvit_det.engine.images import calibration_images
+from isvit_det.inputs.configs import load_config, quantize_config_
 from isvit_det.registry import MODELS
 from tests.engine.tiny import make_tiny
 

@@ -11,8 +11,8 @@ from mmengine.registry import init_default_scope
 from isvit_det.core.errors import QuantError
 from isvit_det.core.ranks import interleave
 from isvit_det.engine import images
-from isvit_det.engine.images import (calibration_images, evaluation_paths,
-                                     refuse_overlap, unwrap)
+from isvit_det.engine.images import calibration_images
+from isvit_det.inputs.datasets import evaluation_paths, refuse_overlap, unwrap
 from tests.engine.tiny import make_tiny
 
 

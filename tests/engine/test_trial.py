@@ -3,7 +3,7 @@ import logging
 
 from mmengine.logging import MMLogger, print_log
 
-from isvit_det.engine.trial import silence
+from isvit_det.evaluation.trial import silence
 
 
 def test_no_word_of_a_trial_is_shown_or_logged(tmp_path, capsys):

@@ -5,8 +5,8 @@ import logging
 import pytest
 import torch
 
+from isvit_det.commands.quantize_det import main
 from isvit_det.datasets.drawing import CLASSES
-from isvit_det.engine.command import main
 from tests.engine.tiny import make_tiny
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from mmengine.config import Config
 
-from isvit_det.engine.command import main
-from tests.engine.test_data_errors import Failing
+from isvit_det.commands.quantize_det import main
 from tests.engine.tiny import make_tiny
+from tests.inputs.test_data_errors import Failing
 
 
 @pytest.fixture(scope='module')

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from isvit_det.commands import quantize_det
+from isvit_det.commands.quantize_det import main
 from isvit_det.core.files import alone_in
-from isvit_det.engine import command
-from isvit_det.engine.command import main
 from tests.engine.tiny import make_tiny
 
 COCO = (
@@ -117,9 +117,9 @@ def test_options_and_settings(refuse, tiny, options, words):
 
 
 def test_a_gpu_without_operators_for_it(refuse, tiny, monkeypatch):
-    monkeypatch.setattr(command, 'get_compiling_cuda_version',
+    monkeypatch.setattr(quantize_det, 'get_compiling_cuda_version',
                         lambda: 'not available')
-    monkeypatch.setattr(command, 'check_device', lambda device: None)
+    monkeypatch.setattr(quantize_det, 'check_device', lambda device: None)
     line = refuse(tiny.checkpoint, '--device', 'cuda:1')
     assert "'cuda:1'" in line and 'operators' in line
 

@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 from timm.models import VisionTransformer, register_model
 
+from isvit_det.classifiers.models import build_classifiers
+from isvit_det.classifiers.run import ClassifierRun
+from isvit_det.commands.quantize_cls import main
 from isvit_det.core.errors import QuantError
 from isvit_det.core.spec import QuantConfig
 from isvit_det.datasets.drawn import generate
-from isvit_det.engine.classifier_command import main
-from isvit_det.engine.classifier_run import ClassifierRun
-from isvit_det.engine.timm_models import build_classifiers
 from tests.engine.classifiers import (CLASSES, NAMES, SIZES, make_weights,
                                       vit_small_drawn_32)
 
@@ -250,7 +250,7 @@ def test_pictures_of_other_formats_are_named_and_top1_stays(run, classes):
 
 def test_an_empty_image_is_found_before_the_calibration(
         run, classes, monkeypatch):
-    monkeypatch.setattr('isvit_det.engine.classifier_run.calibrate', None)
+    monkeypatch.setattr('isvit_det.classifiers.run.calibrate', None)
     (classes / 'c/last.png').touch()
     status, _, _, err = run(val=classes)
     assert status == 2

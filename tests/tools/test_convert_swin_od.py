@@ -7,7 +7,7 @@ import torch
 from mmdet.datasets import CocoDataset
 from torch.nn import functional as F
 
-from isvit_det.engine.configs import load_config
+from isvit_det.inputs.configs import load_config
 from tests.engine.tiny import REPO
 from tests.tools.original import (assert_close, build, check_input,
                                   check_refused, check_rpn, conv, deconv,

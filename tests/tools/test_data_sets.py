@@ -4,8 +4,8 @@ import json
 import torch
 from mmdet.apis import init_detector
 
+from isvit_det.commands.quantize_det import main
 from isvit_det.datasets.drawing import CLASSES
-from isvit_det.engine.command import main
 from tests.engine.shrunk import RETINANET, Source, draw_coco, make_shrunk
 
 OWN = CLASSES[4:7]

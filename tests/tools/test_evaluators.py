@@ -11,8 +11,8 @@ from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import DATA_SAMPLERS
 
-from isvit_det.engine.command import main
-from isvit_det.engine.evaluation import Evaluation
+from isvit_det.commands.quantize_det import main
+from isvit_det.evaluation.loop import Evaluation
 from tests.engine.tiny import make_tiny
 
 SHORT = ['--method', 'minmax', '--calib-images', '2']

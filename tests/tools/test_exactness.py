@@ -13,7 +13,7 @@ from mmdet.structures.bbox import bbox2roi
 from mmengine.hub import get_config
 from mmengine.registry import init_default_scope
 
-from isvit_det.engine.command import configure, parse_args
+from isvit_det.commands.quantize_det import configure, parse_args
 from isvit_det.engine.run import QuantizationRun
 from isvit_det.registry import MODELS
 from tests.engine.tiny import FLOAT_DEIT, REPO, make_tiny

@@ -14,9 +14,9 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from isvit_det.checkpoint import read_checkpoint
-from isvit_det.engine.command import configure, main, parse_args
-from isvit_det.engine.report import weight_bytes
+from isvit_det.commands.quantize_det import configure, main, parse_args
 from isvit_det.engine.run import QuantizationRun
+from isvit_det.report.tables import weight_bytes
 from tests.engine.tiny import REPO, make_tiny
 
 LOADED = []

@@ -14,10 +14,10 @@ from mmdet.registry import MODELS
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import init_default_scope
 
+from isvit_det.commands.quantize_det import main
 from isvit_det.datasets.drawing import CLASSES
 from isvit_det.datasets.drawn import generate
-from isvit_det.engine.command import main
-from isvit_det.engine.configs import load_config
+from isvit_det.inputs.configs import load_config
 from tests.engine.shrunk import MASK2FORMER, Shrunk, Source
 from tests.engine.tiny import NUM_PICTURES, make_tiny
 

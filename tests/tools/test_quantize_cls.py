@@ -9,13 +9,13 @@ import timm
 import torch
 from timm.models import register_model
 
-from isvit_det.backbones.classifier import HeadUnit
+from isvit_det.classifiers import run as classifier_run
+from isvit_det.classifiers.head import HeadUnit
+from isvit_det.classifiers.images import (FolderSample, class_labels,
+                                          find_images)
+from isvit_det.commands.quantize_cls import main
 from isvit_det.core.rotation import rotate_heads_
 from isvit_det.datasets.drawn import generate
-from isvit_det.engine import classifier_run
-from isvit_det.engine.classifier_command import main
-from isvit_det.engine.folder_images import (FolderSample, class_labels,
-                                            find_images)
 from tests.engine.classifiers import swin_drawn_32, vit_small_drawn_32
 from tests.engine.tiny import REPO, same_file_state
 

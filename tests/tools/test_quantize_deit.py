@@ -11,7 +11,7 @@ from mmdet.apis import init_detector
 from mmengine.fileio import load
 
 from isvit_det.backbones.quant_vit import QuantDeiT
-from isvit_det.engine.command import main
+from isvit_det.commands.quantize_det import main
 from tests.engine.tiny import FLOAT_DEIT, make_tiny, same_file_state
 
 TEST_TOOL = Path(mmdet.__path__[0]) / '.mim/tools/test.py'

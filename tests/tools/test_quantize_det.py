@@ -17,13 +17,13 @@ from mmdet.apis import DetInferencer, inference_detector, init_detector
 from mmengine.fileio import load
 from mmengine.runner import Runner
 
+from isvit_det.commands import quantize_det
+from isvit_det.commands.quantize_det import configure, main, parse_args
 from isvit_det.core.layers import list_sites
 from isvit_det.core.quantizers import Quantizer
 from isvit_det.core.spec import QuantConfig
 from isvit_det.datasets.drawing import CLASSES
-from isvit_det.engine import command
-from isvit_det.engine.command import configure, main, parse_args
-from isvit_det.engine.configs import (configure_hook_, load_config,
+from isvit_det.inputs.configs import (configure_hook_, load_config,
                                       quantize_config_)
 from isvit_det.version import __version__
 from tests.engine.tiny import NUM_PICTURES, REPO, make_tiny, same_file_state
@@ -385,8 +385,8 @@ def test_a_run_of_a_dumped_config_in_other_bits_has_its_own_folder(
 
 
 def test_without_operators_for_the_gpu_the_cpu_is_used(monkeypatch):
-    monkeypatch.setattr(command, 'get_device', lambda: 'cuda')
+    monkeypatch.setattr(quantize_det, 'get_device', lambda: 'cuda')
     for version, device in (('not available', 'cpu'), ('13.0', None)):
-        monkeypatch.setattr(command, 'get_compiling_cuda_version',
+        monkeypatch.setattr(quantize_det, 'get_compiling_cuda_version',
                             lambda: version)
-        assert command.choose_device(None, 'none') == device
+        assert quantize_det.choose_device(None, 'none') == device

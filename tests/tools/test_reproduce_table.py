@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 
-from isvit_det.engine.cells import Cell
-from isvit_det.engine.configs import load_config
+from isvit_det.commands.cells import Cell
+from isvit_det.inputs.configs import load_config
 from tests.engine.tiny import REPO, make_tiny
 
 MODULE = runpy.run_path(str(REPO / 'tools/reproduce_table.py'))

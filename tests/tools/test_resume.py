@@ -6,8 +6,8 @@ import signal
 import pytest
 import torch
 
+from isvit_det.commands.quantize_det import main
 from isvit_det.engine import calibrate, run
-from isvit_det.engine.command import main
 from tests.engine.tiny import FLOAT_DEIT, make_tiny, same_file_state
 from tests.processes import in_process
 

@@ -10,8 +10,8 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
+from isvit_det.commands.quantize_det import main
 from isvit_det.core.errors import QuantError
-from isvit_det.engine.command import main
 from isvit_det.engine.hook import SOSCalibrationHook
 from tests.engine.tiny import make_tiny, same_file_state
 

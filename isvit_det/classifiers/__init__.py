@@ -1,0 +1,1 @@
+"""The twins of timm's classifiers, their images and their run."""

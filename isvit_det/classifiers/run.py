@@ -1,0 +1,365 @@
+"""One run of a classifier: calibration, then float against quantized."""
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+
+import torch
+from mmengine.logging import MMLogger
+from timm.data import create_transform, resolve_model_data_config
+from torch import Tensor
+
+from isvit_det.backbones.vit_weights import TIMM, find_weights
+from isvit_det.calibration.sos import UnitRecord, calibrate
+from isvit_det.calibration.store import ActivationPool
+from isvit_det.checkpoint import is_packed, plain, save_packed, verified
+from isvit_det.classifiers.images import (FolderSample, ImageList,
+                                          class_labels, find_images,
+                                          other_pictures)
+from isvit_det.classifiers.models import build_classifiers
+from isvit_det.core.errors import QuantError
+from isvit_det.core.files import check_writable, local_checkpoint
+from isvit_det.core.spec import QuantConfig, SOSConfig
+from isvit_det.detector import float_modules
+from isvit_det.engine.calibrate import WORKSPACE
+from isvit_det.inputs.datasets import find_overlap, refuse_overlap
+from isvit_det.packed_state import is_calibrated, packed_config
+from isvit_det.report.progress import CalibrationProgress, announcement
+from isvit_det.report.provenance import describe_origin, fingerprint
+from isvit_det.report.tables import (count_calls, format_table, list_sites_run,
+                                     peak_memory, silent_sites, weight_bytes,
+                                     write_result)
+
+FORMAT_VERSION = 1
+# What a classifier's run has besides. Its output hangs on few tokens of each
+# image, where a detector's hangs on all; rotations lower the error of ViT's
+# attention, and not of Swin detectors'.
+CLASSIFIER_SOS: Mapping[str, Mapping[str, Any]] = {
+    'isvit': dict(mirror_images=True, rotate_heads=True)
+}
+# What is more was hardly meant: images of a batch, processes that read them.
+MAX_BATCH = 2**16
+MAX_WORKERS = 2**10
+# Images evaluated without --val, at most.
+MAX_REST = 1000
+# Of files and folders that a message names.
+SHOWN_NAMES = 5
+
+
+@dataclass
+class Scores:
+    """Sums over images; their means are what is reported."""
+    count: int = 0
+    agreement: float = 0.
+    kl: float = 0.
+    correct: Dict[str, float] = field(default_factory=dict)
+
+    def add(self, wanted: Optional[Tensor], found: Tensor,
+            labels: Optional[Tensor]) -> None:
+        """Add a batch of float and quantized logits (B, classes)."""
+        self.count += len(found)
+        if wanted is not None:
+            same = wanted.argmax(1) == found.argmax(1)
+            self.agreement += same.sum().item()
+            log_p = wanted.double().log_softmax(1)
+            log_q = found.double().log_softmax(1)
+            self.kl += (log_p.exp() * (log_p - log_q)).sum().item()
+        if labels is not None:
+            for name, logits in (('float', wanted), ('quantized', found)):
+                for k in (1, 5):
+                    if logits is not None:
+                        best = logits.topk(min(k, logits.shape[1]), 1).indices
+                        hits = (best == labels[:, None]).sum().item()
+                        key = f'{name}_top{k}'
+                        self.correct[key] = self.correct.get(key, 0) + hits
+
+    def means(self, has_teacher: bool) -> Dict[str, Any]:
+        """Agreement and accuracies as fractions, KL in nats."""
+        num = max(1, self.count)
+        means: Dict[str, Any] = dict(images=self.count)
+        if has_teacher:
+            means.update(agreement=self.agreement / num, kl=self.kl / num)
+        means.update({k: v / num for k, v in self.correct.items()})
+        return means
+
+
+class ClassifierRun:
+    """Calibrates a timm classifier and compares it with the float one.
+
+    Packed weights are evaluated only. Whatever can be checked is checked at
+    construction.
+
+    Args:
+        name: of the timm model.
+        weights: file or address of its weights or of a packed twin, or
+            ``timm://NAME``.
+        calib: folder of calibration images; may be None for packed weights.
+        val: folder of evaluation images; None takes what the calibration
+            left of its folder.
+        quant: values of ``QuantConfig`` that the user gave.
+        sos: values of ``SOSConfig`` that the user gave.
+        work_dir: for the packed file and the report.
+        device: of both models.
+        store_gb: memory for activations in GB (1e9 bytes).
+        batch: images per evaluation step.
+        workers: processes that read evaluation images.
+
+    Attributes:
+        report: path of the JSON file that ``run`` writes.
+
+    Raises:
+        QuantError: if anything cannot be used.
+    """
+
+    def __init__(self,
+                 name: str,
+                 weights: str,
+                 calib: Optional[Path],
+                 val: Optional[Path],
+                 quant: Mapping[str, Any],
+                 sos: Mapping[str, Any],
+                 work_dir: Path,
+                 device: str = 'cpu',
+                 store_gb: Optional[float] = None,
+                 batch: int = 32,
+                 workers: int = 0) -> None:
+        check_writable(work_dir)
+        # Refuses a wrong budget.
+        ActivationPool(work_dir, store_gb)
+        for option, value, low, high in (('--eval-batch', batch, 1, MAX_BATCH),
+                                         ('--workers', workers, 0,
+                                          MAX_WORKERS)):
+            if not low <= value <= high:
+                raise QuantError(f'{option}: {value} is not allowed; expected '
+                                 f'an integer between {low} and {high}.')
+        self.name = name
+        self.work_dir = work_dir
+        self.device = device
+        self.store_gb = store_gb
+        self.batch = batch
+        self.workers = workers
+        if not weights.startswith(TIMM):
+            weights = str(local_checkpoint(weights))
+        self.checkpoint = weights
+        found = find_weights(weights)
+        state = found.state_dict
+        self.packed = is_packed(dict(state_dict=state))
+        self.origin: Dict[str, Any] = {}
+        if self.packed:
+            content = verified(found, Path(weights))
+            self.origin = content.get('provenance', {})
+            config = packed_config(state, quant)
+        else:
+            config = QuantConfig.from_dict(quant)
+        self.report = work_dir / ('result_packed.json'
+                                  if self.packed else 'result.json')
+        self.source, self.model = build_classifiers(name, state, config,
+                                                    self.packed)
+        self.source.to(device)
+        self.model.to(device)
+        preset = CLASSIFIER_SOS.get(config.method, {})
+        self.sos = SOSConfig.from_dict({**preset, **sos}, config)
+        self.transform = create_transform(
+            **resolve_model_data_config(self.source))
+        self.logger = MMLogger.get_instance(
+            'quantize_cls', log_file=str(work_dir / 'quantize_cls.log'))
+        self.notes: List[str] = []
+        self.taken = found.summary
+        self.logger.info(self.taken)
+        self.sample: Optional[FolderSample] = None
+        if not self.packed:
+            if calib is None:
+                raise QuantError('--calib: give a folder of images to '
+                                 'calibrate on.')
+            self.sample = FolderSample(calib, self.transform,
+                                       self.sos.num_images, self.sos.seed)
+            self._note_left_out('--calib', calib)
+            if len(self.sample) < self.sample.asked:
+                self._note(f'{self.sample.asked} calibration images asked '
+                           f'for, there are {len(self.sample)}: all are used')
+        self._choose_evaluation(val)
+        self.evaluated.check()
+        if not len(self.evaluated):
+            self._note('no image is left to evaluate: give --val')
+
+    def _note(self, text: str) -> None:
+        """Warn now, and have the report and the table say it again."""
+        self.logger.warning(text)
+        self.notes.append(text)
+
+    def _note_left_out(self, option: str, folder: Path) -> None:
+        names = [path.name for path in other_pictures(folder)]
+        if names:
+            self._note(f'{option}: {len(names)} files are of formats that are '
+                       f'not read as images, and left out: {_few(names)}')
+
+    def _choose_evaluation(self, val: Optional[Path]) -> None:
+        """Images to evaluate, their labels, and hashes of the others."""
+        self.labels: List[int] = []
+        self.hashes: List[str] = []
+        drawn = [] if self.sample is None else self.sample.paths()
+        if val is None:
+            rest = [] if self.sample is None else self.sample.rest[:MAX_REST]
+            # Folders to calibrate on may hold a file twice.
+            self.hashes, overlap = find_overlap(drawn, rest)
+            rest = [path for path in rest if path not in overlap]
+            self.evaluated = ImageList(rest, self.transform)
+            return
+        self._choose_labels(val, find_images(val, '--val'))
+        self._note_left_out('--val', val)
+        self.hashes = refuse_overlap(drawn, list(self.evaluated.paths))
+
+    def _choose_labels(self, val: Path, paths: List[Path]) -> None:
+        """Evaluate a folder, by class where its folders are the classes."""
+        self.evaluated = ImageList(paths, self.transform)
+        classes, labels = class_labels(val, paths)
+        known = self.model.head.num_classes
+        used = set(labels) - {None}
+        if not used:
+            # A flat folder.
+            return
+        empty = [name for i, name in enumerate(classes) if i not in used]
+        if len(classes) != known:
+            without = f', {len(empty)} without an image' if empty else ''
+            self._note(f'--val has {len(classes)} class folders{without}, the '
+                       f'model {known} classes: no top-1, only agreement')
+            return
+        kept = [(path, i) for path, i in zip(paths, labels) if i is not None]
+        self.labels = [i for _, i in kept]
+        self.evaluated = ImageList([path for path, _ in kept], self.transform)
+        if empty:
+            self._note(f'--val: {len(empty)} class folders have no image, and '
+                       f'keep their labels: {_few(empty)}')
+        strays = [path.name for path, i in zip(paths, labels) if i is None]
+        if strays:
+            self._note(f'--val: {len(strays)} images lie in no class folder '
+                       f'and are not evaluated: {_few(strays)}')
+
+    def run(self) -> Dict[str, Any]:
+        """Calibrate, pack, evaluate, and write ``result.json``.
+
+        Returns:
+            What the file holds.
+        """
+        records: Optional[List[UnitRecord]] = None
+        seconds: Dict[str, float] = {}
+        packed = Path(self.checkpoint)
+        origin = self.origin
+        start = time.perf_counter()
+        if not self.packed:
+            assert self.sample is not None
+            origin = plain(
+                dict(
+                    describe_origin(self.model, self.checkpoint, self.sample,
+                                    self.sos),
+                    model=self.name))
+            records = self._calibrate(origin)
+            packed = self.work_dir / 'packed.pth'
+            save_packed(self.model, packed, origin, {})
+            seconds['calibration'] = time.perf_counter() - start
+        start = time.perf_counter()
+        scores, sites = self._evaluate()
+        seconds['evaluation'] = time.perf_counter() - start
+        config = self.model.quant_config
+        result = dict(
+            format_version=FORMAT_VERSION,
+            model=self.name,
+            bits=config.bits,
+            method=config.method,
+            scores=scores,
+            bytes=dict(
+                float=weight_bytes(self.source.state_dict()),
+                packed=packed.stat().st_size),
+            seconds=seconds,
+            peak_memory=peak_memory(),
+            units=None
+            if records is None else [vars(record) for record in records],
+            sites=sites,
+            notes=self.notes,
+            weights=self.taken,
+            float_modules=[
+                dict(name=name, type=kind)
+                for name, kind in float_modules(self.model)
+            ],
+            packed=str(packed),
+            provenance=origin)
+        write_result(self.report, result)
+        if not self.packed:
+            # Nothing is left to resume.
+            shutil.rmtree(self.work_dir / WORKSPACE, ignore_errors=True)
+        return result
+
+    def _calibrate(self, origin: Mapping[str, Any]) -> List[UnitRecord]:
+        assert self.sample is not None
+        config = self.model.quant_config
+        self.logger.info(announcement(config, self.sos, len(self.sample)))
+        with CalibrationProgress(self.logger) as progress:
+            return calibrate(
+                self.model,
+                self.sample.tensors(self.sos.mirror_images),
+                config,
+                self.sos,
+                self.work_dir / WORKSPACE,
+                fingerprint(origin, self.hashes, [str(self.transform)],
+                            self.model),
+                store_gb=self.store_gb,
+                on_event=progress)
+
+    @torch.no_grad()
+    def _evaluate(self) -> Tuple[Dict[str, Any], List[Dict[str, Any]]]:
+        """Scores on the evaluation images, and the sites that ran.
+
+        Raises:
+            QuantError: naming sites that did not run quantized.
+        """
+        assert is_calibrated(self.model)
+        scores = Scores()
+        before = count_calls(self.model)
+        if not len(self.evaluated):
+            return scores.means(False), []
+        labels = torch.tensor(self.labels) if self.labels else None
+        for images, index in self.evaluated.batches(self.batch, self.workers):
+            images = images.to(self.device)
+            wanted = None if self.packed else self.source(images).cpu()
+            scores.add(wanted,
+                       self.model(images).cpu(),
+                       None if labels is None else labels[index])
+        sites = list_sites_run(self.model, before)
+        assert not silent_sites(sites)
+        return scores.means(not self.packed), sites
+
+
+def _few(names: Sequence[str]) -> str:
+    more = ' and others' if len(names) > SHOWN_NAMES else ''
+    return ', '.join(names[:SHOWN_NAMES]) + more
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """A result as a table of the float and of the quantized classifier."""
+    scores = result['scores']
+
+    def percent(key: str) -> str:
+        return f'{100 * scores[key]:.2f}' if key in scores else '-'
+
+    def row(kind: str, bits: str, method: str,
+            more: Sequence[str]) -> Dict[str, str]:
+        size = result['bytes']['float' if kind == 'float' else 'packed']
+        cells = [
+            kind, bits, method,
+            percent(f'{kind}_top1'),
+            percent(f'{kind}_top5'), *more, f'{size / 1e6:.1f}'
+        ]
+        names = [
+            'model', 'bits', 'method', 'top-1', 'top-5', 'agreement', 'KL',
+            'MB'
+        ]
+        return dict(zip(names, cells))
+
+    quantized = [
+        percent('agreement'), f'{scores["kl"]:.4f}' if 'kl' in scores else '-'
+    ]
+    return format_table([
+        row('float', '32', '-', ['-', '-']),
+        row('quantized', result['bits'], result['method'], quantized)
+    ])

@@ -1,0 +1,130 @@
+"""What the commands share: one-line errors and exit statuses."""
+import argparse
+import contextlib
+import logging
+import sys
+from typing import (Any, Callable, Dict, Iterator, Mapping, NamedTuple,
+                    NoReturn, Optional, Set)
+
+import torch
+
+from isvit_det.core.errors import QuantError
+from isvit_det.core.files import disk_error
+from isvit_det.inputs.overrides import OverrideAction
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f'error: {message}\n')
+
+    def add_overrides(self, purpose: str) -> None:
+        """Add ``--cfg-options``, read into a dict by dotted key."""
+        self.add_argument(
+            '--cfg-options',
+            nargs='+',
+            action=OverrideAction,
+            metavar='KEY=VALUE',
+            help=purpose)
+
+
+def given(**values: Any) -> Dict[str, Any]:
+    """The arguments that were given.
+
+    >>> given(bits='w4a4', seed=None)
+    {'bits': 'w4a4'}
+    """
+    return {key: value for key, value in values.items() if value is not None}
+
+
+class Settings(NamedTuple):
+    """Values of ``--cfg-options`` by what they are settings of.
+
+    Attributes:
+        quant: of ``QuantConfig``, given as ``quant.KEY``.
+        sos: of ``SOSConfig``, given as ``sos.KEY``.
+        rest: of anything else.
+    """
+    quant: Dict[str, Any]
+    sos: Dict[str, Any]
+    rest: Dict[str, Any]
+
+
+def settings(options: Optional[Mapping[str, Any]]) -> Settings:
+    """Sort the values of ``--cfg-options``.
+
+    Raises:
+        QuantError: if ``quant`` or ``sos`` itself is given a value.
+
+    >>> settings({'sos.lr': 1e-4, 'model.backbone.depth': 3})
+    Settings(quant={}, sos={'lr': 0.0001}, rest={'model.backbone.depth': 3})
+    """
+    found = Settings({}, {}, {})
+    for key, value in (options or {}).items():
+        owner, _, name = key.partition('.')
+        if owner not in ('quant', 'sos'):
+            found.rest[key] = value
+        elif name:
+            getattr(found, owner)[name] = value
+        else:
+            example = 'quant.bits=w4a4' if key == 'quant' else 'sos.lr=1e-4'
+            raise QuantError(f'--cfg-options: {key}={value} names no setting; '
+                             f'give {key}.KEY=VALUE, such as {example}.')
+    return found
+
+
+def check_device(device: str) -> None:
+    """Raise unless tensors can be made on a device and read back from it."""
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, ImportError) as error:
+        raise QuantError(f'--device: {device!r} is not available here; give '
+                         'cpu, cuda or cuda:N.') from error
+
+
+@contextlib.contextmanager
+def log_errors_told_once() -> Iterator[None]:
+    """Tell in one line of a log file that cannot be written, and go on.
+
+    Otherwise logging prints a traceback for each line of the log.
+    """
+    told: Set[str] = set()
+
+    def tell(handler: logging.FileHandler, record: logging.LogRecord) -> None:
+        path, error = handler.baseFilename, sys.exc_info()[1]
+        if path not in told:
+            told.add(path)
+            reason = getattr(error, 'strerror', None) or error
+            print(
+                f'warning: {path} could not be written ({reason}); the run '
+                'goes on without that part of its log',
+                file=sys.stderr)
+
+    setattr(logging.FileHandler, 'handleError', tell)
+    try:
+        yield
+    finally:
+        # That of all handlers counts again.
+        delattr(logging.FileHandler, 'handleError')
+
+
+def run_command(work: Callable[[], None]) -> int:
+    """Do a command's work; its exit status."""
+    try:
+        with log_errors_told_once():
+            work()
+    except QuantError as error:
+        return _refuse(error)
+    except OSError as error:
+        return _refuse(disk_error(error) or error)
+    except KeyboardInterrupt:
+        print(
+            'interrupted: the same command goes on from here', file=sys.stderr)
+        return 130
+    return 0
+
+
+def _refuse(error: Exception) -> int:
+    print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
+    return 2

@@ -1,0 +1,163 @@
+"""Converting a detector's checkpoint of others: all of it, or nothing."""
+import argparse
+import re
+from pathlib import Path
+from typing import (Any, Callable, Dict, List, Mapping, Optional, Sequence,
+                    Tuple)
+
+import torch
+from mmdet.registry import DATASETS, MODELS
+from mmengine.registry import init_default_scope
+from torch import Tensor
+
+from isvit_det.checkpoint import plain_metainfo
+from isvit_det.commands.console import Parser, run_command
+from isvit_det.core.errors import QuantError
+from isvit_det.core.files import write_atomically
+from isvit_det.core.weights import check_finite, check_values
+from isvit_det.inputs.configs import config_errors, load_config
+
+# Patterns of our names, and what makes the source's of their groups.
+Names = Sequence[Tuple[str, Callable[..., str]]]
+# Takes the path to read, the path to write, and the config.
+ConvertFile = Callable[[Path, Path, str], None]
+SHOWN_NAMES = 5
+SHOWN_PROBLEMS = 7
+
+
+def as_floats(weights: Mapping[str, Tensor]) -> Dict[str, Tensor]:
+    """Weights in their own names, floating ones as float32.
+
+    Raises:
+        QuantError: naming a floating one of a type that weights have not.
+    """
+    floats = {
+        name: value.float() if value.is_floating_point() else value
+        for name, value in weights.items()
+    }
+    check_values(weights, floats)
+    return floats
+
+
+def drop_extras_(weights: Dict[str, Tensor], pattern: str) -> List[str]:
+    """Take what we know and need not out of a file's weights; its names."""
+    extras = [name for name in weights if re.fullmatch(pattern, name)]
+    for name in extras:
+        del weights[name]
+    return extras
+
+
+def read_target(config: str) -> Tuple[Dict[str, Tensor], Dict[str, Any]]:
+    """State dict of a config's model, and the metainfo of its data set."""
+    cfg = load_config(config, None)
+    with config_errors():
+        init_default_scope(cfg.get('default_scope') or 'mmdet')
+        dataset = cfg.test_dataloader.dataset
+        metainfo = dict(
+            DATASETS.get(dataset.type).METAINFO, **dataset.get('metainfo', {}))
+        return MODELS.build(cfg.model).state_dict(), metainfo
+
+
+def source_name(name: str, names: Names) -> str:
+    """The source's name of one of our weights; '' if it has no such."""
+    for pattern, make in names:
+        match = re.fullmatch(pattern, name)
+        if match is not None:
+            return make(*match.groups(default=''))
+    return ''
+
+
+def check_foreign(names: Mapping[str, str], kind: str, advice: str) -> None:
+    """Raise if some of our weights, the keys, have no name in the source.
+
+    Args:
+        names: the source's name of each of our weights.
+        kind: what the source is.
+        advice: what to do.
+    """
+    foreign = [name for name, other in names.items() if not other]
+    if foreign:
+        raise QuantError(f'config: {len(foreign)} weights that {kind} has '
+                         f'not: {foreign[:SHOWN_NAMES]}; {advice}.')
+
+
+def check_weights(source: Mapping[str, Tensor],
+                  shapes: Mapping[str, Sequence[int]], advice: str) -> None:
+    """Raise unless a file has the weights that are needed and no others.
+
+    Args:
+        source: the file's weights, extras aside.
+        shapes: of the weights that are needed, by the source's names.
+        advice: what to do.
+
+    Raises:
+        QuantError: naming weights that are missing, left over or of another
+            shape.
+    """
+    missing = [name for name in shapes if name not in source]
+    unknown = [name for name in source if name not in shapes]
+    problems = [
+        f'{len(found)} weights {what}: {found[:SHOWN_NAMES]}'
+        for what, found in (('missing', missing), ('unknown', unknown))
+        if found
+    ]
+    problems += [
+        f'{name} is {tuple(source[name].shape)} instead of {tuple(shape)}'
+        for name, shape in shapes.items()
+        if name in source and tuple(source[name].shape) != tuple(shape)
+    ]
+    if problems:
+        raise QuantError(f'checkpoint: {"; ".join(problems[:SHOWN_PROBLEMS])}'
+                         f'; {advice}.')
+
+
+def check_out(source: Path, out: Path) -> None:
+    """Raise if a file is to be written that is the one to be read."""
+    if source.exists() and out.exists() and source.samefile(out):
+        raise QuantError(f'out: {out} is the file that is read; give another '
+                         'name.')
+
+
+def save_float(path: Path, state: Mapping[str, Tensor],
+               metainfo: Mapping[str, Any]) -> None:
+    """Write a checkpoint of MMDetection 3, whole or not at all, and say so.
+
+    Raises:
+        QuantError: if a weight is NaN or infinite, or nothing can be written.
+    """
+    for name, value in state.items():
+        check_finite(name, value)
+    kept = dict(
+        state_dict=dict(state),
+        meta=dict(dataset_meta=plain_metainfo(metainfo)))
+    write_atomically(path, lambda file: torch.save(kept, file))
+    print(f'{path}: {len(state)} tensors, {path.stat().st_size / 1e6:.1f} MB')
+
+
+def run_converter(convert_file: ConvertFile, description: str,
+                  source_help: str, argv: Optional[Sequence[str]]) -> int:
+    """Run a converter as a command.
+
+    Args:
+        convert_file: what it does.
+        description: of the command.
+        source_help: what it reads.
+        argv: the arguments; None for those of the process.
+
+    Returns:
+        The status: 2 after a line that says what was wrong.
+    """
+    parser = Parser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('source', type=Path, help=source_help)
+    parser.add_argument('out', type=Path, help='the file to write')
+    parser.add_argument(
+        '--config', required=True, help='the float config to fit')
+    args = parser.parse_args(argv)
+
+    def work() -> None:
+        check_out(args.source, args.out)
+        convert_file(args.source, args.out, args.config)
+
+    return run_command(work)

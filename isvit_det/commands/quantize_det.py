@@ -1,0 +1,212 @@
+"""The command line of tools/quantize_det.py."""
+import argparse
+import contextlib
+import os
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Optional
+
+from mmcv.ops import get_compiling_cuda_version
+from mmdet.utils import setup_cache_size_limit_of_dynamo
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.dist import is_main_process
+
+from isvit_det.checkpoint import (is_packed, read_checkpoint,
+                                  refuse_other_layouts)
+from isvit_det.commands.console import (Parser, check_device, given,
+                                        run_command, settings)
+from isvit_det.commands.launch import joined
+from isvit_det.core.errors import QuantError
+from isvit_det.core.files import alone_in, local_checkpoint
+from isvit_det.core.spec import METHODS, SCOPES
+from isvit_det.engine.run import QuantizationRun
+from isvit_det.inputs.config_forms import as_python
+from isvit_det.inputs.configs import (DETECTOR, config_errors, configure_hook_,
+                                      is_replaceable, load_config,
+                                      quantize_config_)
+from isvit_det.packed_state import packed_config
+from isvit_det.report.tables import (format_table, further_lines, silent_sites,
+                                     table_rows)
+
+DESCRIPTION = """\
+Evaluate a float detector, calibrate it in low bits, write a packed
+checkpoint, evaluate that, and print both in one table. A run that was
+interrupted is resumed by the same command. With a packed CHECKPOINT there is
+only the evaluation."""
+
+
+def parse_args(argv: Optional[List[str]]) -> argparse.Namespace:
+    parser = Parser(
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add('config',
+        metavar='CONFIG',
+        help='one of ours, or a float config of a detector with a supported '
+        'backbone: a path, or mmdet::FOLDER/NAME.py')
+    add('checkpoint',
+        metavar='CHECKPOINT',
+        nargs='?',
+        help="float or packed file, or an address; default: the config's "
+        'load_from')
+    add('--bits', help='wNaM with N and M in 2..8, such as w4a4')
+    add('--scope', help=' or '.join(SCOPES))
+    add('--method', help=', '.join(METHODS))
+    add('--calib-images', type=int, metavar='N', help='drawn by the seed')
+    add('--iters', type=int, metavar='N', help='per unit and stage')
+    add('--seed', type=int, metavar='N')
+    add('--work-dir',
+        help="default: the config's, or work_dirs/NAME_OF_CONFIG, with the "
+        'bits, scope and method given here added to the name')
+    add('--no-float-eval',
+        action='store_true',
+        help='do not evaluate the float model first')
+    add('--device', help='cpu, cuda or cuda:N; default: a GPU if there is one')
+    add('--store-gb',
+        type=float,
+        metavar='GB',
+        help='memory for activations; default: half of what is free')
+    parser.add_overrides('override settings of the config, or of the '
+                         'quantization: quant.KEY=VALUE, sos.KEY=VALUE')
+    add('--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='how this process was started as one of several, which share '
+        'the images; on GPUs, or on CPUs where there are none')
+    add('--local_rank', '--local-rank', type=int)
+    return parser.parse_args(argv)
+
+
+def configure(args: argparse.Namespace) -> Config:
+    """The config of the run that the arguments ask for.
+
+    Raises:
+        QuantError: if they, the config or the checkpoint cannot be used.
+    """
+    more = settings(args.cfg_options)
+    cfg = load_config(args.config, more.rest)
+    quant: Dict[str, Any] = {**more.quant, **_given_settings(args)}
+    source = args.checkpoint or cfg.get('load_from')
+    if not source:
+        raise QuantError('checkpoint: none is given and the config has no '
+                         'load_from; add CHECKPOINT to the command.')
+    path = local_checkpoint(source)
+    content = read_checkpoint(path)
+    if is_packed(content):
+        found = packed_config(content['state_dict'], quant)
+        # A float config says nothing of quantization and takes the file's;
+        # loading compares one of ours with the file's.
+        if cfg.get('model', {}).get('type') != DETECTOR:
+            quant = found.to_dict()
+    else:
+        refuse_other_layouts(content['state_dict'], path)
+    quantize_config_(cfg, quant)
+    cfg = as_python(cfg)
+    sos = given(num_images=args.calib_images, iters=args.iters, seed=args.seed)
+    configure_hook_(cfg, {**more.sos, **sos}, args.store_gb)
+    cfg.load_from = str(path)
+    cfg.resume = False
+    cfg.launcher = args.launcher
+    if args.launcher != 'none' and get_device() == 'cpu':
+        cfg.setdefault('model_wrapper_cfg',
+                       dict(type='MMDistributedDataParallel', device_ids=None))
+    cfg.work_dir = _work_dir(cfg, args)
+    return cfg
+
+
+def _work_dir(cfg: Config, args: argparse.Namespace) -> str:
+    """Folder of the run: one where its config replaces no other one.
+
+    Raises:
+        QuantError: if the folder that was asked for holds a config that no
+            run of ours has written there.
+    """
+    # Runs of other settings do not write over each other.
+    folder = cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
+    folder = '_'.join([folder, *_given_settings(args).values()])
+    name = Path(cfg.filename).name
+    if args.work_dir is None:
+        # A training keeps its config, and has the same folder by default.
+        is_free = is_replaceable(Path(folder) / name)
+        return folder if is_free else f'{folder}_quantized'
+    if not is_replaceable(Path(args.work_dir) / name):
+        raise QuantError(f'--work-dir: {Path(args.work_dir) / name} would be '
+                         'replaced by the config of the run; give another '
+                         'folder.')
+    return args.work_dir
+
+
+def _given_settings(args: argparse.Namespace) -> Dict[str, str]:
+    return given(bits=args.bits, scope=args.scope, method=args.method)
+
+
+def choose_device(device: Optional[str], launcher: str) -> Optional[str]:
+    """The device to use; None leaves it to MMEngine.
+
+    Raises:
+        QuantError: if what was asked for is not to be had.
+    """
+    no_operators = get_compiling_cuda_version() == 'not available'
+    if launcher != 'none':
+        if device is not None:
+            raise QuantError('--device: a launcher gives each process its '
+                             'own; leave it out.')
+        if get_device() == 'cuda' and no_operators:
+            raise QuantError("--launcher: mmcv's operators were built without "
+                             'CUDA; set CUDA_VISIBLE_DEVICES= to use CPUs.')
+        return None
+    if device is None:
+        if get_device() == 'cuda' and no_operators:
+            print("mmcv's operators were built without CUDA: using the CPU")
+            return 'cpu'
+        return None
+    check_device(device)
+    if device.startswith('cuda') and no_operators:
+        raise QuantError(f"--device: {device!r} needs mmcv's CUDA operators, "
+                         'and these were built without; give cpu, or '
+                         'install mmcv built with CUDA.')
+    return device
+
+
+def quantize(args: argparse.Namespace) -> None:
+    """Do what the arguments ask for and print the table."""
+    device = choose_device(args.device, args.launcher)
+    with config_errors():
+        cfg = configure(args)
+    if args.local_rank is not None:
+        os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    setup_cache_size_limit_of_dynamo()
+    with joined(args.launcher):
+        with contextlib.ExitStack() as held:
+            if is_main_process():
+                held.enter_context(alone_in(Path(cfg.work_dir)))
+            run = QuantizationRun(cfg, device)
+            result = run.run(float_eval=not args.no_float_eval)
+            if is_main_process():
+                show(run, result)
+            run.close()
+
+
+def show(run: QuantizationRun, result: Mapping[str, Any]) -> None:
+    """Print what a run found and where its files are."""
+    print(f'\n{format_table(table_rows(result))}\n')
+    for line in further_lines(result):
+        print(line)
+    print()
+    if result['units'] is not None:
+        print(f'{result["provenance"]["images_used"]} calibration images, '
+              f'{result["iters"]} iterations per unit and stage, learning '
+              f'rate {result["lr"]:g}')
+    silent = silent_sites(result['sites'])
+    if silent:
+        print(f'not reached in the evaluation, for want of detections: '
+              f'{", ".join(silent)}')
+    if result['hooks_left_out']:
+        print('left out, since they change weights when a test begins: '
+              f'{", ".join(result["hooks_left_out"])}')
+    print(f'packed checkpoint: {run.packed}\nreport: {run.report}')
+
+
+def main(argv: Optional[List[str]] = None) -> int:
+    """Run the command; the exit status."""
+    return run_command(lambda: quantize(parse_args(argv)))

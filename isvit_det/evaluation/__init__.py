@@ -1,0 +1,1 @@
+"""What the evaluators of a config measure, and on what."""

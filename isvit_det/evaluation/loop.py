@@ -1,0 +1,232 @@
+"""Evaluation: a model's predictions, kept, and what they are worth."""
+import contextlib
+import time
+import traceback
+from pathlib import Path
+from typing import (Any, Callable, ContextManager, Dict, Iterator, List,
+                    Mapping, Sequence)
+
+from mmengine.evaluator import Evaluator
+from mmengine.runner import Runner
+from mmengine.structures import BaseDataElement
+
+from isvit_det.core.errors import QuantError, explain
+from isvit_det.core.ranks import gather, rank
+from isvit_det.evaluation.agreement import Plan, counts_part
+from isvit_det.evaluation.figures import (average_precision, fractions, gaps,
+                                          raw)
+from isvit_det.evaluation.predictions import PredictionFile
+from isvit_det.evaluation.tasks import Task, is_split
+
+# Folder of the predictions in the work directory.
+PREDICTIONS = 'predictions'
+
+
+class Evaluation(Evaluator):
+    """Stands in for a runner's evaluator, and keeps what passes through.
+
+    Args:
+        runner: whose test loop evaluates.
+        plan: of the evaluation.
+        file: of the predictions.
+        describe: called when all images are predicted; plain values that
+            are kept with the predictions.
+        watching: turns what a test raises at an image into one line.
+
+    Attributes:
+        about: what ``describe`` gave when the images were predicted.
+        seconds: that predicting and evaluating took.
+    """
+
+    def __init__(self, runner: Runner, plan: Plan, file: PredictionFile,
+                 describe: Callable[[], Mapping[str, Any]],
+                 watching: Callable[[], ContextManager[None]]) -> None:
+        self.runner = runner
+        self.loop = runner.test_loop
+        self.real: Evaluator = self.loop.evaluator
+        self.metrics = self.real.metrics
+        self._dataset_meta = self.real.dataset_meta
+        self.plan = plan
+        self.file = file
+        self.describe = describe
+        self.watching = watching
+        self.about: Dict[str, Any] = {}
+        self.seconds = 0.
+        self._ids: List[Any] = []
+        self._num_detections = 0
+        self._part: Dict[str, Any] = {}
+        self._start = 0.
+
+    def run(self) -> Dict[str, Any]:
+        """Predict and evaluate, or evaluate what an earlier run predicted.
+
+        Returns:
+            ``metrics`` as the evaluators gave them; ``part``, figures of the
+            images predicted alone, where these are not all; the names of
+            those that are ``fractions``, and ``gaps``, of those for which
+            there was nothing to measure; ``box_ap`` and ``mask_ap``;
+            ``images`` and ``detections``, how many; ``split``, whether each
+            metric has a data set of its own.
+
+        Raises:
+            QuantError: with what an evaluator raises, or naming an image
+                that cannot be read.
+        """
+        found = self.file.find()
+        earlier = 0. if found is None else found['seconds']
+        self._start = time.perf_counter()
+        if found is None:
+            metrics = self._predict()
+        else:
+            self.runner.logger.info(
+                f'the predictions in {self.file.waiting} of an earlier run '
+                'are evaluated')
+            self.about = found
+            for samples in self.file.read():
+                self._process(samples, None)
+            metrics = self._measure(len(self.loop.dataloader.dataset))
+        self.seconds = earlier + time.perf_counter() - self._start
+        return self._outcome(metrics)
+
+    def process(self,
+                data_samples: Sequence[Any],
+                data_batch: Any = None) -> None:
+        """Keep predictions and hand them on."""
+        samples = [
+            sample.to_dict() if isinstance(sample, BaseDataElement) else sample
+            for sample in data_samples
+        ]
+        # A metric may change what it is given.
+        self.file.add(samples)
+        self._process(samples, data_batch)
+
+    def evaluate(self, size: int) -> Dict[str, Any]:
+        """Finish the file and evaluate."""
+        self.about = dict(
+            self.describe(), seconds=time.perf_counter() - self._start)
+        self.file.finish(self.about)
+        return self._measure(size)
+
+    def _predict(self) -> Dict[str, Any]:
+        self.file.start()
+        self.loop.evaluator = self
+        try:
+            with self.watching():
+                return self.loop.run()
+        finally:
+            self.loop.evaluator = self.real
+            self.file.abandon()
+
+    def _process(self, samples: Sequence[Mapping[str, Any]],
+                 data_batch: Any) -> None:
+        for sample in samples:
+            self._ids.append(sample.get('img_id'))
+            found = sample.get('pred_instances') or {}
+            self._num_detections += len(found.get('scores', ()))
+        with self._errors():
+            self.real.process(samples, data_batch)
+
+    def _measure(self, size: int) -> Dict[str, Any]:
+        held = {
+            id(task.metric): list(task.metric.results)
+            for task in self.plan.tasks if counts_part(task)
+        }
+        with self._errors():
+            metrics = self.real.evaluate(size)
+            keep = _first_places(self._ids, size)
+            parts = gather([self._ids[place] for place in keep])
+            ids = [one for part in parts for one in part]
+            total = min(size, sum(gather(len(self._ids))))
+            for task, annotated in zip(self.plan.tasks, self.plan.annotated):
+                partial = annotated is not None and annotated != set(ids)
+                if id(task.metric) in held and (partial or len(ids) < total):
+                    results = [held[id(task.metric)][place] for place in keep]
+                    self._part.update(_measure_part(task, results, ids))
+        return metrics
+
+    def _outcome(self, metrics: Mapping[str, Any]) -> Dict[str, Any]:
+        tasks, nothing = self.plan.tasks, self.plan.nothing
+        self.about.pop('seconds')
+        part = raw(self._part)
+        every = {**raw(metrics), **part}
+        missing = gaps(every, tasks, nothing)
+        parts = fractions(every, tasks)
+        best = {} if is_split(self.real) else {
+            name: None if name in missing else every[name]
+            for name in parts
+        }
+        return dict(
+            box_ap=average_precision(best, 'bbox'),
+            mask_ap=average_precision(best, 'segm'),
+            metrics=raw(metrics),
+            part=part or None,
+            fractions=parts,
+            gaps=missing,
+            images=len({one
+                        for ids in gather(self._ids)
+                        for one in ids}),
+            detections=sum(gather(self._num_detections)),
+            split=is_split(self.real))
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except QuantError:
+            raise
+        # A metric is the user's code: it may raise anything.
+        except Exception as error:
+            if rank() > 0 and _is_connection(error):
+                raise QuantError('test_evaluator: process 0 did not evaluate; '
+                                 'its message says why.') from error
+            kept = (f'; the predictions are kept in {self.file.waiting}, and '
+                    'the same command evaluates them without predicting again'
+                    if self.file.waiting.exists() else '')
+            raise QuantError(
+                f'test_evaluator: {explain(error)}{kept}.') from error
+
+
+def _measure_part(task: Task, results: List[Any],
+                  ids: List[Any]) -> Dict[str, Any]:
+    """The figures of a CocoMetric on some images, each counted once.
+
+    Args:
+        task: of the metric, which ends as it was.
+        results: of the images that this process predicted.
+        ids: of the images that all processes predicted.
+    """
+    metric: Any = task.metric
+    before = metric.img_ids, metric.outfile_prefix
+    metric.img_ids, metric.outfile_prefix = ids, None
+    metric.results = results
+    try:
+        return metric.evaluate(len(ids))
+    finally:
+        metric.img_ids, metric.outfile_prefix = before
+
+
+def _is_connection(error: BaseException) -> bool:
+    """Whether another process ended while this one waited for it."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return 'distributed' in Path(frame.filename).name
+
+
+def _first_places(ids: Sequence[Any], size: int) -> List[int]:
+    """Places of this process's images that no place before has.
+
+    Args:
+        ids: of the images that this process predicted.
+        size: predictions of all processes, without those that were added to
+            give each as many.
+    """
+    parts = gather(list(ids))
+    seen = set()
+    keep = []
+    for place in range(max(map(len, parts), default=0)):
+        for number, part in enumerate(parts):
+            within = place * len(parts) + number < size
+            if place < len(part) and within and part[place] not in seen:
+                seen.add(part[place])
+                if number == rank():
+                    keep.append(place)
+    return keep

@@ -1,0 +1,1 @@
+"""What users give: configs, data sets, images and hooks, and their faults."""

@@ -1,0 +1,225 @@
+"""Configs: reading them, and turning a float one into the quantized one."""
+import contextlib
+import re
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Mapping, Optional
+
+from mmengine.config import Config
+from mmengine.hub import get_config
+
+from isvit_det.backbones import QUANTIZED
+from isvit_det.backbones.others import advice
+from isvit_det.core.errors import QuantError, describe_error, explain
+from isvit_det.core.files import disk_error
+from isvit_det.core.spec import QuantConfig, optimises, parse_bits
+from isvit_det.inputs.config_forms import (class_of, has_lists, name_types_,
+                                           restore_tuples_)
+from isvit_det.inputs.hooks import is_calibration_hook
+from isvit_det.inputs.overrides import check_overrides
+
+DETECTOR = 'isvit_det.quantized_detector'
+HOOK = 'isvit_det.SOSCalibrationHook'
+# What MMDetection's DETRs write into the config that they are built from, and
+# refuse to find there.
+WRITTEN = {
+    'bbox_head': ('share_pred_layer', 'num_pred_layer', 'as_two_stage'),
+    'dn_cfg': ('num_classes', 'embed_dims', 'num_matching_queries')
+}
+# What MMEngine and the classes it builds raise for a wrong config, and say
+# enough of it. Of anything else the line names the place.
+CONFIG_ERRORS = (KeyError, TypeError, ValueError, AttributeError, OSError,
+                 ImportError, SyntaxError)
+
+
+def load_config(name: str, overrides: Optional[Mapping[str, Any]]) -> Config:
+    """Read a config; it is of one form, whichever form the file is of.
+
+    Args:
+        name: path of a file, or ``mmdet::FOLDER/NAME.py``.
+        overrides: values by dotted key, as ``--cfg-options`` gives them.
+
+    Raises:
+        QuantError: if there is no such config, or it cannot be read or has
+            no place for an override.
+    """
+    overrides = dict(overrides or {})
+    with config_errors(), _user_code(name):
+        if name.startswith('mmdet::'):
+            cfg = get_config(name)
+        elif not Path(name).is_file():
+            raise QuantError(f'config: there is no file {name}; give the path '
+                             'of a config, or mmdet::FOLDER/NAME.py.')
+        else:
+            cfg = Config.fromfile(name)
+        check_overrides(cfg._cfg_dict, overrides)
+        cfg.merge_from_dict(overrides)
+        name_types_(cfg)
+        if not str(cfg.filename).endswith('.py') or has_lists(overrides):
+            restore_tuples_(cfg._cfg_dict)
+    return cfg
+
+
+@contextlib.contextmanager
+def _user_code(name: str) -> Iterator[None]:
+    """Name the config in what else it raises: it may run any code."""
+    try:
+        yield
+    except (QuantError, *CONFIG_ERRORS):
+        raise
+    except Exception as error:
+        raise QuantError(f'config: {name} cannot be read: '
+                         f'{describe_error(error)}') from error
+
+
+@contextlib.contextmanager
+def config_errors() -> Iterator[None]:
+    """Turn what a wrong config raises into one line for its author."""
+    try:
+        yield
+    except QuantError:
+        raise
+    except FileNotFoundError as error:
+        what = f'there is no {error.filename}' if error.filename else error
+        raise QuantError(f'config: {what}; check data_root, ann_file and '
+                         '_base_.') from error
+    except CONFIG_ERRORS as error:
+        _refuse_imports(str(error))
+        full = disk_error(error)
+        if full is not None:
+            raise full from error
+        # MMEngine joins the bytes of all images, and there are none.
+        if 'at least one array' in str(error):
+            raise QuantError('test_dataloader: no image is evaluated; check '
+                             'ann_file, indices and filter_cfg.') from error
+        raise QuantError(f'config: {describe_error(error)}') from error
+    except Exception as error:
+        # mmdet's words on the packages that some of its classes need.
+        is_plain = any(
+            words in str(error)
+            for words in ('not installed', 'Failed to import'))
+        reason = str(error) if is_plain else explain(error)
+        raise QuantError(f'config: {reason}') from error
+
+
+def _refuse_imports(message: str) -> None:
+    """Raise if MMEngine says that custom imports of a config failed."""
+    found = re.search(r"custom modules from .*'imports': (\[.*?\]|'.*?')",
+                      message)
+    if found is None:
+        return
+    more = ''
+    if re.search('mmpretrain|mmcls', found[1]):
+        more = ("; backbones of theirs are not supported: use MMDetection's "
+                "'SwinTransformer' or 'isvit_det.VisionTransformer'")
+    raise QuantError(f'custom_imports: {found[1]} cannot be imported; install '
+                     f'the package, or take it out of the config{more}.')
+
+
+def quantize_config_(cfg: Config, quant: Mapping[str, Any]) -> None:
+    """Make a config's model quantized, in place.
+
+    A float config with a supported backbone becomes what our own configs
+    are, even after a model was built from it; one of ours takes the settings
+    over its own.
+
+    Args:
+        cfg: a whole config.
+        quant: values of ``QuantConfig`` that the user gave.
+
+    Raises:
+        QuantError: if there is no model, its backbone is not supported, or
+            a setting is wrong.
+    """
+    model = cfg.get('model')
+    if not isinstance(model, dict):
+        raise QuantError(f'config: {cfg.filename} has no model; give a '
+                         "detector's config.")
+    if model.get('type') != DETECTOR:
+        backbone = model.get('backbone')
+        if not isinstance(backbone, dict):
+            raise QuantError(f'config: model.backbone: expected a dict, got '
+                             f'{backbone!r}.')
+        name = backbone.get('type')
+        if name not in QUANTIZED:
+            instead = advice(name) or (
+                f'expected one of {sorted(QUANTIZED)}, or one of '
+                f'{sorted(set(QUANTIZED.values()))} in a {DETECTOR}')
+            raise QuantError(f'model.backbone.type: {name!r} is not '
+                             f'supported; {instead}.')
+        backbone['type'] = QUANTIZED[name]
+        for part, keys in WRITTEN.items():
+            for key in keys if isinstance(model.get(part), dict) else ():
+                model[part].pop(key, None)
+        model['base'] = model['type']
+        model['type'] = DETECTOR
+    settings = model.get('quant') or {}
+    if not isinstance(settings, dict):
+        raise QuantError(
+            f'config: model.quant: expected a dict of settings, got '
+            f'{settings!r}.')
+    settings = dict(settings)
+    # There are two ways to name bits; the user's one counts.
+    if 'bits' in quant:
+        settings.pop('weight_bits', None)
+        settings.pop('act_bits', None)
+    elif 'bits' in settings and {'weight_bits', 'act_bits'} & set(quant):
+        both = parse_bits(settings.pop('bits'))
+        settings.update(zip(('weight_bits', 'act_bits'), both))
+    settings.update(quant)
+    QuantConfig.from_dict(settings)
+    model['quant'] = settings
+
+
+def configure_hook_(cfg: Config,
+                    sos: Mapping[str, Any],
+                    store_gb: Optional[float] = None) -> None:
+    """Give a quantized config its calibration hook, in place.
+
+    Iterations that a config asks for are those of a method that optimises:
+    one that does not takes none, unless ``sos`` says otherwise.
+
+    Args:
+        cfg: a whole config, after ``quantize_config_``.
+        sos: values of ``SOSConfig`` that the user gave.
+        store_gb: memory for activations; None leaves it as it is.
+
+    Raises:
+        QuantError: if the config's hooks are no list of dicts, or several
+            calibrate.
+    """
+    given = cfg.get('custom_hooks') or []
+    if not isinstance(given, (list, tuple)) or not all(
+            isinstance(hook, dict) for hook in given):
+        raise QuantError(
+            f'config: custom_hooks: expected a list of dicts, got '
+            f'{given!r}.')
+    hooks: List[Dict[str, Any]] = list(given)
+    ours = [
+        hook for hook in hooks
+        if is_calibration_hook(class_of(hook.get('type')))
+    ]
+    if len(ours) > 1:
+        raise QuantError(f'config: custom_hooks: {len(ours)} hooks calibrate, '
+                         f'{[hook["type"] for hook in ours]}; keep one.')
+    if not ours:
+        ours = [dict(type=HOOK)]
+        hooks += ours
+    hook = ours[0]
+    settings = dict(hook.get('sos') or {})
+    method = cfg['model']['quant'].get('method', QuantConfig.method)
+    if not optimises(method):
+        settings.pop('iters', None)
+        settings.pop('lr', None)
+    settings.update(sos)
+    hook['sos'] = settings
+    if store_gb is not None:
+        hook['store_gb'] = store_gb
+    cfg['custom_hooks'] = hooks
+
+
+def is_replaceable(path: Path) -> bool:
+    """Whether a config is not there, or is one that a run has written."""
+    if not path.exists():
+        return True
+    text = path.read_text(errors='replace')
+    return DETECTOR in text and not re.search(r'^_base_|#', text, re.M)

@@ -1,0 +1,58 @@
+"""Hooks of the user: which are ours, and what to tell if one raises."""
+import contextlib
+from typing import Any, Iterator, Optional
+
+from mmengine.hooks import Hook
+
+from isvit_det.core.errors import QuantError, explain
+from isvit_det.core.files import disk_error
+
+
+def failing_hook(error: BaseException) -> Optional[str]:
+    """Class and method of the hook that raised an error, None if none did.
+
+    Args:
+        error: with its traceback.
+    """
+    trace, found = error.__traceback__, None
+    while trace is not None:
+        code, owner = trace.tb_frame.f_code, trace.tb_frame.f_locals.get(
+            'self')
+        # A hook of ours may run what belongs to others.
+        if isinstance(
+                owner,
+                Hook) and not type(owner).__module__.startswith('isvit_det.'):
+            found = f'{type(owner).__name__}.{code.co_name}'
+        trace = trace.tb_next
+    return found
+
+
+@contextlib.contextmanager
+def hook_errors() -> Iterator[None]:
+    """Turn what a hook of the user raises into one line that names it.
+
+    Raises:
+        QuantError: naming the hook, its method and what it raised.
+    """
+    try:
+        yield
+    except QuantError:
+        raise
+    except Exception as error:
+        name = failing_hook(error)
+        if name is None:
+            raise
+        full = disk_error(error)
+        if full is not None:
+            raise full from error
+        raise QuantError(f'hooks: {name} raised {explain(error)}; mend the '
+                         'hook or take it out of the config.') from error
+
+
+def is_calibration_hook(kind: Any) -> bool:
+    """Whether a class is ``SOSCalibrationHook`` or one of its children.
+
+    It is told by name, since it stands above of what reads configs.
+    """
+    return any(base.__name__ == 'SOSCalibrationHook'
+               for base in getattr(kind, '__mro__', ()))

@@ -1,0 +1,127 @@
+"""Annotations of an evaluation: whether each means what it seems to mean."""
+from typing import Any, Callable, Dict, List, Mapping, Optional
+
+from mmdet.datasets import CocoDataset
+from mmdet.datasets.api_wrappers import COCO
+from mmdet.evaluation import CocoMetric
+
+from isvit_det.core.errors import QuantError
+from isvit_det.inputs.annotations import (DATASET, ID, MASK, METRIC, SHAPE,
+                                          Path_, check_entries, entry_name,
+                                          is_read, wrong)
+from isvit_det.inputs.geometry import INSIDE, farthest, lies_inside, mask_fault
+
+
+def check_metric(metric: Any, path: Path_) -> List[str]:
+    """Check the annotations that a metric compares predictions with.
+
+    Args:
+        metric: any; those of COCO AP are checked.
+        path: of its annotation file.
+
+    Returns:
+        What counts for nothing, in sentences for the user.
+
+    Raises:
+        QuantError: naming the file's entry that lacks something, or with a
+            value that pycocotools misreads.
+    """
+    api = getattr(metric, '_coco_api', None)
+    if not isinstance(metric, CocoMetric) or not isinstance(api, COCO):
+        return []
+    content, masks = api.dataset, measures_masks(metric)
+    needs = dict(METRIC)
+    if masks:
+        needs['annotations'] = [*METRIC['annotations'], MASK]
+        needs['images'] = [ID, *SHAPE]
+
+    def counts(entry: Any) -> bool:
+        # pycocotools does not look at the others.
+        return entry['image_id'] in api.imgs
+
+    check_entries(path, content, needs, counts)
+    _check_ids(path, content)
+    _check_numbers(path, content, counts, masks, masks)
+    objects = content.get('annotations', [])
+    strange = {
+        'images':
+        sum(not counts(entry) for entry in objects),
+        'categories':
+        sum(entry['category_id'] not in api.cats for entry in objects)
+    }
+    return [
+        f'{count} of {len(objects)} annotations of {path} are of {section} '
+        'that it does not list: they count for nothing'
+        for section, count in strange.items() if count
+    ]
+
+
+def check_dataset(dataset: Any, content: Optional[Mapping[str, Any]],
+                  masks: bool, is_drawn: bool) -> None:
+    """Check the annotations that a data set in COCO's form reads.
+
+    Args:
+        dataset: built, no wrapper; those that read them in a way of their
+            own are not checked.
+        content: of its annotation file, None if it is in another form.
+        masks: whether masks are used.
+        is_drawn: whether a metric takes them as they are.
+
+    Raises:
+        QuantError: naming the file's entry and its value.
+    """
+    kind = type(dataset)
+    if (content is None or not isinstance(dataset, CocoDataset)
+            or kind.parse_data_info is not CocoDataset.parse_data_info):
+        return
+    path = dataset.ann_file
+    if kind.load_data_list is CocoDataset.load_data_list:
+        check_entries(path, content, DATASET, is_read)
+    _check_numbers(path, content, is_read, masks, is_drawn)
+
+
+def measures_masks(metric: Any) -> bool:
+    """Whether a metric is COCO AP of masks."""
+    return isinstance(metric, CocoMetric) and 'segm' in metric.metrics
+
+
+def _check_ids(path: Path_, content: Mapping[str, Any]) -> None:
+    """Raise if ids of images or categories cannot be sorted."""
+    for section in ('images', 'categories'):
+        entries = content[section]
+        for place, entry in enumerate(entries):
+            if type(entry['id']) is not type(entries[0]['id']):
+                name = entry_name(section, place, entry)
+                raise wrong(
+                    path, name, entry, 'id',
+                    f'the type of {entries[0]["id"]!r}, which {section}[0] '
+                    'has')
+
+
+def _check_numbers(path: Path_, content: Mapping[str, Any],
+                   counts: Callable[[Any], bool], masks: bool,
+                   is_drawn: bool) -> None:
+    """Raise if a box or a mask lies where nothing can be meant."""
+    limits: Dict[Any, float] = {
+        image['id']: farthest(image)
+        for image in content['images']
+    }
+    for place, entry in enumerate(content.get('annotations', [])):
+        # Those of unknown images are not read.
+        if entry['image_id'] not in limits or not counts(entry):
+            continue
+        key, limit = 'bbox', limits[entry['image_id']]
+        fault: Optional[str] = None
+        if key in entry and not lies_inside(entry[key], limit):
+            fault = f'numbers {INSIDE} ({limit:g} pixels)'
+        elif masks and (is_drawn or entry.get('segmentation')):
+            key = 'segmentation'
+            fault = mask_fault(entry.get(key), limit, is_drawn)
+        if fault is not None:
+            raise _wrong(path, place, entry, key, fault)
+
+
+def _wrong(path: Path_, place: int, entry: Mapping[str, Any], key: str,
+           fault: str) -> QuantError:
+    name = entry_name('annotations', place, entry)
+    return wrong(path, name, {key: entry.get(key)}, key, fault)

@@ -1,0 +1,1 @@
+"""Results, tables, progress and provenance."""

@@ -1,0 +1,212 @@
+"""What a run found: one table for people, one JSON file for programs."""
+import json
+import resource
+from pathlib import Path
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence
+
+import torch
+from mmengine.dist import all_reduce, get_world_size
+from torch import Tensor, nn
+
+from isvit_det.checkpoint import plain
+from isvit_det.core.errors import QuantError
+from isvit_det.core.files import write_atomically
+from isvit_det.core.layers import list_sites
+from isvit_det.evaluation.figures import Figures
+
+# Images that the backbone's error is measured on, at most.
+ERROR_IMAGES = 500
+
+
+@torch.no_grad()
+def backbone_error(model: Any, teacher: nn.Module,
+                   batches: Iterable[Any]) -> float:
+    """Mean relative error of a quantized backbone's output maps.
+
+    ``||quantized - float||^2 / ||float||^2``, averaged over the output maps
+    and over the first 500 images of the evaluation.
+
+    Args:
+        model: the quantized detector.
+        teacher: its backbone before calibration.
+        batches: of the evaluation's data loader.
+    """
+    limit = -(-ERROR_IMAGES // get_world_size())
+    errors: List[float] = []
+    for batch in batches:
+        inputs = model.data_preprocessor(batch, False)['inputs']
+        maps = zip(model.backbone(inputs), teacher(inputs))
+        each = torch.stack([relative_errors(*pair) for pair in maps])
+        errors += each.mean(0).tolist()
+        if len(errors) >= limit:
+            break
+    total = torch.tensor([sum(errors), len(errors)], dtype=torch.float64)
+    all_reduce(total)
+    return (total[0] / total[1]).item()
+
+
+def relative_errors(found: Tensor, wanted: Tensor) -> Tensor:
+    """``||found - wanted||^2 / ||wanted||^2`` of every image, shape (B,).
+
+    >>> relative_errors(torch.tensor([[1., 2.]]), torch.tensor([[0., 2.]]))
+    tensor([0.2500], dtype=torch.float64)
+    """
+    found, wanted = found.double().flatten(1), wanted.double().flatten(1)
+    return (found - wanted).square().sum(1) / wanted.square().sum(1)
+
+
+def format_table(rows: Sequence[Mapping[str, str]]) -> str:
+    """Rows with the same keys as an aligned Markdown table.
+
+    >>> print(format_table([{'model': 'float', 'AP': '61.2'}]))
+    | model |   AP |
+    | ----- | ---: |
+    | float | 61.2 |
+    """
+    keys = list(rows[0])
+    widths = [max(len(key), *(len(row[key]) for row in rows)) for key in keys]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [cells[0].ljust(widths[0])]
+        padded += [c.rjust(w) for c, w in zip(cells[1:], widths[1:])]
+        return '| ' + ' | '.join(padded) + ' |'
+
+    rule = ['-' * widths[0]] + ['-' * (w - 1) + ':' for w in widths[1:]]
+    body = [line([row[key] for key in keys]) for row in rows]
+    return '\n'.join([line(keys), line(rule), *body])
+
+
+def peak_memory() -> Dict[str, int]:
+    """Most bytes this process has held, on the host and on the GPU."""
+    peak = {'host': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    if torch.cuda.is_available():
+        peak['cuda'] = torch.cuda.max_memory_allocated()
+    return peak
+
+
+def weight_bytes(state: Mapping[str, Tensor]) -> int:
+    """Bytes of the tensors of a state dict."""
+    return sum(value.numel() * value.element_size()
+               for value in state.values())
+
+
+def count_calls(model: nn.Module) -> Dict[str, int]:
+    """Times every quantized site has run so far, by name."""
+    return {site.name: site.num_calls for site in list_sites(model)}
+
+
+def list_sites_run(model: nn.Module,
+                   before: Mapping[str, int]) -> List[Dict[str, Any]]:
+    """Every quantized site, with the times it has run since ``before``.
+
+    Raises:
+        QuantError: naming sites of the backbone that did not run; those of
+            heads may not, for want of detections.
+    """
+    sites = [
+        dict(site._asdict(), num_calls=site.num_calls - before[site.name])
+        for site in list_sites(model)
+    ]
+    silent = [
+        name for name in silent_sites(sites) if name.startswith('backbone.')
+    ]
+    if silent:
+        raise QuantError(f'these did not run quantized in the evaluation, so '
+                         f'its AP is not reported: {", ".join(silent)}.')
+    return sites
+
+
+def sum_calls(sites: Sequence[Mapping[str, Any]]) -> List[Dict[str, Any]]:
+    """Sites with the times they have run in all processes of the run."""
+    counts = torch.tensor([site['num_calls'] for site in sites])
+    all_reduce(counts)
+    return [
+        dict(site, num_calls=count)
+        for site, count in zip(sites, counts.tolist())
+    ]
+
+
+def silent_sites(sites: Iterable[Mapping[str, Any]]) -> List[str]:
+    """Names of the sites that did not run."""
+    return [site['name'] for site in sites if site['num_calls'] == 0]
+
+
+def write_result(path: Path, result: Mapping[str, Any]) -> None:
+    """Write a result as JSON, whole or not at all."""
+    text = json.dumps(plain(result), indent=1).encode()
+    write_atomically(path, lambda file: file.write(text))
+
+
+def table_rows(result: Mapping[str, Any]) -> List[Dict[str, str]]:
+    """The rows of the float and of the quantized model.
+
+    Args:
+        result: of a run, as ``result.json`` holds it.
+    """
+    seconds = result['seconds']
+    unquantized = result['float'] or {}
+    quantized = result['quantized']
+    error = result['backbone_error']
+    figures = Figures(unquantized, quantized)
+
+    def row(model: str, found: Mapping[str, Any], size: Optional[int],
+            memory: Mapping[str, int], **more: Optional[str]) -> dict:
+        cells = {
+            'model':
+            model,
+            **{
+                title: figures.cell(found, name)
+                for title, name in figures.columns.items()
+            }, 'bits':
+            more.get('bits'),
+            'scope':
+            more.get('scope'),
+            'method':
+            more.get('method'),
+            'backbone error':
+            more.get('error'),
+            'MB':
+            size and f'{size / 1e6:.1f}',
+            'calibration s':
+            more.get('calibration'),
+            'evaluation s':
+            more.get('evaluation'),
+            'peak GB':
+            memory and ' + '.join(f'{value / 1e9:.1f} {name}'
+                                  for name, value in memory.items())
+        }
+        return {key: value or '-' for key, value in cells.items()}
+
+    return [
+        row('float',
+            unquantized,
+            result['bytes']['float'],
+            unquantized.get('peak_memory', {}),
+            bits='32',
+            evaluation=_whole(seconds.get('float_evaluation'))),
+        row('quantized',
+            quantized,
+            result['bytes']['packed'],
+            result['peak_memory'],
+            bits=result['bits'],
+            scope=result['scope'],
+            method=result['method'],
+            error=None if error is None else f'{error:.4g}',
+            calibration=_whole(seconds.get('calibration')),
+            evaluation=_whole(seconds.get('quantized_evaluation'))),
+    ]
+
+
+def further_lines(result: Mapping[str, Any]) -> List[str]:
+    """What a table has no room for: other figures, and notes.
+
+    Args:
+        result: of a run, as ``result.json`` holds it.
+    """
+    figures = Figures(result['float'] or {}, result['quantized'])
+    lines = figures.list_rest() if figures.rest else []
+    return lines + [f'note: {note}' for note in result['notes']]
+
+
+def _whole(seconds: Optional[float]) -> Optional[str]:
+    return None if seconds is None else f'{seconds:.0f}'
