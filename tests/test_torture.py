@@ -3,10 +3,13 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from benchmarks.torture_files import mutate
 from tests.engine.tiny import REPO
 
 
+@pytest.mark.slow
 def test_a_few_kills_and_damaged_files(tmp_path):
     command = [
         sys.executable, '-m', 'benchmarks.torture', '--scale', '0.02',

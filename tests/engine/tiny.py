@@ -82,7 +82,7 @@ def shrink_(cfg: Config, data: Path) -> None:
     heads.mask_roi_extractor.out_channels = 16
     heads.mask_head.update(num_convs=1, in_channels=16, conv_out_channels=16)
     model.test_cfg.rpn.update(nms_pre=50, max_per_img=30)
-    model.test_cfg.rcnn.update(max_per_img=60)
+    model.test_cfg.rcnn.update(max_per_img=24)
     for split in ('train', 'val', 'test'):
         loader = cfg[f'{split}_dataloader']
         loader.update(num_workers=0, persistent_workers=False)

@@ -249,6 +249,7 @@ def test_data_are_read_from_another_folder(name):
         '/elsewhere/annotations/instances_val2017.json')
 
 
+@pytest.mark.slow
 def test_a_real_detector_in_real_processes(tmp_path):
     tiny = make_tiny(tmp_path)
     metafile = write_metafile(tmp_path / 'meta.yml', tiny.config, ['tiny'])
