@@ -141,6 +141,11 @@ class OneImage(Images):
         return dict(inputs=[torch.rand(3, *SIZE)], data_samples=[sample])
 
 
+def slow(*values):
+    """Parameters of a slow test."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 def shallow(name):
     """A detector of MMDetection on a shallow backbone, random weights."""
     init_default_scope('mmdet')
@@ -175,12 +180,12 @@ def shallow(name):
 @pytest.mark.parametrize('name, unrun, product', [
     ('tood/tood_r50_fpn_1x_coco.py', 'cls_decomp.reduction_conv.conv',
      'cls_decomp'),
-    ('ddq/ddq-detr-4scale_r50_8xb2-12e_coco.py', 'aux_reg_branches.5.4',
-     'cross_attn'),
+    slow('ddq/ddq-detr-4scale_r50_8xb2-12e_coco.py', 'aux_reg_branches.5.4',
+         'cross_attn'),
     ('yolact/yolact_r50_1xb8-55e_coco.py', 'segm_branch.segm_conv',
      'mask_head'),
-    ('queryinst/queryinst_r50_fpn_1x_coco.py', 'mask_head.4.conv_logits',
-     'instance_interactive_conv'),
+    slow('queryinst/queryinst_r50_fpn_1x_coco.py', 'mask_head.4.conv_logits',
+         'instance_interactive_conv'),
     ('condinst/condinst_r50_fpn_ms-poly-90k_coco_instance.py', None,
      'mask_head'),
     ('rtmdet/rtmdet-ins_tiny_8xb32-300e_coco.py', None, 'bbox_head'),

@@ -267,6 +267,7 @@ def test_mmdets_tools_need_our_package_installed_and_nothing_more(
     assert load(metrics)['coco/bbox_mAP'] > 0
 
 
+@pytest.mark.slow
 def test_settings_of_training_change_nothing(coco, tmp_path):
     """And nobody asks for the weights that training starts from."""
     source = make_shrunk(MASK_RCNN, coco, tmp_path)

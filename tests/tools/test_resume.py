@@ -12,6 +12,11 @@ from tests.engine.tiny import FLOAT_DEIT, make_tiny, same_file_state
 from tests.processes import in_process
 
 
+def slow(value):
+    """A parameter of a slow test."""
+    return pytest.param(value, marks=pytest.mark.slow)
+
+
 class Killed(BaseException):
     """Stands in for the signal where the moment can be patched in."""
 
@@ -87,7 +92,7 @@ def check_end(argv, work_dir, undisturbed, num_finished):
     assert found['backbone_error'] == wanted['backbone_error']
 
 
-@pytest.mark.parametrize('stage', [1, 2, 3])
+@pytest.mark.parametrize('stage', [slow(1), slow(2), 3])
 def test_a_run_killed_in_a_stage_ends_with_the_same_codes(
         tiny, undisturbed, tmp_path, stage):
     argv = command(tiny, tmp_path)
@@ -96,6 +101,7 @@ def test_a_run_killed_in_a_stage_ends_with_the_same_codes(
     check_end(argv, tmp_path, undisturbed, 3)
 
 
+@pytest.mark.slow
 def test_a_deit_killed_in_a_global_block_ends_with_the_same_codes(tmp_path):
     tiny = make_tiny(tmp_path / 'tiny', float_config=FLOAT_DEIT)
     assert main(command(tiny, tmp_path / 'undisturbed')) == 0
@@ -129,6 +135,7 @@ def test_another_command_does_not_take_the_state_over(tiny, undisturbed,
     assert any('starting anew' in log.read_text() for log in logs)
 
 
+@pytest.mark.slow
 def test_images_of_another_size_do_not_take_the_state_over(
         tiny, undisturbed, tmp_path):
     argv = command(tiny, tmp_path)
