@@ -25,6 +25,7 @@ from isvit_det.engine.images import Images
 from isvit_det.inputs.configs import load_config
 from isvit_det.registry import MODELS
 from tests.engine.tiny import FLOAT
+from tests.marks import slow
 
 SIZE = (128, 160)
 
@@ -139,11 +140,6 @@ class OneImage(Images):
                 batch_input_shape=SIZE))
         torch.manual_seed(index)
         return dict(inputs=[torch.rand(3, *SIZE)], data_samples=[sample])
-
-
-def slow(*values):
-    """Parameters of a slow test."""
-    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 def shallow(name):

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from isvit_det.core.errors import QuantError, describe_error
+from isvit_det.inputs.data_errors import last_line
 
 EXTENSIONS = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.bmp', '.webp',
               '.tif', '.tiff', '.ppm', '.pgm')
@@ -192,9 +193,7 @@ class ImageList(Dataset):
         try:
             yield from loader
         except QuantError as error:
-            # A worker puts its traceback before the message.
-            line = str(error).strip().splitlines()[-1]
-            raise QuantError(line.split('QuantError: ')[-1]) from error
+            raise QuantError(last_line(error)) from error
         except RuntimeError as error:
             if 'DataLoader worker' not in str(error):
                 raise

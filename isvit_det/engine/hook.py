@@ -106,8 +106,9 @@ class SOSCalibrationHook(Hook):
             if isinstance(hook, SOSCalibrationHook)
         ]
         if len(ours) > 1:
-            raise QuantError(f'custom_hooks: {len(ours)} hooks calibrate; '
-                             'keep one SOSCalibrationHook.')
+            names = [type(hook).__name__ for hook in ours]
+            raise QuantError(f'custom_hooks: {len(ours)} hooks calibrate, '
+                             f'{names}; keep one.')
         name = Path(str(self.out))
         if name.name != str(self.out) or name.suffix != '.pth':
             raise QuantError(f'SOSCalibrationHook: out={self.out!r}; give the '

@@ -184,8 +184,7 @@ def configure_hook_(cfg: Config,
         store_gb: memory for activations; None leaves it as it is.
 
     Raises:
-        QuantError: if the config's hooks are no list of dicts, or several
-            calibrate.
+        QuantError: if the config's hooks are no list of dicts.
     """
     given = cfg.get('custom_hooks') or []
     if not isinstance(given, (list, tuple)) or not all(
@@ -198,9 +197,6 @@ def configure_hook_(cfg: Config,
         hook for hook in hooks
         if is_calibration_hook(class_of(hook.get('type')))
     ]
-    if len(ours) > 1:
-        raise QuantError(f'config: custom_hooks: {len(ours)} hooks calibrate, '
-                         f'{[hook["type"] for hook in ours]}; keep one.')
     if not ours:
         ours = [dict(type=HOOK)]
         hooks += ours

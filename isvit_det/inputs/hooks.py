@@ -52,7 +52,7 @@ def hook_errors() -> Iterator[None]:
 def is_calibration_hook(kind: Any) -> bool:
     """Whether a class is ``SOSCalibrationHook`` or one of its children.
 
-    It is told by name, since it stands above of what reads configs.
+    It is told by its name, since the hook is of a higher floor.
     """
     return any(base.__name__ == 'SOSCalibrationHook'
                for base in getattr(kind, '__mro__', ()))

@@ -9,12 +9,8 @@ import torch
 from isvit_det.commands.quantize_det import main
 from isvit_det.engine import calibrate, run
 from tests.engine.tiny import FLOAT_DEIT, make_tiny, same_file_state
+from tests.marks import slow
 from tests.processes import in_process
-
-
-def slow(value):
-    """A parameter of a slow test."""
-    return pytest.param(value, marks=pytest.mark.slow)
 
 
 class Killed(BaseException):
