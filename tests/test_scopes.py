@@ -1,6 +1,7 @@
 """benchmarks/scopes.py: the file of one scope from that of the other."""
 import json
 
+import pytest
 import torch
 
 from benchmarks.scopes import keep_backbone
@@ -10,6 +11,7 @@ from isvit_det.packed_header import HEADER
 from tests.engine.tiny import make_tiny
 
 
+@pytest.mark.slow
 def test_the_backbone_of_a_whole_detector_is_that_of_its_own_run(tmp_path):
     tiny = make_tiny(tmp_path)
     quant = ['--bits', 'w3a3', '--method', 'isvit']

@@ -13,6 +13,7 @@ from tests.backbones.laws import (check_calibrates, check_equal_bit_for_bit,
                                   check_items_run_alone, check_keys,
                                   check_last_layers, check_rotation,
                                   check_stage_two, pair_up, units_forward)
+from tests.marks import slow
 
 SMALL = dict(
     embed_dims=16,
@@ -162,10 +163,10 @@ def test_a_backbone_alone_refuses_a_packed_state():
 
 
 @pytest.mark.parametrize('kwargs', [
-    dict(qkv_bias=False),
-    dict(patch_norm=False, out_indices=(1, 3)),
-    dict(with_cp=True, frozen_stages=2),
-    dict(strides=(4, 2, 1, 2)),
+    slow(dict(qkv_bias=False)),
+    slow(dict(patch_norm=False, out_indices=(1, 3))),
+    slow(dict(with_cp=True, frozen_stages=2)),
+    dict(strides=(4, 2, 1, 2), qkv_bias=False, patch_norm=False),
 ])
 def test_every_form_of_swin_can_be_calibrated(tmp_path, kwargs):
     source, model = swins(quant=dict(bits='w6a6'), **kwargs)
@@ -173,7 +174,9 @@ def test_every_form_of_swin_can_be_calibrated(tmp_path, kwargs):
     check_calibrates(source, model, images, tmp_path, limit=.3, iters=1)
 
 
-@pytest.mark.parametrize('method', ['minmax', 'repq', 'isvit_paper', 'isvit'])
+@pytest.mark.parametrize(
+    'method',
+    ['minmax', 'repq', slow('isvit_paper'), 'isvit'])
 def test_calibration_quantizes_a_swin_that_stays_close_at_8_bits(
         tmp_path, method):
     source, model = swins(quant=dict(method=method, bits='w8a8'))

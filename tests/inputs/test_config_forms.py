@@ -2,8 +2,8 @@
 import copy
 import json
 import resource
+import runpy
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
@@ -29,6 +29,7 @@ from isvit_det.inputs.config_forms import (as_python, class_of, name_types_,
 from isvit_det.inputs.configs import (DETECTOR, HOOK, configure_hook_,
                                       load_config, quantize_config_)
 from tests.engine.tiny import make_tiny
+from tests.processes import in_process
 
 
 class Unregistered:
@@ -164,6 +165,14 @@ def plain(tiny, tmp_path_factory):
     return config, results(folder / 'work')
 
 
+def run_tool(*argv):
+    """MMDetection's test, as its command line is."""
+    tool = str(Path(mmdet.__file__).parent / '.mim/tools/test.py')
+    sys.argv[:] = [tool, *argv]
+    runpy.run_path(tool, run_name='__main__')
+    return 0
+
+
 def test_classes_run_as_names_and_what_is_left_loads_again(
         tiny, plain, tmp_path):
     shutil.copy(tiny.config, tmp_path / 'base.py')
@@ -171,20 +180,12 @@ def test_classes_run_as_names_and_what_is_left_loads_again(
     pure.write_text(PURE)
     assert run(pure, tiny, tmp_path / 'work') == 0
     assert results(tmp_path / 'work') == plain[1]
-    tool = Path(mmdet.__file__).parent / '.mim/tools/test.py'
-    out = subprocess.run([
-        sys.executable,
-        str(tool),
-        str(tmp_path / 'work/pure.py'),
-        str(tmp_path / 'work/packed.pth'), '--work-dir',
-        str(tmp_path / 'again')
-    ],
-                         stdout=subprocess.PIPE,
-                         stderr=subprocess.STDOUT,
-                         text=True)
-    assert out.returncode == 0, out.stdout[-2000:]
+    status, printed = in_process(run_tool, str(tmp_path / 'work/pure.py'),
+                                 str(tmp_path / 'work/packed.pth'),
+                                 '--work-dir', str(tmp_path / 'again'))
+    assert status == 0, printed[-2000:]
     wanted = plain[1][1]['coco/bbox_mAP']
-    assert f'coco/bbox_mAP: {wanted:.4f}' in out.stdout
+    assert f'coco/bbox_mAP: {wanted:.4f}' in printed
 
 
 @pytest.mark.parametrize('suffix', ['json', 'yaml'])

@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -50,8 +51,40 @@ def packed_state(folder):
     return torch.load(folder / 'packed.pth', weights_only=True)['state_dict']
 
 
-def run_both(folder, iters, *options):
-    """Folder of a run of one process, and of one of two by torchrun."""
+def run_as(rank, port, argv):
+    """The run of one of two processes, as a launcher starts it."""
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE='2',
+        MASTER_ADDR='localhost',
+        MASTER_PORT=port)
+    return main([*argv, '--launcher', 'pytorch'])
+
+
+def by_forks(argv):
+    """Run in two processes, which have imported all; what they print."""
+    port = free_port()
+    with ThreadPoolExecutor(2) as pool:
+        ends = list(
+            pool.map(lambda rank: in_process(run_as, rank, port, argv),
+                     (0, 1)))
+    assert [status for status, _ in ends] == [0, 0], ends
+    return ends[0][1] + ends[1][1]
+
+
+def by_torchrun(argv):
+    """The same as a user starts it."""
+    torchrun = [
+        '-m', 'torch.distributed.run', '--nproc_per_node', '2',
+        '--master_port',
+        free_port()
+    ]
+    return ended(start([*torchrun, TOOL, *argv, '--launcher', 'pytorch']))
+
+
+def run_both(folder, iters, *options, start_two=by_torchrun):
+    """Folder of a run of one process, and of one of two."""
     tiny = make_tiny(folder)
     folders = [folder / 'one', folder / 'two']
     alone, together = ([
@@ -61,21 +94,15 @@ def run_both(folder, iters, *options):
     ] for work_dir in folders)
     status, printed = in_process(main, alone)
     assert status == 0, printed
-    torchrun = [
-        '-m', 'torch.distributed.run', '--nproc_per_node', '2',
-        '--master_port',
-        free_port()
-    ]
-    output = ended(
-        start([*torchrun, TOOL, *together, '--launcher', 'pytorch']))
     # One process prints the table.
-    assert output.count('| quantized') == 1
+    assert start_two(together).count('| quantized') == 1
     return folders
 
 
 def test_without_iterations_the_files_are_equal(tmp_path):
     """Ranges, and the correction of neck and heads."""
-    folders = run_both(tmp_path, '0', '--scope', 'detector')
+    folders = run_both(
+        tmp_path, '0', '--scope', 'detector', start_two=by_forks)
     assert same_file_state(*(folder / 'packed.pth' for folder in folders))
     alone, together = map(report, folders)
     for name in ('float', 'quantized'):

@@ -27,6 +27,7 @@ from isvit_det.inputs.configs import (configure_hook_, load_config,
                                       quantize_config_)
 from isvit_det.version import __version__
 from tests.engine.tiny import NUM_PICTURES, REPO, make_tiny, same_file_state
+from tests.marks import slow
 
 TOOL = REPO / 'tools/quantize_det.py'
 TEST_TOOL = Path(mmdet.__path__[0]) / '.mim/tools/test.py'
@@ -333,7 +334,7 @@ def test_a_site_that_does_not_run_quantized_stops_the_report(
     assert 'Epoch(test)' not in read_log(tmp_path)
 
 
-@pytest.mark.parametrize('scope', ['backbone', 'detector'])
+@pytest.mark.parametrize('scope', [slow('backbone'), 'detector'])
 @pytest.mark.parametrize('method', ['repq', 'isvit_paper'])
 def test_other_methods_go_the_same_way(tiny, tmp_path, method, scope):
     assert main([

@@ -174,6 +174,7 @@ def test_a_damaged_file_of_a_unit_is_made_again(tiny, undisturbed, tmp_path):
     assert logged(tmp_path, 'state saved of unit stages.3.blocks.0 is damaged')
 
 
+@pytest.mark.slow
 def test_a_state_of_another_unit_is_not_taken(tiny, undisturbed, tmp_path):
     argv = command(tiny, tmp_path)
     kill_before(argv, calibrate, 'calibrate_heads_')

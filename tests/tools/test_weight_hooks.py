@@ -14,6 +14,7 @@ from isvit_det.commands.quantize_det import main
 from isvit_det.core.errors import QuantError
 from isvit_det.engine.hook import SOSCalibrationHook
 from tests.engine.tiny import make_tiny, same_file_state
+from tests.marks import slow
 
 SHORT = ['--method', 'minmax', '--calib-images', '2']
 AVERAGES = {
@@ -53,7 +54,7 @@ def test_by_mmdetection(config, checkpoint, work_dir):
 test_by_mmdetection.__test__ = False  # type: ignore
 
 
-@pytest.fixture(scope='module', params=AVERAGES)
+@pytest.fixture(scope='module', params=['parameters', slow('buffers')])
 def trained(request, tiny, tmp_path_factory):
     """A config with an average, and a checkpoint trained with it."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -163,7 +164,9 @@ def plain(tiny, tmp_path_factory):
 
 
 @pytest.mark.parametrize('kind', [
-    'PruningHook', 'ReplacingHook', 'LoadingHook', 'SwappingModelHook', 'both'
+    slow('PruningHook'),
+    slow('ReplacingHook'),
+    slow('LoadingHook'), 'SwappingModelHook', 'both'
 ])
 def test_a_hook_of_the_users_is_left_out_once_it_has_run(
         kind, tiny, plain, tmp_path):
@@ -305,9 +308,9 @@ def test_only_one_hook_calibrates(other, tiny, tmp_path, capsys):
                             tmp_path / 'both')
 
 
-STAGES = ('before_run', 'after_load_checkpoint', 'before_test',
-          'before_test_epoch', 'before_test_iter', 'after_test_iter',
-          'after_test_epoch', 'after_test', 'after_run')
+STAGES = ('before_run', slow('after_load_checkpoint'), slow('before_test'),
+          'before_test_epoch', slow('before_test_iter'), 'after_test_iter',
+          slow('after_test_epoch'), slow('after_test'), 'after_run')
 
 
 @HOOKS.register_module()
