@@ -3,6 +3,8 @@ import importlib
 import sys
 from typing import List, Optional
 
+from isvit_det.host import quiet_imports
+
 # Module and purpose of each command.
 COMMANDS = {
     'quantize_det': ('isvit_det.commands.quantize_det',
@@ -48,7 +50,9 @@ def main(argv: Optional[List[str]] = None) -> int:
             file=sys.stderr)
         return 2
     sys.argv[0] = f'python -m isvit_det {name}'
-    return importlib.import_module(COMMANDS[name][0]).main(rest)
+    with quiet_imports():
+        module = importlib.import_module(COMMANDS[name][0])
+    return module.main(rest)
 
 
 if __name__ == '__main__':

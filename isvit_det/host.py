@@ -3,10 +3,12 @@
 They are looked up by import name: mmengine, mmcv and mmdet each come from two
 distributions (OpenMMLab's and the onedl forks) under the same import name.
 """
+import contextlib
 import importlib
 import importlib.util
+import io
 import re
-from typing import Optional, Tuple
+from typing import Iterator, Optional, Tuple
 
 OLDEST = {
     'torch': '2.0',
@@ -15,6 +17,20 @@ OLDEST = {
     'mmcv': '2.0.1',
     'mmdet': '3.3',
 }
+
+_said = io.StringIO()
+
+
+@contextlib.contextmanager
+def quiet_imports() -> Iterator[None]:
+    """Keep what packages print and warn of while they are imported."""
+    with contextlib.redirect_stdout(_said), contextlib.redirect_stderr(_said):
+        yield
+
+
+def said_at_import() -> str:
+    """All that ``quiet_imports`` has kept."""
+    return _said.getvalue()
 
 
 def check_host() -> None:

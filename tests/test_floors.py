@@ -15,7 +15,7 @@ FLOORS = (
     {''},
     {'core'},
     {'host'},
-    {'registry'},
+    {'registry', 'screen'},
     {'packed_header'},
     {'packed_state'},
     {'calibration', 'backbones', 'necks', 'datasets'},

@@ -30,6 +30,8 @@ from isvit_det.report.provenance import describe_origin, fingerprint
 from isvit_det.report.tables import (count_calls, format_table, list_sites_run,
                                      peak_memory, silent_sites, weight_bytes,
                                      write_result)
+from isvit_det.screen.output import watch
+from isvit_det.screen.progress import track
 
 FORMAT_VERSION = 1
 # What a classifier's run has besides. Its output hangs on few tokens of each
@@ -162,8 +164,8 @@ class ClassifierRun:
         self.sos = SOSConfig.from_dict({**preset, **sos}, config)
         self.transform = create_transform(
             **resolve_model_data_config(self.source))
-        self.logger = MMLogger.get_instance(
-            'quantize_cls', log_file=str(work_dir / 'quantize_cls.log'))
+        self.logger = MMLogger.get_instance('quantize_cls')
+        watch(self.logger)
         self.notes: List[str] = []
         self.taken = found.summary
         self.logger.info(self.taken)
@@ -293,8 +295,10 @@ class ClassifierRun:
     def _calibrate(self, origin: Mapping[str, Any]) -> List[UnitRecord]:
         assert self.sample is not None
         config = self.model.quant_config
-        self.logger.info(announcement(config, self.sos, len(self.sample)))
-        with CalibrationProgress(self.logger) as progress:
+        units = self.model.units()
+        self.logger.info(
+            announcement(config, self.sos, len(units), len(self.sample)))
+        with CalibrationProgress(self.logger, units) as progress:
             return calibrate(
                 self.model,
                 self.sample.tensors(self.sos.mirror_images),
@@ -319,12 +323,17 @@ class ClassifierRun:
         if not len(self.evaluated):
             return scores.means(False), []
         labels = torch.tensor(self.labels) if self.labels else None
-        for images, index in self.evaluated.batches(self.batch, self.workers):
-            images = images.to(self.device)
-            wanted = None if self.packed else self.source(images).cpu()
-            scores.add(wanted,
-                       self.model(images).cpu(),
-                       None if labels is None else labels[index])
+        num = len(self.evaluated)
+        self.logger.info(f'evaluating on {num} images')
+        with track('evaluating', num) as advance:
+            batches = self.evaluated.batches(self.batch, self.workers)
+            for images, index in batches:
+                images = images.to(self.device)
+                wanted = None if self.packed else self.source(images).cpu()
+                scores.add(wanted,
+                           self.model(images).cpu(),
+                           None if labels is None else labels[index])
+                advance(len(images))
         sites = list_sites_run(self.model, before)
         assert not silent_sites(sites)
         return scores.means(not self.packed), sites

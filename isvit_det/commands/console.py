@@ -28,6 +28,13 @@ class Parser(argparse.ArgumentParser):
             metavar='KEY=VALUE',
             help=purpose)
 
+    def add_verbose(self) -> None:
+        """Add ``--verbose``."""
+        self.add_argument(
+            '--verbose',
+            action='store_true',
+            help='show all that is written to the log')
+
 
 def given(**values: Any) -> Dict[str, Any]:
     """The arguments that were given.

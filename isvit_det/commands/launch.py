@@ -7,7 +7,7 @@ from typing import Iterator
 
 import torch
 from mmengine.device import get_device
-from mmengine.dist import is_distributed
+from mmengine.dist import is_distributed, is_main_process
 from torch import distributed as dist
 
 from isvit_det.core.errors import QuantError, describe_error
@@ -28,7 +28,7 @@ MAX_PROCESSES = 2**20
 
 
 @contextlib.contextmanager
-def joined(launcher: str) -> Iterator[None]:
+def joined(launcher: str) -> Iterator[bool]:
     """Be one of a run's processes.
 
     On GPUs MMEngine joins them, by nccl; on CPUs this does, by gloo.
@@ -40,6 +40,10 @@ def joined(launcher: str) -> Iterator[None]:
         QuantError: if the command was not started by that launcher, what the
             launcher says cannot be, the processes do not find each other, or
             there are fewer GPUs than processes.
+
+    Yields:
+        whether this process is the main one, which MMEngine itself knows
+        later only.
     """
     if launcher != 'none' and not is_distributed():
         _translate(launcher)
@@ -51,7 +55,8 @@ def joined(launcher: str) -> Iterator[None]:
                 'for the processes started here; start one for each, or set '
                 'CUDA_VISIBLE_DEVICES= to use CPUs.')
     try:
-        yield
+        is_first = launcher == 'none' or os.environ.get('RANK', '0') == '0'
+        yield is_first and is_main_process()
     finally:
         if launcher != 'none' and is_distributed():
             dist.destroy_process_group()

@@ -1,7 +1,7 @@
 """The command line of tools/quantize_cls.py."""
 import argparse
 from pathlib import Path
-from typing import List, Optional
+from typing import Any, List, Mapping, Optional
 
 from mmengine.device import get_device
 
@@ -11,7 +11,11 @@ from isvit_det.commands.console import (Parser, check_device, given,
 from isvit_det.core.errors import QuantError
 from isvit_det.core.files import alone_in
 from isvit_det.core.spec import METHODS
+from isvit_det.host import said_at_import
+from isvit_det.screen.output import say, showing
 
+# Name of the log in the work directory.
+LOG = 'quantize_cls.log'
 DESCRIPTION = """\
 Calibrate a timm ViT, DeiT or Swin classifier in low bits, write a packed
 checkpoint, and compare it with the float one. A run that was interrupted is
@@ -70,11 +74,12 @@ def parse_args(argv: Optional[List[str]]) -> argparse.Namespace:
         default=0,
         metavar='N',
         help='processes that read evaluation images')
+    parser.add_verbose()
     return parser.parse_args(argv)
 
 
 def quantize(args: argparse.Namespace) -> None:
-    """Do what the arguments ask for and print the table."""
+    """Do what the arguments ask for and show the table."""
     device = args.device or get_device()
     check_device(device)
     asked = given(bits=args.bits, method=args.method)
@@ -84,41 +89,46 @@ def quantize(args: argparse.Namespace) -> None:
         raise QuantError(f'--cfg-options: unknown key {min(more.rest)!r}; '
                          'expected quant.KEY or sos.KEY.')
     work_dir = Path(args.work_dir or f'work_dirs/{name}')
-    run = ClassifierRun(
-        args.model,
-        args.weights,
-        args.calib,
-        args.val,
-        quant={
-            **more.quant,
-            **asked
-        },
-        sos={
-            **more.sos,
-            **given(
-                num_images=args.calib_images,
-                iters=args.iters,
-                seed=args.seed,
-                items=args.items,
-                batch=args.batch)
-        },
-        work_dir=work_dir,
-        device=device,
-        store_gb=args.store_gb,
-        batch=args.eval_batch,
-        workers=args.workers)
-    with alone_in(work_dir):
-        result = run.run()
+    with showing(args.verbose, said_at_import()) as screen, alone_in(work_dir):
+        screen.open_log(work_dir / LOG)
+        run = ClassifierRun(
+            args.model,
+            args.weights,
+            args.calib,
+            args.val,
+            quant={
+                **more.quant,
+                **asked
+            },
+            sos={
+                **more.sos,
+                **given(
+                    num_images=args.calib_images,
+                    iters=args.iters,
+                    seed=args.seed,
+                    items=args.items,
+                    batch=args.batch)
+            },
+            work_dir=work_dir,
+            device=device,
+            store_gb=args.store_gb,
+            batch=args.eval_batch,
+            workers=args.workers)
+        show(run, run.run())
+
+
+def show(run: ClassifierRun, result: Mapping[str, Any]) -> None:
+    """Show what a run found and where its files are."""
     scores = result['scores']
-    print(f'\n{table(result)}\n\n{scores["images"]} images evaluated')
+    say(f'\n{table(result)}\n\n{scores["images"]} images evaluated')
     for note in [*result['notes'], result['weights']]:
-        print(note)
+        say(note)
     if result['units'] is not None:
         sos = result['provenance']['sos']
-        print(f'{result["provenance"]["images_used"]} calibration images, '
-              f'{sos["iters"]} iterations per unit and stage, learning rate '
-              f'{sos["lr"]:g}, {result["seconds"]["calibration"]:.0f} s')
-    print(f'packed checkpoint: {result["packed"]}\nreport: {run.report}')
+        say(f'{result["provenance"]["images_used"]} calibration images, '
+            f'{sos["iters"]} iterations per unit and stage, learning rate '
+            f'{sos["lr"]:g}, {result["seconds"]["calibration"]:.0f} s')
+    say(f'packed checkpoint: {result["packed"]}\nreport: {run.report}')
 
 
 def main(argv: Optional[List[str]] = None) -> int:

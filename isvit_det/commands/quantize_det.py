@@ -20,6 +20,7 @@ from isvit_det.core.errors import QuantError
 from isvit_det.core.files import alone_in, local_checkpoint
 from isvit_det.core.spec import METHODS, SCOPES
 from isvit_det.engine.run import QuantizationRun
+from isvit_det.host import said_at_import
 from isvit_det.inputs.config_forms import as_python
 from isvit_det.inputs.configs import (DETECTOR, config_errors, configure_hook_,
                                       is_replaceable, load_config,
@@ -27,7 +28,10 @@ from isvit_det.inputs.configs import (DETECTOR, config_errors, configure_hook_,
 from isvit_det.packed_state import packed_config
 from isvit_det.report.tables import (format_table, further_lines, silent_sites,
                                      table_rows)
+from isvit_det.screen.output import say, showing
 
+# Name of the log in the work directory.
+LOG = 'quantize_det.log'
 DESCRIPTION = """\
 Evaluate a float detector, calibrate it in low bits, write a packed
 checkpoint, evaluate that, and print both in one table. A run that was
@@ -74,6 +78,7 @@ def parse_args(argv: Optional[List[str]]) -> argparse.Namespace:
         help='how this process was started as one of several, which share '
         'the images; on GPUs, or on CPUs where there are none')
     add('--local_rank', '--local-rank', type=int)
+    parser.add_verbose()
     return parser.parse_args(argv)
 
 
@@ -157,7 +162,7 @@ def choose_device(device: Optional[str], launcher: str) -> Optional[str]:
         return None
     if device is None:
         if get_device() == 'cuda' and no_operators:
-            print("mmcv's operators were built without CUDA: using the CPU")
+            say("mmcv's operators were built without CUDA: using the CPU")
             return 'cpu'
         return None
     check_device(device)
@@ -169,42 +174,45 @@ def choose_device(device: Optional[str], launcher: str) -> Optional[str]:
 
 
 def quantize(args: argparse.Namespace) -> None:
-    """Do what the arguments ask for and print the table."""
-    device = choose_device(args.device, args.launcher)
-    with config_errors():
-        cfg = configure(args)
-    if args.local_rank is not None:
-        os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    setup_cache_size_limit_of_dynamo()
-    with joined(args.launcher):
-        with contextlib.ExitStack() as held:
-            if is_main_process():
-                held.enter_context(alone_in(Path(cfg.work_dir)))
-            run = QuantizationRun(cfg, device)
-            result = run.run(float_eval=not args.no_float_eval)
-            if is_main_process():
-                show(run, result)
-            run.close()
+    """Do what the arguments ask for and show the table."""
+    with contextlib.ExitStack() as held:
+        screen = held.enter_context(showing(args.verbose, said_at_import()))
+        device = choose_device(args.device, args.launcher)
+        with config_errors():
+            cfg = configure(args)
+        if args.local_rank is not None:
+            os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+        setup_cache_size_limit_of_dynamo()
+        if held.enter_context(joined(args.launcher)):
+            held.enter_context(alone_in(Path(cfg.work_dir)))
+            screen.open_log(Path(cfg.work_dir) / LOG)
+        else:
+            screen.mute()
+        run = QuantizationRun(cfg, device)
+        result = run.run(float_eval=not args.no_float_eval)
+        if is_main_process():
+            show(run, result)
+        run.close()
 
 
 def show(run: QuantizationRun, result: Mapping[str, Any]) -> None:
-    """Print what a run found and where its files are."""
-    print(f'\n{format_table(table_rows(result))}\n')
+    """Show what a run found and where its files are."""
+    say(f'\n{format_table(table_rows(result))}\n')
     for line in further_lines(result):
-        print(line)
-    print()
+        say(line)
+    say('')
     if result['units'] is not None:
-        print(f'{result["provenance"]["images_used"]} calibration images, '
-              f'{result["iters"]} iterations per unit and stage, learning '
-              f'rate {result["lr"]:g}')
+        say(f'{result["provenance"]["images_used"]} calibration images, '
+            f'{result["iters"]} iterations per unit and stage, learning '
+            f'rate {result["lr"]:g}')
     silent = silent_sites(result['sites'])
     if silent:
-        print(f'not reached in the evaluation, for want of detections: '
-              f'{", ".join(silent)}')
+        say(f'not reached in the evaluation, for want of detections: '
+            f'{", ".join(silent)}')
     if result['hooks_left_out']:
-        print('left out, since they change weights when a test begins: '
-              f'{", ".join(result["hooks_left_out"])}')
-    print(f'packed checkpoint: {run.packed}\nreport: {run.report}')
+        say('left out, since they change weights when a test begins: '
+            f'{", ".join(result["hooks_left_out"])}')
+    say(f'packed checkpoint: {run.packed}\nreport: {run.report}')
 
 
 def main(argv: Optional[List[str]] = None) -> int:

@@ -14,6 +14,7 @@ from pycocotools import mask as coco_mask
 from isvit_det.core.errors import QuantError
 from isvit_det.datasets.drawing import CLASSES, draw_picture
 from isvit_det.registry import DATASETS
+from isvit_det.screen.output import say
 
 SEED = 2311
 # Raised when the same seed draws other pictures.
@@ -84,7 +85,7 @@ def generate(root: Path, sizes: Dict[str, int]) -> None:
                              'folder as data_root.')
         return
     root.parent.mkdir(parents=True, exist_ok=True)
-    print(f'drawing {sum(sizes.values())} pictures into {root} (once)')
+    say(f'drawing {sum(sizes.values())} pictures into {root} (once)')
     draft = Path(tempfile.mkdtemp(prefix='.draft_', dir=root.parent))
     try:
         for split, num in sizes.items():

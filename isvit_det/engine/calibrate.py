@@ -52,9 +52,10 @@ def calibrate_detector_(model: Any,
     if model.products is None:
         model.products = find_products(model, images)
     quant = model.quant_config
-    logger.info(announcement(quant, sos, len(images)))
+    units = model.backbone.units()
+    logger.info(announcement(quant, sos, len(units), len(images)))
     with images.blamed(model), CalibrationProgress(
-            logger, is_main_process()) as progress:
+            logger, units, is_main_process()) as progress:
         records = calibrate(
             model.backbone,
             images.tensors(model, sos.mirror_images),
@@ -66,7 +67,7 @@ def calibrate_detector_(model: Any,
             on_event=progress,
             teacher=teacher)
     if quant.scope == 'detector':
-        logger.info('calibrating neck and heads')
+        logger.info(f'calibrating neck and heads on {len(images)} images')
         with images.blamed(model):
             calibrate_heads_(model, images, sos, logger)
     set_precision_(model, weights=True, acts=True)

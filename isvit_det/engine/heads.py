@@ -14,12 +14,13 @@ from isvit_det.core.errors import QuantError, describe_error
 from isvit_det.core.layers import (fit_weights_, observe, precision,
                                    quantized_layers, quantizers)
 from isvit_det.core.quantizers import Quantizer
-from isvit_det.core.ranks import mine
+from isvit_det.core.ranks import mine, num_ranks
 from isvit_det.core.spec import SOSConfig
 from isvit_det.core.swap import QUANTIZED_LAYERS, make_float_
 from isvit_det.engine.images import Images
 from isvit_det.engine.locations import Locations
 from isvit_det.engine.products import watch_products
+from isvit_det.screen.progress import track
 
 # What a model raises that does not fit its data, its settings or its host.
 PREDICTION_ERRORS = (RuntimeError, ValueError, TypeError, LookupError,
@@ -171,10 +172,11 @@ def _unreached(rest: nn.Module) -> Dict[str, Quantizer]:
 def _predict(model: Any,
              images: Images,
              start_image: Callable[[int], None] = lambda image: None) -> None:
-    with torch.no_grad():
+    with torch.no_grad(), track('neck and heads', len(images)) as advance:
         for image, batch in zip(mine(len(images)), images.batches()):
             start_image(image)
             model.test_step(batch)
+            advance(num_ranks())
 
 
 @contextlib.contextmanager

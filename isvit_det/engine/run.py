@@ -8,6 +8,7 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional
 
 from mmengine.config import Config
 from mmengine.dist import is_main_process
+from mmengine.logging import MMLogger
 from mmengine.runner import Runner, ValLoop
 from mmengine.runner.checkpoint import load_state_dict
 
@@ -34,8 +35,18 @@ from isvit_det.packed_state import is_calibrated
 from isvit_det.report.tables import (backbone_error, count_calls,
                                      list_sites_run, peak_memory, sum_calls,
                                      weight_bytes, write_result)
+from isvit_det.screen.output import watch
 
 FORMAT_VERSION = 1
+
+
+class _WatchedRunner(Runner):
+    """A runner of whose log the open screen shows what matters."""
+
+    def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
+        logger = super().build_logger(*args, **kwargs)
+        watch(logger)
+        return logger
 
 
 class QuantizationRun:
@@ -61,7 +72,7 @@ class QuantizationRun:
         check_writable(self.work_dir)
         with config_errors():
             truth = read_truth(cfg)
-            self.runner = Runner.from_cfg(cfg)
+            self.runner = _WatchedRunner.from_cfg(cfg)
             self.hook = next(
                 hook for hook in self.runner.hooks
                 if isinstance(hook, SOSCalibrationHook))
@@ -137,6 +148,7 @@ class QuantizationRun:
         found['sites'] = sum_calls(evaluation.about['sites'])
         self.seconds['quantized_evaluation'] = evaluation.seconds
         if teacher is not None:
+            self.runner.logger.info("measuring the backbone's error")
             with self._timed('backbone_error'):
                 found['backbone_error'] = backbone_error(
                     self.model, teacher, read(self.loader, 'test_dataloader'))
@@ -165,7 +177,7 @@ class QuantizationRun:
                     describe: Callable[[], Mapping[str, Any]]) -> Evaluation:
         key = prediction_key(sources)
         file = PredictionFile(self.work_dir / PREDICTIONS, name, key)
-        return Evaluation(self.runner, self.plan, file, describe,
+        return Evaluation(name, self.runner, self.plan, file, describe,
                           self._test_errors)
 
     def _evaluate_float(self) -> Dict[str, Any]:

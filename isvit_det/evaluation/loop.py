@@ -11,12 +11,13 @@ from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 
 from isvit_det.core.errors import QuantError, explain
-from isvit_det.core.ranks import gather, rank
+from isvit_det.core.ranks import gather, num_ranks, rank
 from isvit_det.evaluation.agreement import Plan, counts_part
-from isvit_det.evaluation.figures import (average_precision, fractions, gaps,
-                                          raw)
+from isvit_det.evaluation.figures import (Figures, average_precision,
+                                          fractions, gaps, raw)
 from isvit_det.evaluation.predictions import PredictionFile
 from isvit_det.evaluation.tasks import Task, is_split
+from isvit_det.screen.progress import duration, track
 
 # Folder of the predictions in the work directory.
 PREDICTIONS = 'predictions'
@@ -26,6 +27,7 @@ class Evaluation(Evaluator):
     """Stands in for a runner's evaluator, and keeps what passes through.
 
     Args:
+        name: of the model, for people.
         runner: whose test loop evaluates.
         plan: of the evaluation.
         file: of the predictions.
@@ -38,9 +40,11 @@ class Evaluation(Evaluator):
         seconds: that predicting and evaluating took.
     """
 
-    def __init__(self, runner: Runner, plan: Plan, file: PredictionFile,
-                 describe: Callable[[], Mapping[str, Any]],
+    def __init__(self, name: str, runner: Runner, plan: Plan,
+                 file: PredictionFile, describe: Callable[[], Mapping[str,
+                                                                      Any]],
                  watching: Callable[[], ContextManager[None]]) -> None:
+        self.name = name
         self.runner = runner
         self.loop = runner.test_loop
         self.real: Evaluator = self.loop.evaluator
@@ -56,6 +60,7 @@ class Evaluation(Evaluator):
         self._num_detections = 0
         self._part: Dict[str, Any] = {}
         self._start = 0.
+        self._advance: Callable[[int], None] = lambda more: None
 
     def run(self) -> Dict[str, Any]:
         """Predict and evaluate, or evaluate what an earlier run predicted.
@@ -86,7 +91,16 @@ class Evaluation(Evaluator):
                 self._process(samples, None)
             metrics = self._measure(len(self.loop.dataloader.dataset))
         self.seconds = earlier + time.perf_counter() - self._start
-        return self._outcome(metrics)
+        outcome = self._outcome(metrics)
+        figures = Figures(outcome)
+        cells = [
+            f'{title} {figures.cell(outcome, name) or "-"}'
+            for title, name in figures.columns.items()
+        ]
+        self.runner.logger.info(
+            f'{self.name} model: {", ".join([*cells, duration(self.seconds)])}'
+        )
+        return outcome
 
     def process(self,
                 data_samples: Sequence[Any],
@@ -99,6 +113,7 @@ class Evaluation(Evaluator):
         # A metric may change what it is given.
         self.file.add(samples)
         self._process(samples, data_batch)
+        self._advance(len(samples) * num_ranks())
 
     def evaluate(self, size: int) -> Dict[str, Any]:
         """Finish the file and evaluate."""
@@ -110,8 +125,11 @@ class Evaluation(Evaluator):
     def _predict(self) -> Dict[str, Any]:
         self.file.start()
         self.loop.evaluator = self
+        num = len(self.plan.indices)
+        self.runner.logger.info(
+            f'evaluating the {self.name} model on {num} images')
         try:
-            with self.watching():
+            with self.watching(), track(self.name, num) as self._advance:
                 return self.loop.run()
         finally:
             self.loop.evaluator = self.real

@@ -1,12 +1,15 @@
-"""Progress of a calibration: bars with time left, and a log line a unit."""
-from typing import Any, Dict
+"""Progress of a calibration: what it will do, a line a unit, time left."""
+import time
+from typing import Any, Dict, Sequence
 
 from mmengine.logging import MMLogger
-from rich.progress import (BarColumn, MofNCompleteColumn, Progress, TaskID,
-                           TextColumn, TimeRemainingColumn)
+from rich.progress import TaskID
 
 from isvit_det.calibration.sos import Event
+from isvit_det.core.layers import quantized_layers
 from isvit_det.core.spec import QuantConfig, SOSConfig
+from isvit_det.core.units import Unit
+from isvit_det.screen.progress import Pace, bars, duration
 
 STAGES = {
     1: 'stage 1: float weights',
@@ -15,12 +18,22 @@ STAGES = {
 }
 
 
-def announcement(quant: QuantConfig, sos: SOSConfig, num_images: int) -> str:
-    """What a calibration is going to do."""
+def announcement(quant: QuantConfig, sos: SOSConfig, num_units: int,
+                 num_images: int) -> str:
+    """What a calibration is going to do.
+
+    Args:
+        quant: its settings.
+        sos: its settings.
+        num_units: of the backbone.
+        num_images: without their mirror images.
+    """
     mirrored = ' and their mirror images' * sos.mirror_images
     return (f'calibrating {quant.bits} by {quant.method}, scope '
-            f'{quant.scope}: {num_images} images{mirrored}, {sos.iters} '
-            f'iterations per unit and stage, learning rate {sos.lr:g}')
+            f'{quant.scope}: {num_units} units on {num_images} images'
+            f'{mirrored}, each in 3 stages ({sos.iters_of(1)} iterations in '
+            f'stage 1, {sos.iters_of(3)} in stage 3), learning rate '
+            f'{sos.lr:g}')
 
 
 class CalibrationProgress:
@@ -28,20 +41,27 @@ class CalibrationProgress:
 
     Args:
         logger: gets a line for every unit and warning.
+        units: that are calibrated.
         visible: whether bars are drawn; rank 0 draws them.
     """
 
-    def __init__(self, logger: MMLogger, visible: bool = True) -> None:
+    def __init__(self,
+                 logger: MMLogger,
+                 units: Sequence[Unit],
+                 visible: bool = True) -> None:
         self.logger = logger
-        self.bars = Progress(
-            TextColumn('{task.description}'),
-            BarColumn(20),
-            MofNCompleteColumn(),
-            TextColumn('units, left'),
-            TimeRemainingColumn(),
-            TextColumn('{task.fields[unit]}'),
-            disable=not visible)
+        # A unit takes about as long as it has layers.
+        self.costs = [
+            max(1, len(quantized_layers(unit.module))) for unit in units
+        ]
+        self.bars = bars('units', visible)
         self.tasks: Dict[int, TaskID] = {}
+        self.pace = Pace()
+        self._start = time.monotonic()
+        self._began = -1
+        # Of the units that this run has calibrated itself.
+        self._cost = 0
+        self._seconds = 0.
 
     def __enter__(self) -> 'CalibrationProgress':
         self.bars.start()
@@ -55,20 +75,43 @@ class CalibrationProgress:
         if event.kind == 'warning':
             self.logger.warning(event.message)
         elif event.kind == 'images':
+            self._start = time.monotonic()
             self.tasks = {
                 stage:
-                self.bars.add_task(text, total=event.num_units, unit='')
+                self.bars.add_task(text, total=event.num_units, note='')
                 for stage, text in STAGES.items()
             }
         elif event.kind == 'step':
+            self._began = event.index
             share = event.step / event.num_steps if event.num_steps else 1
             self._show(event.stage, event.index + share, event.unit)
+            done = (event.index + (event.stage - 1 + share) / len(STAGES))
+            if self.bars.disable and self.pace.is_due(done / event.num_units):
+                self.logger.info(
+                    f'  unit {event.index + 1}/{event.num_units} stage '
+                    f'{event.stage}: {event.step}/{event.num_steps} '
+                    'iterations')
         elif event.kind == 'unit':
             # One taken from an earlier run went through no stage in this.
             for stage in STAGES:
                 self._show(stage, event.index + 1, event.unit)
+            self.pace.rest((event.index + 1) / event.num_units)
             self.logger.info(f'unit {event.index + 1}/{event.num_units} '
-                             f'{event.unit}: {event.message}')
+                             f'{event.unit}: {event.message}'
+                             f'{self._left(event)}')
+
+    def _left(self, event: Event) -> str:
+        """About how long the units after this one take, where known."""
+        now = time.monotonic()
+        seconds, self._start = now - self._start, now
+        # None has begun that is taken from an earlier run.
+        if self._began == event.index:
+            self._cost += self.costs[event.index]
+            self._seconds += seconds
+        rest = sum(self.costs[event.index + 1:])
+        if not rest or not self._cost:
+            return ''
+        return f', about {duration(self._seconds / self._cost * rest)} left'
 
     def _show(self, stage: int, units_done: float, unit: str) -> None:
-        self.bars.update(self.tasks[stage], completed=units_done, unit=unit)
+        self.bars.update(self.tasks[stage], completed=units_done, note=unit)

@@ -166,7 +166,7 @@ def test_nothing_to_measure_is_no_number(quantize, tiny, tmp_path, change,
     note, = result['notes']
     assert reason in note and path in note and f'note: {note}' in out
     # It was said before the work as well.
-    assert out.index(note) < out.index('Epoch(test)')
+    assert out.index(note) < out.index('evaluating the')
     assert '-100' not in out.split('| model')[1]
 
 
@@ -211,7 +211,7 @@ def test_ap_of_a_part_is_of_that_part(quantize, tiny, tmp_path):
     assert result['images'] == dict(evaluated=2, annotated=[4])
     note, = result['notes']
     assert '2 of the 4 images' in note and f'note: {note}' in out
-    assert out.index(note) < out.index('Epoch(test)')
+    assert out.index(note) < out.index('evaluating the')
     assert wanted['notes'] == [] and wanted['quantized']['part'] is None
 
 
@@ -372,7 +372,7 @@ def test_annotations_that_count_for_nothing_are_noted(quantize, tiny,
     note, = result['notes']
     assert 'count for nothing' in note and path in note
     assert f'note: {note}' in out and out.index(note) < out.index(
-        'Epoch(test)')
+        'evaluating the')
     # The trial's figures are none.
     assert out.count('bbox_mAP_copypaste') == 1
 
@@ -395,7 +395,7 @@ def test_a_setting_that_does_not_work_is_named(quantize, setting, capfd):
     key, value = setting.split('=')
     assert line.startswith(f'error: {key}') and value in line
     assert 'Error:' not in line or '(' in line
-    assert 'Epoch(test)' not in capfd.readouterr().out
+    assert 'evaluating the' not in capfd.readouterr().out
 
 
 def test_a_calibration_loader_without_a_data_set_is_told(quantize):

@@ -18,7 +18,8 @@ from mmengine.fileio import load
 from mmengine.runner import Runner
 
 from isvit_det.commands import quantize_det
-from isvit_det.commands.quantize_det import configure, main, parse_args
+from isvit_det.commands.quantize_det import (LOG, configure, main,
+                                             parse_args)
 from isvit_det.core.layers import list_sites
 from isvit_det.core.quantizers import Quantizer
 from isvit_det.core.spec import QuantConfig
@@ -54,7 +55,9 @@ def done(tiny, scope, tmp_path_factory):
         str(work_dir), *SHORT
     ]
     if scope == 'detector':
-        out = run_elsewhere(argv, tmp_path_factory.mktemp('elsewhere'))
+        out, errors = run_elsewhere(argv,
+                                    tmp_path_factory.mktemp('elsewhere'))
+        (work_dir / 'stderr').write_text(errors)
     else:
         with contextlib.redirect_stdout(io.StringIO()) as stream:
             assert main(argv) == 0
@@ -75,7 +78,7 @@ def run_elsewhere(argv, folder):
                              capture_output=True,
                              text=True)
     assert process.returncode == 0, process.stderr
-    return process.stdout
+    return process.stdout, process.stderr
 
 
 def report(work_dir):
@@ -109,6 +112,29 @@ def test_one_table_holds_both_models(done, scope):
     assert float(second['MB']) < float(first['MB'])
     assert float(second['backbone error']) > 0
     assert first['calibration s'] == first['backbone error'] == '-'
+
+
+def test_phases_are_shown_and_the_rest_is_logged(done, scope):
+    out = (done / 'stdout').read_text()
+    log = (done / LOG).read_text()
+    phases = [
+        f'log: {done / LOG}', 'evaluating the float model on 4 images',
+        'float model: box AP', 'calibrating w4a5', 'unit 1/8', 'left\n',
+        'unit 8/8', 'evaluating the quantized model on 4', '| model',
+        'packed checkpoint: ', 'report: '
+    ]
+    places = [out.index(words) for words in phases]
+    assert places == sorted(places)
+    assert len(out.splitlines()) < 50 and '\r' not in out and '\x1b' not in out
+    for hidden in ('System environment', 'Epoch(test)', 'pipeline=[',
+                   'loading annotations', 'mmengine'):
+        assert hidden in log and hidden not in out
+    for line in out.splitlines():
+        assert line in log
+    if scope == 'detector':
+        # What packages say when they are imported, in a process of its own.
+        assert (done / 'stderr').read_text() == ''
+        assert 'faster_coco_eval' in log
 
 
 def test_every_unit_is_logged(done):
