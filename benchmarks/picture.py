@@ -60,7 +60,7 @@ def detect(config: str, checkpoint: str, path: Path) -> Found:
 
 def color_of(label: int) -> np.ndarray:
     """A class's own colour in BGR, one of as many hues as classes."""
-    hue = np.uint8([[[180 * label // len(CLASSES), 230, 255]]])
+    hue = np.array([[[180 * label // len(CLASSES), 230, 255]]], np.uint8)
     return cv2.cvtColor(hue, cv2.COLOR_HSV2BGR)[0, 0].astype(np.float32)
 
 
@@ -120,6 +120,7 @@ def main() -> None:
     images = json.loads((root / dataset.ann_file).read_text())['images']
     path = root / dataset.data_prefix.img / images[args.image]['file_name']
     pixels = cv2.imread(str(path))
+    assert pixels is not None
     found = detect(f'{FLOAT}.py', str(weights), path)
     size = results[0]['bytes']['float'] / 1e6
     panels = [draw(pixels, found, f'float, {size:.1f} MB')]

@@ -65,6 +65,7 @@ def parse_args(argv: Optional[List[str]]) -> argparse.Namespace:
         metavar='KEY=VALUE',
         help='override settings of every config')
     add('--metafile', type=Path, default=METAFILE)
+    parser.add_verbose()
     args = parser.parse_args(argv)
     check_pairs(parser, args.cfg_options)
     return args
@@ -266,7 +267,8 @@ class Column:
                 options = data_options(cfg, args.data_root) + options
         if options:
             argv += ['--cfg-options', *options]
-        return Cell(TOOL, argv, self.folder / detector, weights)
+        return Cell(
+            TOOL, argv, self.folder / detector, weights, verbose=args.verbose)
 
     def _fail(self, detector: str, error: QuantError) -> None:
         self.reasons[detector] = 'failed'

@@ -25,12 +25,14 @@ class Cell:
         folder: its work directory.
         weights: file of the float weights that it starts from.
         report: name of the report in the folder.
+        verbose: whether the tool shows all that it logs.
     """
     tool: Path
     argv: Sequence[str]
     folder: Path
     weights: Path
     report: str = 'result.json'
+    verbose: bool = False
 
     def find(self) -> Optional[Result]:
         """The result, if there is one of these arguments and weights.
@@ -58,7 +60,11 @@ class Cell:
         found = self.find()
         if found is not None:
             return found
-        run_tool(self.tool, [*self.argv, '--work-dir', str(self.folder)])
+        # What is shown changes no result, and is not noted.
+        shown = ['--verbose'] if self.verbose else []
+        run_tool(self.tool,
+                 [*self.argv, '--work-dir',
+                  str(self.folder), *shown])
         text = json.dumps(list(self.argv)).encode()
         write_atomically(self._note, lambda file: file.write(text))
         found = self.find()

@@ -85,8 +85,9 @@ class CalibrationProgress:
             self._began = event.index
             share = event.step / event.num_steps if event.num_steps else 1
             self._show(event.stage, event.index + share, event.unit)
-            done = (event.index + (event.stage - 1 + share) / len(STAGES))
-            if self.bars.disable and self.pace.is_due(done / event.num_units):
+            done = event.index + (event.stage - 1 + share) / len(STAGES)
+            says_more = self.bars.disable and event.num_steps > 1
+            if says_more and self.pace.is_due(done / event.num_units):
                 self.logger.info(
                     f'  unit {event.index + 1}/{event.num_units} stage '
                     f'{event.stage}: {event.step}/{event.num_steps} '
