@@ -4,7 +4,7 @@
 SHELL := bash
 .SHELLFLAGS := -e -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo methods accuracy bench-calibration bench-scaling bench-memory \
+.PHONY: help demo picture methods accuracy bench-calibration bench-scaling bench-memory \
 	learn-coco60 bench-coco60 test test-openmmlab test-slow torture check train \
 	format clean
 
@@ -48,6 +48,9 @@ help:  ## show this list
 demo:  ## a small detector in 4 bits; BACKBONE=deit, or MODEL=cascade
 	@$(IN_ENV) TIMEFORMAT='make demo took %0R s'; \
 	time python $(or $(DEMO_$(MODEL)),$(DRAWN))
+
+picture:  ## draw docs/images/bits.jpg: the demo's detector in fewer bits
+	@$(IN_ENV) python -m benchmarks.picture
 
 methods:  ## the four methods at 3 bits on two seeds, of the demo's detector
 	@$(IN_ENV) python -m benchmarks.methods $(DRAWN)_isvit-w3a3_drawn.py

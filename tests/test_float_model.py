@@ -218,9 +218,9 @@ def test_what_a_run_compares_with_is_the_files_backbone(
             copies.append(value)
         return copy_of(value, *args)
 
-    def backbone_error(model, teacher, batches):
+    def backbone_error(model, teacher, *more):
         seen.append((model.backbone, teacher))
-        return error_of(model, teacher, batches)
+        return error_of(model, teacher, *more)
 
     for module in (run_module, sos_module):
         monkeypatch.setattr(module.copy, 'deepcopy', deepcopy)

@@ -62,9 +62,8 @@ class Cell:
             return found
         # What is shown changes no result, and is not noted.
         shown = ['--verbose'] if self.verbose else []
-        run_tool(self.tool,
-                 [*self.argv, '--work-dir',
-                  str(self.folder), *shown])
+        argv = [*self.argv, *shown, '--work-dir', str(self.folder)]
+        run_tool(self.tool, argv)
         text = json.dumps(list(self.argv)).encode()
         write_atomically(self._note, lambda file: file.write(text))
         found = self.find()

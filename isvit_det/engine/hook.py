@@ -1,5 +1,6 @@
 """SOSCalibrationHook: calibrates a model once its weights are loaded."""
 import contextlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Optional
@@ -239,7 +240,10 @@ class SOSCalibrationHook(Hook):
         if is_main_process():
             save_packed(model, packed, origin,
                         metainfo(runner.test_loop.dataloader.dataset))
-            runner.logger.info(f'packed checkpoint: {packed}')
+            # As the user sees it from here, who may have named no folder.
+            shown = os.path.relpath(packed)
+            where = packed if shown.startswith(os.pardir) else shown
+            runner.logger.info(f'packed checkpoint: {where}')
         self.outcome = Outcome(records, packed, origin)
         self._note_weights(runner)
 

@@ -32,10 +32,11 @@ from isvit_det.inputs.configs import config_errors
 from isvit_det.inputs.data_errors import TestWatch, read
 from isvit_det.inputs.hooks import hook_errors
 from isvit_det.packed_state import is_calibrated
-from isvit_det.report.tables import (backbone_error, count_calls,
+from isvit_det.report.tables import (ERROR_IMAGES, backbone_error, count_calls,
                                      list_sites_run, peak_memory, sum_calls,
                                      weight_bytes, write_result)
 from isvit_det.screen.output import watch
+from isvit_det.screen.progress import track
 
 FORMAT_VERSION = 1
 
@@ -149,9 +150,12 @@ class QuantizationRun:
         self.seconds['quantized_evaluation'] = evaluation.seconds
         if teacher is not None:
             self.runner.logger.info("measuring the backbone's error")
-            with self._timed('backbone_error'):
+            total = min(ERROR_IMAGES, len(self.plan.indices))
+            with self._timed('backbone_error'), \
+                    track('backbone error', total) as advance:
                 found['backbone_error'] = backbone_error(
-                    self.model, teacher, read(self.loader, 'test_dataloader'))
+                    self.model, teacher, read(self.loader, 'test_dataloader'),
+                    advance)
         self.seconds['total'] = time.perf_counter() - self.start
         result = self._result(found)
         if is_main_process():

@@ -2,7 +2,8 @@
 import json
 import resource
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence
+from typing import (Any, Callable, Dict, Iterable, List, Mapping, Optional,
+                    Sequence)
 
 import torch
 from mmengine.dist import all_reduce, get_world_size
@@ -19,8 +20,8 @@ ERROR_IMAGES = 500
 
 
 @torch.no_grad()
-def backbone_error(model: Any, teacher: nn.Module,
-                   batches: Iterable[Any]) -> float:
+def backbone_error(model: Any, teacher: nn.Module, batches: Iterable[Any],
+                   advance: Callable[[int], None]) -> float:
     """Mean relative error of a quantized backbone's output maps.
 
     ``||quantized - float||^2 / ||float||^2``, averaged over the output maps
@@ -30,6 +31,7 @@ def backbone_error(model: Any, teacher: nn.Module,
         model: the quantized detector.
         teacher: its backbone before calibration.
         batches: of the evaluation's data loader.
+        advance: is told how many more images of the run are done.
     """
     limit = -(-ERROR_IMAGES // get_world_size())
     errors: List[float] = []
@@ -38,6 +40,7 @@ def backbone_error(model: Any, teacher: nn.Module,
         maps = zip(model.backbone(inputs), teacher(inputs))
         each = torch.stack([relative_errors(*pair) for pair in maps])
         errors += each.mean(0).tolist()
+        advance(each.shape[1] * get_world_size())
         if len(errors) >= limit:
             break
     total = torch.tensor([sum(errors), len(errors)], dtype=torch.float64)

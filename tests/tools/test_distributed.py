@@ -94,8 +94,11 @@ def run_both(folder, iters, *options, start_two=by_torchrun):
     ] for work_dir in folders)
     status, printed = in_process(main, alone)
     assert status == 0, printed
-    # One process prints the table.
-    assert start_two(together).count('| quantized') == 1
+    # One process shows what is done, and the table.
+    printed = start_two(together)
+    for words in ('log: ', 'evaluating the float model on 4', 'unit 1/8',
+                  '| quantized'):
+        assert printed.count(words) == 1, printed
     return folders
 
 

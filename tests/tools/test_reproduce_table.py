@@ -19,7 +19,7 @@ import hashlib, json, pathlib, sys
 config, checkpoint, *options = sys.argv[1:]
 folder = pathlib.Path(options[-1])
 with open(folder.parents[1] / 'runs', 'a') as runs:
-    runs.write(folder.name + '\\n')
+    runs.write(folder.name + '!' * ('--verbose' in options) + '\\n')
 content = pathlib.Path(checkpoint).read_bytes()
 if content == b'bad':
     sys.exit('some warning\\nerror: it is bad')
@@ -127,6 +127,12 @@ def test_a_column_is_run_and_not_run_again(bench, capsys):
         }
     }
     assert '| a ' in capsys.readouterr().out
+    assert bench.run() == (0, [], table)
+
+
+def test_what_is_shown_is_passed_on_and_makes_no_other_run(bench):
+    status, runs, table = bench.run('--verbose')
+    assert (status, runs) == (0, ['a!', 'b!'])
     assert bench.run() == (0, [], table)
 
 
