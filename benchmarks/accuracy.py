@@ -35,7 +35,7 @@ from typing import (Any, Dict, Iterable, Iterator, List, Mapping, Optional,
 from benchmarks.scopes import keep_backbone
 from isvit_det.checkpoint import file_hash
 from isvit_det.classifiers.run import CLASSIFIER_SOS
-from isvit_det.commands.cells import Cell
+from isvit_det.commands.cells import QUANTIZE_CLS, QUANTIZE_DET, Cell
 from isvit_det.commands.console import run_command
 from isvit_det.core.spec import QuantConfig, SOSConfig, optimises, parse_bits
 from isvit_det.inputs.configs import load_config
@@ -338,13 +338,12 @@ class Accuracy:
             argv = [subject.config, str(subject.weights), *argv]
             argv += ['--scope', key.scope, '--no-float-eval']
             changed = {**changed, **self._images()}
-            tool = 'quantize_det.py'
+            command = QUANTIZE_DET
         else:
             argv = [subject.config, '--weights', str(subject.weights), *argv]
-            tool = 'quantize_cls.py'
+            command = QUANTIZE_CLS
         argv += _options(changed)
-        return Cell(ROOT / 'tools' / tool, argv, self._folder(key),
-                    subject.weights)
+        return Cell(command, argv, self._folder(key), subject.weights)
 
     def _float(self, key: Key) -> Mapping[str, Any]:
         """The result of a detector as it was given, in a run of minmax."""
@@ -352,7 +351,7 @@ class Accuracy:
         argv = [subject.config, str(subject.weights), '--method', 'minmax']
         argv += ['--calib-images', str(key.images)]
         argv += _options(self._images())
-        found = Cell(ROOT / 'tools/quantize_det.py', argv, self._folder(key),
+        found = Cell(QUANTIZE_DET, argv, self._folder(key),
                      subject.weights).run()
         return dict(quantized=found['float'], seconds=found['seconds'])
 
@@ -369,7 +368,7 @@ class Accuracy:
         argv = [subject.config, str(packed), '--scope', key.scope]
         argv += ['--bits', key.bits, '--method', key.variant]
         argv += _options(self._images())
-        found = Cell(whole.tool, argv, folder, subject.weights,
+        found = Cell(whole.command, argv, folder, subject.weights,
                      'result_packed.json').run()
         return dict(found, backbone_error=result['backbone_error'])
 

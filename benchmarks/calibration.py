@@ -26,7 +26,8 @@ from torch import Tensor
 from benchmarks.restart import calibrate_by_restart
 from isvit_det.calibration.sos import calibrate
 from isvit_det.checkpoint import read_checkpoint
-from isvit_det.commands.console import Parser, run_command, settings
+from isvit_det.commands.console import run_command, settings
+from isvit_det.commands.parsers import Parser
 from isvit_det.core.errors import QuantError
 from isvit_det.core.spec import SOSConfig
 from isvit_det.core.units import State

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Methods, bits and scopes on one detector, images and seeds, in one table.
 
-Each cell is a run of tools/quantize_det.py in a folder of its own. A cell
+Each cell is a run of quantize_det in a folder of its own. A cell
 that is done is not run again; one that was interrupted goes on.
 """
 import argparse
@@ -10,14 +10,13 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional
 
-from isvit_det.commands.cells import Cell, Result
+from isvit_det.commands.cells import QUANTIZE_DET, Cell, Result
 from isvit_det.commands.console import run_command
 from isvit_det.core.spec import METHODS
 from isvit_det.evaluation.figures import in_points
 from isvit_det.inputs.configs import load_config
 from isvit_det.report.tables import format_table
 
-TOOL = Path(__file__).parents[1] / 'tools/quantize_det.py'
 CONFIG = 'configs/drawn/mask-rcnn_swin-mini_fpn_isvit-w3a3_drawn.py'
 COLUMNS = [
     'method', 'seed', 'bits', 'scope', 'box AP', 'mask AP', 'backbone error',
@@ -65,7 +64,7 @@ class Grid:
         argv = [self.args.config, str(self.checkpoint), *quant, '--seed', seed]
         # The float model is the same in all cells: one of them tells.
         cells = [
-            Cell(TOOL, [*argv, *more], folder, self.checkpoint)
+            Cell(QUANTIZE_DET, [*argv, *more], folder, self.checkpoint)
             for more in ([], ['--no-float-eval'])
         ]
         found = cells[0].find() or cells[1].find()
@@ -73,7 +72,7 @@ class Grid:
         self.float = self.float or result['float']
         if self.args.learned:
             packed = [self.args.learned, str(folder / 'packed.pth'), *quant]
-            learned = Cell(TOOL, packed, folder, self.checkpoint,
+            learned = Cell(QUANTIZE_DET, packed, folder, self.checkpoint,
                            'result_packed.json')
             result['learned'] = learned.run()['quantized']
         return result
@@ -88,7 +87,7 @@ class Grid:
 
     def _float_of(self, config: str, folder: str) -> Mapping[str, Any]:
         argv = [config, str(self.checkpoint), '--method', 'minmax']
-        return Cell(TOOL, argv, self.folder / folder,
+        return Cell(QUANTIZE_DET, argv, self.folder / folder,
                     self.checkpoint).run()['float']
 
 

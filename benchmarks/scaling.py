@@ -9,7 +9,8 @@ import sys
 from typing import List, Optional
 
 from benchmarks.calibration import DRAWN, run_alone
-from isvit_det.commands.console import Parser, run_command
+from isvit_det.commands.console import run_command
+from isvit_det.commands.parsers import Parser
 from isvit_det.inputs.overrides import check_pairs
 from isvit_det.report.tables import format_table
 

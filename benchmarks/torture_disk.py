@@ -5,7 +5,6 @@ moment on at which a file is opened to be written, and then again with room.
 Where none can be mounted, files may not grow beyond a size instead.
 """
 import contextlib
-import importlib
 import os
 import random
 import re
@@ -23,11 +22,11 @@ import torch
 from benchmarks.torture_children import fork, wait
 from benchmarks.torture_models import (classifier_task, detector_task,
                                        make_classifier)
+from isvit_det.commands import publish_float
 from isvit_det.commands.cells import Cell
 from isvit_det.commands.console import run_command
 from isvit_det.core.digests import checksum
 
-TOOLS = Path(__file__).parents[1] / 'tools'
 # Bytes of the disk with room.
 ROOM = 64 << 20
 # Sizes of the disk that each command is tried with.
@@ -71,14 +70,12 @@ def commands(folder: Path) -> List[Command]:
     spill = ['--store-gb', '0']
 
     def publish(disk: Path) -> int:
-        sys.path.insert(0, str(TOOLS))
-        main = importlib.import_module('publish_float').main
-        return main([checkpoint, str(disk / 'float.pth')])
+        return publish_float.main([checkpoint, str(disk / 'float.pth')])
 
     def cell(disk: Path) -> int:
         script = disk.parent / 'tool.py'
         script.write_text(TOOL)
-        run = Cell(script, [weights], disk / 'cell', Path(weights)).run
+        run = Cell([str(script)], [weights], disk / 'cell', Path(weights)).run
         return run_command(lambda: print(len(run())))
 
     return [

@@ -1,4 +1,11 @@
 """I&S-ViT post-training quantization for MMDetection 3 detectors."""
+import contextlib
+
 from isvit_det.version import __version__
+
+# Quantizers and calibration need torch alone; without MMEngine there are no
+# configs to find. check_host() tells of a MMEngine that is missing or unfit.
+with contextlib.suppress(Exception):
+    from isvit_det import scope  # noqa: F401
 
 __all__ = ['__version__']

@@ -1,19 +1,16 @@
-"""``python -m isvit_det``: the package's commands, and the other tools."""
+"""``python -m isvit_det``, and the console script ``isvit_det``."""
 import importlib
 import sys
+from pathlib import Path
 from typing import List, Optional
 
-from isvit_det.host import quiet_imports
+from isvit_det.commands import parsers
+from isvit_det.host import check_host, quiet_imports
 
-# Module and purpose of each command.
+# Purpose of each command: a module of isvit_det/commands, and its parser.
 COMMANDS = {
-    'quantize_det': ('isvit_det.commands.quantize_det',
-                     'a detector in 2 to 8 bits, and its COCO AP'),
-    'quantize_cls': ('isvit_det.commands.quantize_cls',
-                     "one of timm's classifiers in 2 to 8 bits")
-}
-# Of the repository's folder tools/ only.
-TOOLS = {
+    'quantize_det': 'a detector in 2 to 8 bits, and its COCO AP',
+    'quantize_cls': "one of timm's classifiers in 2 to 8 bits",
     'convert_swin_od': 'checkpoints of Swin-Transformer-Object-Detection',
     'convert_vitdet': "Detectron2's ViTDet checkpoints",
     'reproduce_table': 'a column of the table of published results',
@@ -21,27 +18,48 @@ TOOLS = {
 }
 
 
-def describe() -> str:
-    """The text of ``--help``."""
+def describe(name: str) -> str:
+    """The text of ``--help``.
 
-    def lines(purposes: dict) -> List[str]:
-        return [f'  {name:16} {purpose}' for name, purpose in purposes.items()]
-
+    Args:
+        name: of this program.
+    """
+    lines = [f'  {key:16} {purpose}' for key, purpose in COMMANDS.items()]
     return '\n'.join([
-        'usage: python -m isvit_det COMMAND ...', '', 'commands:',
-        *lines({
-            name: purpose
-            for name, (_, purpose) in COMMANDS.items()
-        }), '', "in the repository's folder tools/ (python tools/NAME.py):",
-        *lines(TOOLS), '', 'Each takes --help. In Python: isvit_det.apis.'
+        f'usage: {name} COMMAND ...', '', 'commands:', *lines, '',
+        'Each takes --help. In Python: isvit_det.apis.'
     ])
 
 
+def run(name: str, argv: List[str]) -> int:
+    """Run a command; the exit status.
+
+    Args:
+        name: one of ``COMMANDS``.
+        argv: its arguments.
+    """
+    if {'-h', '--help'} & {*argv}:
+        # Before the packages are imported, which takes seconds. What looks
+        # like --help may be the value of an option.
+        getattr(parsers, name)().parse_args(argv)
+    try:
+        with quiet_imports():
+            check_host()
+            command = importlib.import_module(f'isvit_det.commands.{name}')
+    except ImportError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    return command.main(argv)
+
+
 def main(argv: Optional[List[str]] = None) -> int:
-    """Run a command; the exit status."""
+    """Run the command that is named first; the exit status."""
     name, *rest = (sys.argv[1:] if argv is None else argv) or ['--help']
+    program = Path(sys.argv[0]).name
+    if program == '__main__.py':
+        program = 'python -m isvit_det'
     if name in ('-h', '--help'):
-        print(describe())
+        print(describe(program))
         return 0
     if name not in COMMANDS:
         print(
@@ -49,10 +67,8 @@ def main(argv: Optional[List[str]] = None) -> int:
             f'{list(COMMANDS)}, or --help.',
             file=sys.stderr)
         return 2
-    sys.argv[0] = f'python -m isvit_det {name}'
-    with quiet_imports():
-        module = importlib.import_module(COMMANDS[name][0])
-    return module.main(rest)
+    sys.argv[0] = f'{program} {name}'
+    return run(name, rest)
 
 
 if __name__ == '__main__':

@@ -2,29 +2,50 @@
 
 ``type='isvit_det.NAME'`` resolves from any config, under any
 ``default_scope`` and without ``custom_imports``: MMEngine imports the package
-named by the scope, then the ``locations`` given here.
+named by the scope, then the ``locations`` given here. Our configs are
+MMDetection's otherwise: what has no scope in one that is inherited as
+``isvit_det::FOLDER/NAME.py`` is MMDetection's.
 """
+from typing import Any, Optional
+
 from isvit_det.host import check_host
 
 check_host()
 
-from mmengine.registry import DATASETS as MMENGINE_DATASETS
-from mmengine.registry import HOOKS as MMENGINE_HOOKS
-from mmengine.registry import MODELS as MMENGINE_MODELS
+import mmdet.registry  # noqa: F401
+from mmengine import registry as mmengine_registry
 from mmengine.registry import Registry
 
-MODELS = Registry(
-    'model',
-    parent=MMENGINE_MODELS,
-    scope='isvit_det',
-    locations=['isvit_det.backbones', 'isvit_det.necks', 'isvit_det.detector'])
-HOOKS = Registry(
-    'hook',
-    parent=MMENGINE_HOOKS,
-    scope='isvit_det',
-    locations=['isvit_det.engine'])
-DATASETS = Registry(
-    'dataset',
-    parent=MMENGINE_DATASETS,
-    scope='isvit_det',
-    locations=['isvit_det.datasets'])
+
+class ScopedRegistry(Registry):
+    """Finds types of its own, of MMDetection and of MMEngine, in this order.
+
+    Args:
+        parent: the root registry that it is a child of.
+        locations: modules to import before types are looked up.
+    """
+
+    def __init__(self, parent: Registry, *locations: str) -> None:
+        super().__init__(
+            parent.name,
+            parent=parent,
+            scope='isvit_det',
+            locations=list(locations))
+
+    def get(self, key: str) -> Optional[Any]:
+        self.import_from_location()
+        if '.' in key or key in self.module_dict:
+            return super().get(key)
+        return self.parent.get(f'mmdet.{key}')
+
+
+MODELS = ScopedRegistry(mmengine_registry.MODELS, 'isvit_det.backbones',
+                        'isvit_det.necks', 'isvit_det.detector')
+HOOKS = ScopedRegistry(mmengine_registry.HOOKS, 'isvit_det.engine')
+DATASETS = ScopedRegistry(mmengine_registry.DATASETS, 'isvit_det.datasets')
+# Kinds of which we have no types; MMEngine asks each for a module to import.
+OTHERS = [
+    ScopedRegistry(root, 'isvit_det.registry')
+    for root in vars(mmengine_registry).values()
+    if isinstance(root, Registry) and 'isvit_det' not in root.children
+]

@@ -11,7 +11,7 @@ import isvit_det
 PACKAGE = Path(isvit_det.__file__).parent
 # Low to high; parts of one floor do not know each other. '' is the package.
 FLOORS = (
-    {'version', '__version__'},
+    {'version', '__version__', 'scope'},
     {''},
     {'core'},
     {'host'},

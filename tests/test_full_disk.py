@@ -178,7 +178,7 @@ def test_a_classifiers_run_goes_on_when_there_is_room(tmp_path):
 def test_a_damaged_report_of_a_cell_is_made_again(tmp_path):
     weights = tmp_path / 'w.pth'
     weights.write_bytes(b'x')
-    cell = Cell(Path('tool.py'), [], tmp_path, weights)
+    cell = Cell(['tool.py'], [], tmp_path, weights)
     for text in ('', '[', '[]', '{}', '{"provenance": 3}'):
         (tmp_path / 'result.json').write_text(text)
         (tmp_path / 'result.argv.json').write_text('[]')

@@ -1,5 +1,6 @@
 """pip install . brings this package and leaves the host's as they are."""
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,8 @@ def source(tmp_path_factory):
         shutil.copytree(
             REPO / name,
             folder / name,
-            ignore=shutil.ignore_patterns('__pycache__'))
+            ignore=shutil.ignore_patterns('__pycache__', '*deit*.pth',
+                                          'cascade*.pth'))
     for name in ('setup.cfg', 'pyproject.toml', 'README.md', 'LICENSE'):
         shutil.copy(REPO / name, folder)
     return folder
@@ -41,10 +43,16 @@ def test_only_this_package_would_be_installed(source):
     assert names == ['isvit_det']
 
 
-def test_the_wheel_holds_every_module(source, tmp_path):
+@pytest.fixture(scope='module')
+def wheel(source, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('wheel')
     pip('wheel', '--no-index', '--no-build-isolation', '--no-deps',
-        '--wheel-dir', str(tmp_path), str(source))
-    wheel, = tmp_path.glob('*.whl')
+        '--wheel-dir', str(folder), str(source))
+    path, = folder.glob('*.whl')
+    return path
+
+
+def test_the_wheel_holds_every_module_and_config(wheel):
     packed = set(zipfile.ZipFile(wheel).namelist())
     modules = {
         str(path.relative_to(REPO))
@@ -53,3 +61,41 @@ def test_the_wheel_holds_every_module(source, tmp_path):
     assert len(modules) > 30 and modules <= packed
     assert not any(name.startswith('tests') for name in packed)
     assert any(name.endswith('LICENSE') for name in packed)
+    configs = {
+        f'isvit_det/.mim/{path.relative_to(REPO)}'
+        for kind in ('py', 'yml')
+        for path in (REPO / 'configs').rglob(f'*.{kind}')
+    }
+    assert len(configs) > 80 and configs <= packed
+    weights, = (name for name in packed if name.endswith('.pth'))
+    assert weights.endswith('drawn/mask-rcnn_swin-mini_fpn_drawn.pth')
+
+
+@pytest.mark.slow
+def test_the_wheel_runs_the_demo_without_a_clone(wheel, tmp_path):
+    """A command by its name, on a config by its name; and one of its own."""
+    site, folder = tmp_path / 'site', tmp_path / 'empty'
+    folder.mkdir()
+    pip('install', '--quiet', '--no-index', '--no-deps', '--target', str(site),
+        str(wheel))
+    env = dict(os.environ, PYTHONPATH=str(site))
+    name = 'isvit_det::drawn/mask-rcnn_swin-mini_fpn_isvit-w4a4_drawn.py'
+    own = folder / 'own.py'
+    own.write_text(f"_base_ = '{name}'\nmodel = dict(quant=dict(bits='w6a6'))")
+    for config, bits in ((name, 'w4a4'), (own, 'w6a6')):
+        done = subprocess.run([
+            site / 'bin/isvit_det', 'quantize_det', config, '--method',
+            'minmax', '--calib-images', '2', '--work-dir', bits,
+            '--cfg-options', 'test_dataloader.dataset.indices=8'
+        ],
+                              cwd=folder,
+                              env=env,
+                              capture_output=True,
+                              text=True)
+        assert done.returncode == 0, done.stderr
+        assert bits in done.stdout and 'float' in done.stdout
+        result = json.loads((folder / bits / 'result.json').read_text())
+        assert result['float']['metrics']['coco/bbox_mAP'] > .3
+    kept = (folder / 'w4a4' / 'mask-rcnn_swin-mini_fpn_isvit-w4a4_drawn.py')
+    assert str(REPO) not in kept.read_text()
+    assert (folder / 'data/drawn/version').is_file()

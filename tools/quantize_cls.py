@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Quantize a timm classifier and compare it with the float one."""
+"""Quantize one of timm's classifiers: from its weights to low bits."""
 import importlib.util
 import sys
 from pathlib import Path
@@ -7,12 +7,5 @@ from pathlib import Path
 if __name__ == '__main__':
     if importlib.util.find_spec('isvit_det') is None:
         sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    from isvit_det.host import check_host, quiet_imports
-    try:
-        with quiet_imports():
-            check_host()
-            from isvit_det.commands.quantize_cls import main
-    except ImportError as error:
-        print(f'error: {error}', file=sys.stderr)
-        sys.exit(2)
-    sys.exit(main())
+    from isvit_det.__main__ import run
+    sys.exit(run('quantize_cls', sys.argv[1:]))

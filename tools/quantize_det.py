@@ -7,12 +7,5 @@ from pathlib import Path
 if __name__ == '__main__':
     if importlib.util.find_spec('isvit_det') is None:
         sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    from isvit_det.host import check_host, quiet_imports
-    try:
-        with quiet_imports():
-            check_host()
-            from isvit_det.commands.quantize_det import main
-    except ImportError as error:
-        print(f'error: {error}', file=sys.stderr)
-        sys.exit(2)
-    sys.exit(main())
+    from isvit_det.__main__ import run
+    sys.exit(run('quantize_det', sys.argv[1:]))

@@ -1,33 +1,40 @@
-"""Cells of a table: runs of a tool, each in a folder of its own."""
+"""Cells of a table: runs of a command, each in a folder of its own."""
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Mapping, Optional, Sequence
 
+import isvit_det
 from isvit_det.checkpoint import file_hash
 from isvit_det.core.errors import QuantError
 from isvit_det.core.files import write_atomically
 
 Result = Mapping[str, Any]
+# What Python is given to run a command of this package.
+QUANTIZE_DET, QUANTIZE_CLS = (('-m', 'isvit_det', name)
+                              for name in ('quantize_det', 'quantize_cls'))
+PACKAGE = Path(isvit_det.__file__).parent
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A run of a tool, and the report that it leaves.
+    """A run of a command, and the report that it leaves.
 
     A note of the arguments is kept beside the report.
 
     Attributes:
-        tool: the script.
+        command: what Python is given to run it: a script, or the options
+            for a module.
         argv: its arguments, ``--work-dir`` aside.
         folder: its work directory.
         weights: file of the float weights that it starts from.
         report: name of the report in the folder.
-        verbose: whether the tool shows all that it logs.
+        verbose: whether the command shows all that it logs.
     """
-    tool: Path
+    command: Sequence[str]
     argv: Sequence[str]
     folder: Path
     weights: Path
@@ -55,7 +62,7 @@ class Cell:
         """The result, found or made; a run interrupted goes on.
 
         Raises:
-            QuantError: with the last line of the errors if the tool fails.
+            QuantError: with the last line of the errors if the command fails.
         """
         found = self.find()
         if found is not None:
@@ -63,14 +70,14 @@ class Cell:
         # What is shown changes no result, and is not noted.
         shown = ['--verbose'] if self.verbose else []
         argv = [*self.argv, *shown, '--work-dir', str(self.folder)]
-        run_tool(self.tool, argv)
+        run_command_line(self.command, argv)
         text = json.dumps(list(self.argv)).encode()
         write_atomically(self._note, lambda file: file.write(text))
         found = self.find()
         if found is None:
-            raise QuantError(
-                f'{self.tool.name} left no {self.report} of {self.weights} '
-                f'in {self.folder}; give a float checkpoint.')
+            name = command_name(self.command)
+            raise QuantError(f'{name} left no {self.report} of {self.weights} '
+                             f'in {self.folder}; give a float checkpoint.')
         return found
 
     @property
@@ -84,20 +91,39 @@ class Cell:
             for then, now in zip(noted, self.argv))
 
 
-def run_tool(tool: Path, argv: Sequence[str]) -> None:
-    """Run a script; what it prints appears here.
+def command_name(command: Sequence[str]) -> str:
+    """What a command is called.
+
+    >>> command_name(QUANTIZE_DET)
+    'quantize_det'
+    """
+    return Path(command[-1]).name
+
+
+def run_command_line(command: Sequence[str], argv: Sequence[str]) -> None:
+    """Run a command in a process of its own; what it prints appears here.
+
+    Args:
+        command: what Python is given to run it.
+        argv: arguments of the command.
 
     Raises:
         QuantError: with the last line of its errors if it fails.
     """
     last = 'no message'
-    with subprocess.Popen([sys.executable, str(tool), *argv],
+    # It finds the package that this process uses.
+    paths = [str(PACKAGE.parent), os.environ.get('PYTHONPATH', '')]
+    with subprocess.Popen([sys.executable, *command, *argv],
                           stderr=subprocess.PIPE,
+                          env={
+                              **os.environ, 'PYTHONPATH':
+                              os.pathsep.join(filter(None, paths))
+                          },
                           text=True,
                           errors='replace') as process:
         try:
             for line in process.stderr or ():
-                # An error is told once, by who started the tool.
+                # An error is told once, by who started the command.
                 if not line.startswith('error: '):
                     sys.stderr.write(line)
                 last = line.strip() or last
@@ -106,5 +132,5 @@ def run_tool(tool: Path, argv: Sequence[str]) -> None:
             process.terminate()
             raise
     if process.returncode != 0:
-        raise QuantError(f'{tool.name} failed with exit status '
+        raise QuantError(f'{command_name(command)} failed with exit status '
                          f'{process.returncode}: {last}')

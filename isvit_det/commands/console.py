@@ -1,39 +1,14 @@
 """What the commands share: one-line errors and exit statuses."""
-import argparse
 import contextlib
 import logging
 import sys
 from typing import (Any, Callable, Dict, Iterator, Mapping, NamedTuple,
-                    NoReturn, Optional, Set)
+                    Optional, Set)
 
 import torch
 
 from isvit_det.core.errors import QuantError
 from isvit_det.core.files import disk_error
-from isvit_det.inputs.overrides import OverrideAction
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f'error: {message}\n')
-
-    def add_overrides(self, purpose: str) -> None:
-        """Add ``--cfg-options``, read into a dict by dotted key."""
-        self.add_argument(
-            '--cfg-options',
-            nargs='+',
-            action=OverrideAction,
-            metavar='KEY=VALUE',
-            help=purpose)
-
-    def add_verbose(self) -> None:
-        """Add ``--verbose``."""
-        self.add_argument(
-            '--verbose',
-            action='store_true',
-            help='show all that is written to the log')
 
 
 def given(**values: Any) -> Dict[str, Any]:

@@ -2,8 +2,7 @@
 import argparse
 import re
 from pathlib import Path
-from typing import (Any, Callable, Dict, List, Mapping, Optional, Sequence,
-                    Tuple)
+from typing import Any, Callable, Dict, List, Mapping, Sequence, Tuple
 
 import torch
 from mmdet.registry import DATASETS, MODELS
@@ -11,7 +10,7 @@ from mmengine.registry import init_default_scope
 from torch import Tensor
 
 from isvit_det.checkpoint import plain_metainfo
-from isvit_det.commands.console import Parser, run_command
+from isvit_det.commands.console import run_command
 from isvit_det.core.errors import QuantError
 from isvit_det.core.files import write_atomically
 from isvit_det.core.weights import check_finite, check_values
@@ -134,27 +133,16 @@ def save_float(path: Path, state: Mapping[str, Tensor],
     print(f'{path}: {len(state)} tensors, {path.stat().st_size / 1e6:.1f} MB')
 
 
-def run_converter(convert_file: ConvertFile, description: str,
-                  source_help: str, argv: Optional[Sequence[str]]) -> int:
+def run_converter(convert_file: ConvertFile, args: argparse.Namespace) -> int:
     """Run a converter as a command.
 
     Args:
         convert_file: what it does.
-        description: of the command.
-        source_help: what it reads.
-        argv: the arguments; None for those of the process.
+        args: ``source``, ``out`` and ``config``.
 
     Returns:
         The status: 2 after a line that says what was wrong.
     """
-    parser = Parser(
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('source', type=Path, help=source_help)
-    parser.add_argument('out', type=Path, help='the file to write')
-    parser.add_argument(
-        '--config', required=True, help='the float config to fit')
-    args = parser.parse_args(argv)
 
     def work() -> None:
         check_out(args.source, args.out)

@@ -1,4 +1,4 @@
-"""The command line of tools/quantize_det.py."""
+"""A detector in low bits, and its AP beside the float one's."""
 import argparse
 import contextlib
 import os
@@ -13,12 +13,12 @@ from mmengine.dist import is_main_process
 
 from isvit_det.checkpoint import (is_packed, read_checkpoint,
                                   refuse_other_layouts)
-from isvit_det.commands.console import (Parser, check_device, given,
-                                        run_command, settings)
+from isvit_det.commands import parsers
+from isvit_det.commands.console import (check_device, given, run_command,
+                                        settings)
 from isvit_det.commands.launch import joined
 from isvit_det.core.errors import QuantError
 from isvit_det.core.files import alone_in, local_checkpoint
-from isvit_det.core.spec import METHODS, SCOPES
 from isvit_det.engine.run import QuantizationRun
 from isvit_det.host import said_at_import
 from isvit_det.inputs.config_forms import as_python
@@ -32,54 +32,10 @@ from isvit_det.screen.output import say, showing
 
 # Name of the log in the work directory.
 LOG = 'quantize_det.log'
-DESCRIPTION = """\
-Evaluate a float detector, calibrate it in low bits, write a packed
-checkpoint, evaluate that, and print both in one table. A run that was
-interrupted is resumed by the same command. With a packed CHECKPOINT there is
-only the evaluation."""
 
 
 def parse_args(argv: Optional[List[str]]) -> argparse.Namespace:
-    parser = Parser(
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add('config',
-        metavar='CONFIG',
-        help='one of ours, or a float config of a detector with a supported '
-        'backbone: a path, or mmdet::FOLDER/NAME.py')
-    add('checkpoint',
-        metavar='CHECKPOINT',
-        nargs='?',
-        help="float or packed file, or an address; default: the config's "
-        'load_from')
-    add('--bits', help='wNaM with N and M in 2..8, such as w4a4')
-    add('--scope', help=' or '.join(SCOPES))
-    add('--method', help=', '.join(METHODS))
-    add('--calib-images', type=int, metavar='N', help='drawn by the seed')
-    add('--iters', type=int, metavar='N', help='per unit and stage')
-    add('--seed', type=int, metavar='N')
-    add('--work-dir',
-        help="default: the config's, or work_dirs/NAME_OF_CONFIG, with the "
-        'bits, scope and method given here added to the name')
-    add('--no-float-eval',
-        action='store_true',
-        help='do not evaluate the float model first')
-    add('--device', help='cpu, cuda or cuda:N; default: a GPU if there is one')
-    add('--store-gb',
-        type=float,
-        metavar='GB',
-        help='memory for activations; default: half of what is free')
-    parser.add_overrides('override settings of the config, or of the '
-                         'quantization: quant.KEY=VALUE, sos.KEY=VALUE')
-    add('--launcher',
-        choices=['none', 'pytorch', 'slurm', 'mpi'],
-        default='none',
-        help='how this process was started as one of several, which share '
-        'the images; on GPUs, or on CPUs where there are none')
-    add('--local_rank', '--local-rank', type=int)
-    parser.add_verbose()
-    return parser.parse_args(argv)
+    return parsers.quantize_det().parse_args(argv)
 
 
 def configure(args: argparse.Namespace) -> Config:

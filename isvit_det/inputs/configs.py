@@ -35,7 +35,8 @@ def load_config(name: str, overrides: Optional[Mapping[str, Any]]) -> Config:
     """Read a config; it is of one form, whichever form the file is of.
 
     Args:
-        name: path of a file, or ``mmdet::FOLDER/NAME.py``.
+        name: path of a file, or ``mmdet::FOLDER/NAME.py``, or
+            ``isvit_det::FOLDER/NAME.py``.
         overrides: values by dotted key, as ``--cfg-options`` gives them.
 
     Raises:
@@ -44,11 +45,12 @@ def load_config(name: str, overrides: Optional[Mapping[str, Any]]) -> Config:
     """
     overrides = dict(overrides or {})
     with config_errors(), _user_code(name):
-        if name.startswith('mmdet::'):
+        if name.startswith(('mmdet::', 'isvit_det::')):
             cfg = get_config(name)
         elif not Path(name).is_file():
             raise QuantError(f'config: there is no file {name}; give the path '
-                             'of a config, or mmdet::FOLDER/NAME.py.')
+                             'of a config, mmdet::FOLDER/NAME.py or '
+                             'isvit_det::FOLDER/NAME.py.')
         else:
             cfg = Config.fromfile(name)
         check_overrides(cfg._cfg_dict, overrides)

@@ -3,12 +3,12 @@ import pytest
 from mmengine.config import Config
 
 from benchmarks import calibration, scaling
-from isvit_det.commands import quantize_cls, quantize_det
-from isvit_det.commands.console import Parser, settings
+from isvit_det.commands import quantize_cls, quantize_det, reproduce_table
+from isvit_det.commands.console import settings
+from isvit_det.commands.parsers import Parser
 from isvit_det.core.errors import QuantError
 from isvit_det.inputs.configs import load_config
 from isvit_det.inputs.overrides import check_overrides
-from tools import reproduce_table
 
 UNREADABLE = [
     "custom_hooks=[dict(type='EMAHook')]",

@@ -1,19 +1,17 @@
-"""tools/convert_swin_od.py against a plain reading of the original layout."""
+"""convert_swin_od against a plain reading of the original layout."""
 import math
-import runpy
 
 import pytest
 import torch
 from mmdet.datasets import CocoDataset
 from torch.nn import functional as F
 
+from isvit_det.commands.convert_swin_od import main
 from isvit_det.inputs.configs import load_config
 from tests.engine.tiny import REPO
 from tests.tools.original import (assert_close, build, check_input,
                                   check_refused, check_rpn, conv, deconv,
                                   layer_norm, linear)
-
-main = runpy.run_path(str(REPO / 'tools/convert_swin_od.py'))['main']
 
 WINDOW, SHIFT, HEADS = 7, 3, (1, 2, 2, 4)
 EMBED, DEPTH, STAGES = 8, 2, 4

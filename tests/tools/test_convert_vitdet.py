@@ -1,9 +1,8 @@
-"""tools/convert_vitdet.py against a plain reading of Detectron2's layout."""
+"""convert_vitdet against a plain reading of Detectron2's layout."""
 import math
 import os
 import pickle
 import re
-import runpy
 
 import pytest
 import torch
@@ -11,12 +10,11 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 from torch.nn import functional as F
 
+from isvit_det.commands.convert_vitdet import main
 from tests.engine.tiny import REPO
 from tests.tools.original import (assert_close, build, check_input,
                                   check_refused, check_rpn, conv, deconv,
                                   layer_norm, linear)
-
-main = runpy.run_path(str(REPO / 'tools/convert_vitdet.py'))['main']
 
 EMBED, DEPTH, HEADS, SIDE = 32, 3, 2, 4
 WINDOW, GLOBAL, REL_POS = 4, (1, ), 8

@@ -1,15 +1,12 @@
-"""tools/publish_float.py: what is kept, and what is refused."""
-import runpy
+"""publish_float: what is kept, and what is refused."""
 
 import pytest
 import torch
 
 from isvit_det.checkpoint import save_packed
+from isvit_det.commands.publish_float import main
 from isvit_det.core.spec import QuantConfig
-from tests.engine.tiny import REPO
 from tests.toy import toy
-
-main = runpy.run_path(str(REPO / 'tools/publish_float.py'))['main']
 
 
 def work_dir(tmp_path):

@@ -18,7 +18,7 @@ from mmengine.fileio import load
 from mmengine.runner import Runner
 
 from isvit_det.commands import quantize_det
-from isvit_det.commands.quantize_det import (LOG, configure, main, parse_args)
+from isvit_det.commands.quantize_det import LOG, configure, main, parse_args
 from isvit_det.core.layers import list_sites
 from isvit_det.core.quantizers import Quantizer
 from isvit_det.core.spec import QuantConfig
@@ -118,8 +118,8 @@ def test_phases_are_shown_and_the_rest_is_logged(done, scope):
     phases = [
         f'log: {done / LOG}', 'evaluating the float model on 4 images',
         'float model: box AP', 'calibrating w4a5', 'unit 1/8', 'left\n',
-        'unit 8/8', 'packed checkpoint: ',
-        'evaluating the quantized model on 4', '| model', 'report: '
+        'unit 8/8', 'evaluating the quantized model on 4', '| model',
+        'packed checkpoint: ', 'report: '
     ]
     places = [out.index(words) for words in phases]
     assert places == sorted(places)
@@ -321,10 +321,9 @@ def test_without_float_evaluation_its_row_is_empty(tiny, tmp_path, capsys):
     assert main([
         tiny.config, tiny.checkpoint, '--work-dir',
         str(tmp_path), '--no-float-eval', '--method', 'minmax',
-        '--calib-images', '99', '--verbose'
+        '--calib-images', '99'
     ]) == 0
     out = capsys.readouterr().out
-    assert 'Epoch(test)' in out and 'loading annotations' in out
     row, = (line for line in out.splitlines() if line.startswith('| float'))
     assert row.split('|')[2:4] == ['      - ', '       - ']
     result = report(tmp_path)

@@ -1,17 +1,15 @@
-"""tools/reproduce_table.py: the column, what is kept, and what is refused."""
+"""reproduce_table: the column, what is kept, and what is refused."""
 import json
 import re
-import runpy
 import shutil
 
 import pytest
 
+from isvit_det.commands import reproduce_table
 from isvit_det.commands.cells import Cell
+from isvit_det.commands.reproduce_table import main
 from isvit_det.inputs.configs import load_config
 from tests.engine.tiny import REPO, make_tiny
-
-MODULE = runpy.run_path(str(REPO / 'tools/reproduce_table.py'))
-main = MODULE['main']
 
 # Stands for the tool: as fast, and fails on request.
 STAND_IN = '''
@@ -99,7 +97,7 @@ class Bench:
 def bench(tmp_path, monkeypatch):
     tool = tmp_path / 'stand_in.py'
     tool.write_text(STAND_IN)
-    monkeypatch.setitem(main.__globals__, 'TOOL', tool)
+    monkeypatch.setattr(reproduce_table, 'QUANTIZE_DET', [str(tool)])
     return Bench(tmp_path)
 
 
@@ -197,7 +195,7 @@ def test_an_interruption_keeps_what_is_done(bench, monkeypatch, capsys):
 
 def test_a_report_of_other_weights_is_no_result(bench, tmp_path):
     """As when a packed file is given for a float one."""
-    cell = Cell(tmp_path / 'stand_in.py',
+    cell = Cell([str(tmp_path / 'stand_in.py')],
                 ['x', str(bench.sources / 'a.pth')], tmp_path / 'table/one',
                 bench.sources / 'b.pth')
     with pytest.raises(ValueError, match='give a float checkpoint'):
@@ -245,7 +243,8 @@ def test_errors_are_one_line(argv, message, tmp_path, monkeypatch, capsys):
 ])
 def test_data_are_read_from_another_folder(name):
     path = str(REPO / 'configs' / name)
-    options = MODULE['data_options'](load_config(path, None), '/elsewhere')
+    options = reproduce_table.data_options(
+        load_config(path, None), '/elsewhere')
     cfg = load_config(path, dict(option.split('=') for option in options))
     for split in ('train', 'val', 'test'):
         loader = cfg[f'{split}_dataloader']

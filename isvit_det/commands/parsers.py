@@ -1,0 +1,228 @@
+"""The command lines: what each command is given.
+
+Nothing here imports the host's packages, so that ``--help`` answers at once.
+"""
+import argparse
+from pathlib import Path
+from typing import Any, NoReturn, Optional
+
+from isvit_det.core.spec import METHODS, SCOPES
+
+QUANTIZE_DET = """\
+Evaluate a float detector, calibrate it in low bits, write a packed
+checkpoint, evaluate that, and print both in one table. A run that was
+interrupted is resumed by the same command. With a packed CHECKPOINT there is
+only the evaluation."""
+QUANTIZE_CLS = """\
+Calibrate a timm ViT, DeiT or Swin classifier in low bits, write a packed
+checkpoint, and compare it with the float one. A run that was interrupted is
+resumed by the same command. Packed weights are evaluated only."""
+REPRODUCE_TABLE = """\
+Reproduce a column of the paper's table: every detector at some bits.
+
+Each detector of the metafile is quantized by quantize_det in a folder of its
+own. A cell that is done is not run again, as long as checkpoint and arguments
+are the same; one that was interrupted goes on. The table,
+WORK_DIR/BITS_SCOPE_METHOD.md, is written anew after each cell. If a cell
+fails, the table says so, the others go on, and the exit status is 1."""
+CONVERT_VITDET = """\
+Convert a ViTDet checkpoint of Detectron2 for a ViT config of configs/vit.
+Every weight of the file is used and every weight of the config's model is
+filled, or nothing is written."""
+CONVERT_SWIN_OD = """\
+Convert a checkpoint of Swin-Transformer-Object-Detection, MMDetection 2, for
+the configs of configs/swin and for MMDetection's own Swin configs. Every
+weight of the file is used and every weight of the config's model is filled,
+or nothing is written."""
+PUBLISH_FLOAT = """\
+Keep of a training checkpoint what a float detector needs, in float32."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def __init__(self, description: Optional[str] = None) -> None:
+        super().__init__(
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f'error: {message}\n')
+
+    def add_overrides(self, purpose: str) -> None:
+        """Add ``--cfg-options``, read into a dict by dotted key."""
+        self.add_argument(
+            '--cfg-options',
+            nargs='+',
+            action=OverrideAction,
+            metavar='KEY=VALUE',
+            help=purpose)
+
+    def add_calibration(self) -> None:
+        """Add the options of all commands that calibrate."""
+        add = self.add_argument
+        add('--bits', help='wNaM with N and M in 2..8, such as w4a4')
+        add('--method', help=', '.join(METHODS))
+        add('--calib-images', type=int, metavar='N', help='drawn by the seed')
+        add('--iters', type=int, metavar='N', help='per unit and stage')
+        add('--seed', type=int, metavar='N')
+        add('--device',
+            help='cpu, cuda or cuda:N; default: a GPU if there is one')
+        add('--store-gb',
+            type=float,
+            metavar='GB',
+            help='memory for activations; default: half of what is free')
+        self.add_verbose()
+
+    def add_verbose(self) -> None:
+        """Add ``--verbose``."""
+        self.add_argument(
+            '--verbose',
+            action='store_true',
+            help='show all that is written to the log')
+
+
+class OverrideAction(argparse.Action):
+    """Reads KEY=VALUE as MMEngine does, which is imported when it must."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        from isvit_det.inputs import overrides
+        overrides.OverrideAction(self.option_strings, self.dest)(*args,
+                                                                 **kwargs)
+
+
+def quantize_det() -> Parser:
+    """The command line of quantize_det."""
+    parser = Parser(QUANTIZE_DET)
+    add = parser.add_argument
+    add('config',
+        metavar='CONFIG',
+        help='one of ours, or a float config of a detector with a supported '
+        'backbone: a path, mmdet::FOLDER/NAME.py or isvit_det::FOLDER/NAME.py')
+    add('checkpoint',
+        metavar='CHECKPOINT',
+        nargs='?',
+        help="float or packed file, or an address; default: the config's "
+        'load_from')
+    parser.add_calibration()
+    add('--scope', help=' or '.join(SCOPES))
+    add('--work-dir',
+        help="default: the config's, or work_dirs/NAME_OF_CONFIG, with the "
+        'bits, scope and method given here added to the name')
+    add('--no-float-eval',
+        action='store_true',
+        help='do not evaluate the float model first')
+    parser.add_overrides('override settings of the config, or of the '
+                         'quantization: quant.KEY=VALUE, sos.KEY=VALUE')
+    add('--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='how this process was started as one of several, which share '
+        'the images; on GPUs, or on CPUs where there are none')
+    add('--local_rank', '--local-rank', type=int)
+    return parser
+
+
+def quantize_cls() -> Parser:
+    """The command line of quantize_cls."""
+    parser = Parser(QUANTIZE_CLS)
+    add = parser.add_argument
+    add('model',
+        metavar='MODEL',
+        help='a timm classifier: vit_*, deit*_* or swin_*')
+    add('--weights',
+        required=True,
+        metavar='FILE',
+        help='its weights or a packed file, a path or an address; timm://NAME '
+        'has timm download them')
+    add('--calib',
+        type=Path,
+        metavar='DIR',
+        help='images to calibrate on, in any folders')
+    add('--val',
+        type=Path,
+        metavar='DIR',
+        help='images to evaluate: a folder for each class, empty or not, '
+        'gives top-1 and top-5, any other agreement and KL only; hidden '
+        'files and folders are passed by; default: those of --calib that '
+        'were not drawn')
+    parser.add_calibration()
+    add('--items',
+        help="'unit' (default) draws windows and query rows, 'image' whole "
+        'images')
+    add('--batch',
+        type=int,
+        metavar='N',
+        help='items, or whole images, per iteration')
+    parser.add_overrides(
+        'other settings, such as quant.exponent=integer or sos.lr=1e-4')
+    add('--work-dir',
+        help='default: work_dirs/MODEL, with the bits and the method given '
+        'here added to the name')
+    add('--eval-batch', type=int, default=32, metavar='N')
+    add('--workers',
+        type=int,
+        default=0,
+        metavar='N',
+        help='processes that read evaluation images')
+    return parser
+
+
+def reproduce_table() -> Parser:
+    """The command line of reproduce_table."""
+    parser = Parser(REPRODUCE_TABLE)
+    add = parser.add_argument
+    add('--bits', default='w4a4', help="one of the metafile's; default: w4a4")
+    add('--checkpoints',
+        nargs='+',
+        default=[],
+        metavar='DETECTOR=FILE',
+        help='float checkpoints, files or addresses, such as '
+        'mask-rcnn_swin-t=swin-t.pth; or a folder of files DETECTOR.pth')
+    add('--models',
+        nargs='+',
+        metavar='DETECTOR',
+        help='run these only; default: all that have a checkpoint')
+    add('--scope', choices=SCOPES, default='detector')
+    add('--method', choices=list(METHODS), default='isvit')
+    add('--data-root', metavar='DIR', help="COCO; default: the configs'")
+    add('--work-dir', type=Path, default=Path('work_dirs/table'))
+    add('--cfg-options',
+        nargs='+',
+        default=[],
+        metavar='KEY=VALUE',
+        help='override settings of every config')
+    add('--metafile', type=Path, help="default: the package's own")
+    parser.add_verbose()
+    return parser
+
+
+def convert_vitdet() -> Parser:
+    """The command line of convert_vitdet."""
+    return _converter(CONVERT_VITDET,
+                      'model_final_*.pkl, or a file of torch.save')
+
+
+def convert_swin_od() -> Parser:
+    """The command line of convert_swin_od."""
+    return _converter(CONVERT_SWIN_OD, 'its file, such as of Swin-T')
+
+
+def _converter(description: str, source: str) -> Parser:
+    parser = Parser(description)
+    add = parser.add_argument
+    add('source', type=Path, help=source)
+    add('out', type=Path, help='the file to write')
+    add('--config', required=True, help='the float config to fit')
+    return parser
+
+
+def publish_float() -> Parser:
+    """The command line of publish_float."""
+    parser = Parser(PUBLISH_FLOAT)
+    add = parser.add_argument
+    add('source',
+        type=Path,
+        help='a checkpoint, or a work directory: its last one')
+    add('out', type=Path, help='the file to write')
+    return parser
