@@ -6,7 +6,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .PHONY: help demo picture methods accuracy bench-calibration bench-scaling \
 	bench-memory learn-coco60 bench-coco60 test test-openmmlab test-slow \
-	torture check train format clean
+	wheel torture check train format clean
 
 # The demo's detector: MODEL=mask with BACKBONE=swin or deit, or MODEL=cascade.
 MODEL := mask
@@ -95,6 +95,10 @@ test-openmmlab:  ## the same tests on OpenMMLab's own last releases
 
 test-slow:  ## run the tests that take minutes
 	@$(IN_ENV) pytest -q -m slow
+
+wheel:  ## a wheel in dist/: the package, its configs, the demo's weights
+	@$(IN_ENV) python -m pip wheel --quiet --no-deps --no-build-isolation \
+		--wheel-dir dist .; rm -rf build isvit_det.egg-info; ls dist/*.whl
 
 torture:  ## kills, full disks, damaged files, memory; MINUTES=N at most
 	@$(IN_ENV) OMP_NUM_THREADS=1 python -m benchmarks.torture \

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """What the demo's detector finds in a drawn picture: float, 4 and 3 bits.
 
-Each detector in few bits is a run of tools/quantize_det.py in a folder of its
+Each detector in few bits is a run of quantize_det in a folder of its
 own, which is not run again once it is done. Detections of a score of at least
 0.5 are drawn, side by side.
 """
@@ -15,13 +15,12 @@ import cv2
 import numpy as np
 from mmdet.apis import inference_detector, init_detector
 
-from isvit_det.commands.cells import Cell
+from isvit_det.commands.cells import QUANTIZE_DET, Cell
 from isvit_det.commands.console import run_command
 from isvit_det.core.files import write_atomically
 from isvit_det.datasets.drawing import CLASSES
 from isvit_det.inputs.configs import load_config
 
-TOOL = Path(__file__).parents[1] / 'tools/quantize_det.py'
 FLOAT = 'configs/drawn/mask-rcnn_swin-mini_fpn_drawn'
 CONFIG = 'configs/drawn/mask-rcnn_swin-mini_fpn_isvit-w4a4_drawn.py'
 OUT = Path('docs/images/bits.jpg')
@@ -111,7 +110,7 @@ def main() -> None:
     weights = Path(f'{FLOAT}.pth')
     folders = [args.work_dir / bits for bits in args.bits]
     results = [
-        Cell(TOOL,
+        Cell(QUANTIZE_DET,
              [CONFIG, str(weights), '--bits', bits, '--no-float-eval'], folder,
              weights).run() for bits, folder in zip(args.bits, folders)
     ]
