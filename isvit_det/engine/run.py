@@ -71,8 +71,11 @@ class QuantizationRun:
         self.work_dir = Path(str(cfg.work_dir))
         self.checkpoint = Path(cfg.load_from)
         check_writable(self.work_dir)
+        truth = None
         with config_errors():
-            truth = read_truth(cfg)
+            # A data set may make its files when it is built.
+            with contextlib.suppress(FileNotFoundError):
+                truth = read_truth(cfg)
             self.runner = _WatchedRunner.from_cfg(cfg)
             self.hook = next(
                 hook for hook in self.runner.hooks
@@ -80,6 +83,8 @@ class QuantizationRun:
             with test_data_errors(cfg):
                 loop = self.runner.test_loop
                 self.loader = loop.dataloader
+            if truth is None:
+                truth = read_truth(cfg)
         if isinstance(loop, ValLoop):
             raise QuantError('test_cfg.type: a ValLoop does not tell hooks '
                              'of a test; leave the type out.')

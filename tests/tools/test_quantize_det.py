@@ -22,6 +22,7 @@ from isvit_det.commands.quantize_det import LOG, configure, main, parse_args
 from isvit_det.core.layers import list_sites
 from isvit_det.core.quantizers import Quantizer
 from isvit_det.core.spec import QuantConfig
+from isvit_det.datasets import drawn
 from isvit_det.datasets.drawing import CLASSES
 from isvit_det.inputs.configs import (configure_hook_, load_config,
                                       quantize_config_)
@@ -315,6 +316,30 @@ def test_same_seed_same_codes_other_seed_other_codes(tiny, tmp_path):
     first, again = codes('first'), codes('again', '--store-gb', '0')
     assert same_file_state(first, again)
     assert not same_file_state(first, codes('other', '--seed', '1'))
+
+
+def test_data_that_are_drawn_by_the_run_are_evaluated(tiny, tmp_path,
+                                                      monkeypatch):
+    """As in a fresh clone, where metrics have no file to count against."""
+    monkeypatch.setattr(drawn, 'NUM_PICTURES', NUM_PICTURES)
+    root = tmp_path / 'data'
+
+    def change(cfg):
+        for split in ('train', 'val', 'test'):
+            cfg[f'{split}_dataloader'].dataset.data_root = f'{root}/'
+        for split in ('val', 'test'):
+            cfg[f'{split}_evaluator'].ann_file = str(
+                root / 'annotations/instances_val.json')
+
+    config = tiny.variant(tmp_path / 'tiny.py', change)
+    assert not root.exists()
+    assert main([
+        config, tiny.checkpoint, '--method', 'minmax', '--calib-images', '2',
+        '--work-dir',
+        str(tmp_path / 'run')
+    ]) == 0
+    assert 'coco/bbox_mAP' in report(tmp_path / 'run')['float']['metrics']
+    assert (root / 'annotations/instances_val.json').is_file()
 
 
 def test_without_float_evaluation_its_row_is_empty(tiny, tmp_path, capsys):
