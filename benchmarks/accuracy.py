@@ -34,10 +34,10 @@ from typing import (Any, Dict, Iterable, Iterator, List, Mapping, Optional,
 
 from benchmarks.scopes import keep_backbone
 from isvit_det.checkpoint import file_hash
-from isvit_det.classifiers.run import CLASSIFIER_SOS
 from isvit_det.commands.cells import Cell
 from isvit_det.commands.console import run_command
-from isvit_det.core.spec import QuantConfig, SOSConfig, optimises, parse_bits
+from isvit_det.core.presets import optimises
+from isvit_det.core.settings import QuantConfig, SOSConfig, parse_bits
 from isvit_det.inputs.configs import load_config
 from isvit_det.report.tables import format_table
 
@@ -186,9 +186,9 @@ def ablations(scope: str) -> Dict[str, Dict[str, Any]]:
     ours, paper = QuantConfig(), QuantConfig.from_dict(
         dict(method='isvit_paper'))
     pairs = {'quant': (ours, paper)}
-    preset = CLASSIFIER_SOS['isvit'] if scope == '-' else {}
-    pairs['sos'] = (SOSConfig.from_dict(preset, ours),
-                    SOSConfig.from_dict({}, paper))  # type: ignore
+    kind = 'classifier' if scope == '-' else 'detector'
+    pairs['sos'] = tuple(  # type: ignore
+        SOSConfig.from_dict({}, config, kind) for config in (ours, paper))
     found = {}
     for part, (one, other) in pairs.items():
         for field in dataclasses.fields(one):

@@ -9,7 +9,7 @@ from torch import nn
 from isvit_det.backbones import QUANTIZED
 from isvit_det.backbones.others import advice
 from isvit_det.core.errors import QuantError
-from isvit_det.core.spec import QuantConfig
+from isvit_det.core.settings import QuantConfig
 from isvit_det.core.swap import (QUANTIZED_LAYERS, make_float_, quantized_twin,
                                  replace_)
 from isvit_det.packed_state import install_loading_

@@ -16,7 +16,7 @@ from isvit_det.core.functional import uniform_decode
 from isvit_det.core.layers import QuantConv2d, QuantLinear, quantizers
 from isvit_det.core.packing import pack, unpack
 from isvit_det.core.quantizers import Quantizer
-from isvit_det.core.spec import QuantConfig
+from isvit_det.core.settings import QuantConfig
 from isvit_det.core.weights import check_values
 from isvit_det.packed_header import (FORMAT_VERSION, HEADER, describe_others,
                                      digest_of_classes, read_header,

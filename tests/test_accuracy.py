@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import accuracy
 from benchmarks.accuracy import Accuracy, Key, ablations, keys
-from isvit_det.core.spec import QuantConfig, SOSConfig
+from isvit_det.core.settings import QuantConfig, SOSConfig
 
 
 @pytest.fixture

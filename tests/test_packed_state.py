@@ -12,7 +12,7 @@ from mmengine.runner.checkpoint import load_state_dict as mmengine_load
 from isvit_det import packed_header
 from isvit_det.core.errors import QuantError
 from isvit_det.core.layers import fit_weights_, quantizers
-from isvit_det.core.spec import QuantConfig
+from isvit_det.core.settings import QuantConfig
 from isvit_det.core.swap import make_float_
 from isvit_det.inputs.configs import quantize_config_
 from isvit_det.packed_state import (HEADER, is_calibrated, pack_state,

@@ -25,7 +25,8 @@ from isvit_det.commands.cells import Cell, Result
 from isvit_det.commands.console import Parser, run_command
 from isvit_det.core.errors import QuantError
 from isvit_det.core.files import local_checkpoint, path_of, write_atomically
-from isvit_det.core.spec import METHODS, SCOPES
+from isvit_det.core.presets import METHODS
+from isvit_det.core.settings import SCOPES
 from isvit_det.evaluation.figures import in_points
 from isvit_det.inputs.configs import config_errors, load_config
 from isvit_det.inputs.overrides import check_pairs

@@ -14,7 +14,7 @@ from isvit_det.backbones.layout import (WindowItems, WindowLayout, WindowUnit,
 from isvit_det.core.layers import QuantConv2d, QuantLinear, QuantMatMul
 from isvit_det.core.reparam import NormLinear
 from isvit_det.core.rotation import Heads
-from isvit_det.core.spec import QuantConfig
+from isvit_det.core.settings import QuantConfig
 from isvit_det.core.units import State, Unit
 from isvit_det.packed_state import refuse_packed
 from isvit_det.registry import MODELS

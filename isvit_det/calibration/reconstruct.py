@@ -8,7 +8,7 @@ from torch import Tensor
 from isvit_det.calibration.importance import token_weights
 from isvit_det.calibration.store import ActivationStore
 from isvit_det.core.ranks import num_ranks, rank, sum_
-from isvit_det.core.spec import SOSConfig
+from isvit_det.core.settings import SOSConfig
 from isvit_det.core.units import State, Unit, to_device
 
 # Items that a unit's error is measured on, in batches.

@@ -29,7 +29,7 @@ from isvit_det.core.ranks import (gather, interleave, mine, of_first, rank,
 from isvit_det.core.reparam import (fold_channel_scales_, use_channel_scales_,
                                     widen_narrow_channels_)
 from isvit_det.core.rotation import rotate_heads_
-from isvit_det.core.spec import QuantConfig, SOSConfig
+from isvit_det.core.settings import QuantConfig, SOSConfig
 from isvit_det.core.units import State, Unit
 
 Sizes = List[Tuple[int, int]]

@@ -20,7 +20,7 @@ from isvit_det.classifiers.images import (FolderSample, ImageList,
 from isvit_det.classifiers.models import build_classifiers
 from isvit_det.core.errors import QuantError
 from isvit_det.core.files import check_writable, local_checkpoint
-from isvit_det.core.spec import QuantConfig, SOSConfig
+from isvit_det.core.settings import QuantConfig, SOSConfig
 from isvit_det.detector import float_modules
 from isvit_det.engine.calibrate import WORKSPACE
 from isvit_det.inputs.datasets import find_overlap, refuse_overlap
@@ -32,12 +32,6 @@ from isvit_det.report.tables import (count_calls, format_table, list_sites_run,
                                      write_result)
 
 FORMAT_VERSION = 1
-# What a classifier's run has besides. Its output hangs on few tokens of each
-# image, where a detector's hangs on all; rotations lower the error of ViT's
-# attention, and not of Swin detectors'.
-CLASSIFIER_SOS: Mapping[str, Mapping[str, Any]] = {
-    'isvit': dict(mirror_images=True, rotate_heads=True)
-}
 # What is more was hardly meant: images of a batch, processes that read them.
 MAX_BATCH = 2**16
 MAX_WORKERS = 2**10
@@ -158,8 +152,7 @@ class ClassifierRun:
                                                     self.packed)
         self.source.to(device)
         self.model.to(device)
-        preset = CLASSIFIER_SOS.get(config.method, {})
-        self.sos = SOSConfig.from_dict({**preset, **sos}, config)
+        self.sos = SOSConfig.from_dict(sos, config, 'classifier')
         self.transform = create_transform(
             **resolve_model_data_config(self.source))
         self.logger = MMLogger.get_instance(

@@ -7,7 +7,7 @@ from torch import nn
 
 from isvit_det.backbones.swin import QuantSwinTransformer
 from isvit_det.classifiers.head import ClassifierHead, QuantClassifier
-from isvit_det.core.spec import QuantConfig
+from isvit_det.core.settings import QuantConfig
 
 
 def quantize_swin(source: Any, config: QuantConfig) -> QuantClassifier:

@@ -6,7 +6,7 @@ from torch import nn
 from isvit_det.backbones.quant_vit import QuantVisionTransformer
 from isvit_det.backbones.vit_weights import fit_weights
 from isvit_det.classifiers.head import ClassifierHead, QuantClassifier
-from isvit_det.core.spec import QuantConfig
+from isvit_det.core.settings import QuantConfig
 
 
 def quantize_vit(source: Any, config: QuantConfig) -> QuantClassifier:

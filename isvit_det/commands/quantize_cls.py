@@ -10,7 +10,7 @@ from isvit_det.commands.console import (Parser, check_device, given,
                                         run_command, settings)
 from isvit_det.core.errors import QuantError
 from isvit_det.core.files import alone_in
-from isvit_det.core.spec import METHODS
+from isvit_det.core.presets import METHODS
 
 DESCRIPTION = """\
 Calibrate a timm ViT, DeiT or Swin classifier in low bits, write a packed

@@ -18,7 +18,8 @@ from isvit_det.commands.console import (Parser, check_device, given,
 from isvit_det.commands.launch import joined
 from isvit_det.core.errors import QuantError
 from isvit_det.core.files import alone_in, local_checkpoint
-from isvit_det.core.spec import METHODS, SCOPES
+from isvit_det.core.presets import METHODS
+from isvit_det.core.settings import SCOPES
 from isvit_det.engine.run import QuantizationRun
 from isvit_det.inputs.config_forms import as_python
 from isvit_det.inputs.configs import (DETECTOR, config_errors, configure_hook_,

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from isvit_det.core.quantizers import (AttentionQuantizer, Quantizer,
                                        UniformQuantizer, attention_quantizer)
-from isvit_det.core.spec import QuantConfig
+from isvit_det.core.settings import QuantConfig
 
 
 class QuantLinear(nn.Linear):

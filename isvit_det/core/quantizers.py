@@ -10,7 +10,7 @@ from isvit_det.core.functional import (StraightThrough, log_encode,
                                        uniform_encode)
 from isvit_det.core.search import (AttentionObserver, RangeObserver, Samples,
                                    search_affine, search_log, search_sulq)
-from isvit_det.core.spec import QuantConfig
+from isvit_det.core.settings import QuantConfig
 
 Observer = Union[RangeObserver, AttentionObserver]
 

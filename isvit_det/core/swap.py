@@ -4,7 +4,7 @@ from typing import Iterable, Mapping
 from torch import nn
 
 from isvit_det.core.layers import QuantConv2d, QuantLinear
-from isvit_det.core.spec import QuantConfig
+from isvit_det.core.settings import QuantConfig
 
 QUANTIZED_LAYERS = (QuantLinear, QuantConv2d)
 

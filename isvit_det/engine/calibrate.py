@@ -9,7 +9,7 @@ from isvit_det.calibration.sos import UnitRecord, calibrate
 from isvit_det.core.errors import QuantError
 from isvit_det.core.layers import set_precision_
 from isvit_det.core.ranks import take_first_
-from isvit_det.core.spec import SOSConfig
+from isvit_det.core.settings import SOSConfig
 from isvit_det.engine.heads import calibrate_heads_, find_products
 from isvit_det.engine.images import Images
 from isvit_det.packed_state import is_calibrated

@@ -15,7 +15,7 @@ from isvit_det.core.layers import (fit_weights_, observe, precision,
                                    quantized_layers, quantizers)
 from isvit_det.core.quantizers import Quantizer
 from isvit_det.core.ranks import mine
-from isvit_det.core.spec import SOSConfig
+from isvit_det.core.settings import SOSConfig
 from isvit_det.core.swap import QUANTIZED_LAYERS, make_float_
 from isvit_det.engine.images import Images
 from isvit_det.engine.locations import Locations

@@ -14,7 +14,7 @@ from isvit_det.calibration.store import ActivationPool
 from isvit_det.checkpoint import is_packed, plain, save_packed
 from isvit_det.core.digests import checksum
 from isvit_det.core.errors import QuantError
-from isvit_det.core.spec import SOSConfig
+from isvit_det.core.settings import SOSConfig
 from isvit_det.engine.calibrate import WORKSPACE, calibrate_detector_
 from isvit_det.engine.heads import find_products
 from isvit_det.engine.images import CalibrationImages, calibration_images

@@ -9,7 +9,7 @@ from mmengine.config import DictAction
 from mmengine.runner import Runner
 
 from isvit_det.core.errors import QuantError
-from isvit_det.core.spec import QuantConfig, SOSConfig
+from isvit_det.core.settings import QuantConfig, SOSConfig
 
 FORMS = ('give KEY=VALUE, VALUE a number, True, False, None, a text without '
          'quotes and spaces, or a list [1,2] or tuple (1,2) of such; set '

@@ -6,7 +6,7 @@ from rich.progress import (BarColumn, MofNCompleteColumn, Progress, TaskID,
                            TextColumn, TimeRemainingColumn)
 
 from isvit_det.calibration.sos import Event
-from isvit_det.core.spec import QuantConfig, SOSConfig
+from isvit_det.core.settings import QuantConfig, SOSConfig
 
 STAGES = {
     1: 'stage 1: float weights',

@@ -11,7 +11,7 @@ import torch
 from isvit_det.checkpoint import file_hash, plain
 from isvit_det.core.digests import checksum
 from isvit_det.core.ranks import num_ranks
-from isvit_det.core.spec import SOSConfig
+from isvit_det.core.settings import SOSConfig
 from isvit_det.version import __version__
 
 PACKAGES = ('torch', 'mmengine', 'mmcv', 'mmdet', 'timm')

@@ -9,7 +9,7 @@ from isvit_det.calibration import closed_form
 from isvit_det.calibration.closed_form import Moments, correct_
 from isvit_det.core.layers import (QuantConv2d, QuantLinear, fit_weights_,
                                    observe, precision)
-from isvit_det.core.spec import QuantConfig
+from isvit_det.core.settings import QuantConfig
 
 CONFIG = QuantConfig(weight_bits=4, act_bits=4)
 

@@ -8,7 +8,7 @@ from isvit_det.calibration.importance import (NUM_IMAGES, prefix_importance,
                                               token_weights)
 from isvit_det.calibration.sos import calibrate
 from isvit_det.classifiers.vit import quantize_vit
-from isvit_det.core.spec import QuantConfig, SOSConfig
+from isvit_det.core.settings import QuantConfig, SOSConfig
 from isvit_det.core.units import State
 from tests.backbones.test_vit import timm_vit
 

@@ -13,7 +13,7 @@ from isvit_det.core.layers import QuantConv2d, observe, precision, quantizers
 from isvit_det.core.quantizers import ShiftUniformLog2Quantizer
 from isvit_det.core.ranks import mine, rank
 from isvit_det.core.search import AttentionObserver, RangeObserver
-from isvit_det.core.spec import QuantConfig, SOSConfig
+from isvit_det.core.settings import QuantConfig, SOSConfig
 from tests.toy import toy, toy_images
 
 SHORT = dict(iters=40, lr=1e-3)

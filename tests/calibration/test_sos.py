@@ -9,7 +9,7 @@ from isvit_det.calibration.sos import calibrate
 from isvit_det.calibration.store import ActivationStore
 from isvit_det.core.errors import QuantError
 from isvit_det.core.layers import list_sites, precision, quantizers
-from isvit_det.core.spec import QuantConfig, SOSConfig
+from isvit_det.core.settings import QuantConfig, SOSConfig
 from isvit_det.core.units import State
 from tests.toy import MlpUnit, toy, toy_images
 

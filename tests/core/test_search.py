@@ -12,7 +12,7 @@ from isvit_det.core.quantizers import (ShiftUniformLog2Quantizer,
 from isvit_det.core.search import (BATCH_SAMPLES, NUM_SAMPLES,
                                    AttentionObserver, RangeObserver, Samples,
                                    quantiles)
-from isvit_det.core.spec import QuantConfig
+from isvit_det.core.settings import QuantConfig
 
 
 def observed(*batches, channels=1):
