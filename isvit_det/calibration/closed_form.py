@@ -12,8 +12,8 @@ from typing import Callable, Iterator, List, Optional, Sequence, Tuple, Union
 import torch
 from torch import Tensor, nn
 
+from isvit_det.core.distributed import sum_
 from isvit_det.core.layers import QuantConv2d, QuantLinear
-from isvit_det.core.ranks import sum_
 
 Layer = Union[QuantLinear, QuantConv2d]
 Locations = Callable[[Layer, int, Tuple[int, int]], Optional[Tensor]]

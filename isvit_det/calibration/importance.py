@@ -4,7 +4,7 @@ from typing import Iterable, List, Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
-from isvit_det.core.ranks import sum_
+from isvit_det.core.distributed import sum_
 from isvit_det.core.units import State, Unit
 
 # Images that gradients are taken of.

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from isvit_det.calibration.importance import token_weights
 from isvit_det.calibration.store import ActivationStore
-from isvit_det.core.ranks import num_ranks, rank, sum_
+from isvit_det.core.distributed import rank, sum_, world_size
 from isvit_det.core.settings import SOSConfig
 from isvit_det.core.units import State, Unit, to_device
 
@@ -97,7 +97,7 @@ class ItemSampler:
     ) -> Optional[Tuple[Any, Tensor, Optional[Tensor]]]:
         inputs, targets, weights = [], [], []
         for image, items in chosen:
-            place, owner = divmod(image, num_ranks())
+            place, owner = divmod(image, world_size())
             if owner != rank():
                 continue
             size = self.sizes[image]
@@ -192,7 +192,7 @@ def reconstruct(sampler: ItemSampler, iters: int, lr: float,
                     error = _square(output - target, weights)
                     loss = error.sum(-1).mean()
                 loss.backward()
-            if num_ranks() > 1:
+            if world_size() > 1:
                 _average_gradients_(params, num_rows)
             optimizer.step()
             on_step(step + 1)

@@ -21,11 +21,12 @@ from isvit_det.calibration.importance import (num_prefix, prefix_importance,
 from isvit_det.calibration.reconstruct import Gauge, ItemSampler, reconstruct
 from isvit_det.calibration.resume import ProgressFiles
 from isvit_det.calibration.store import ActivationPool, ActivationStore
+from isvit_det.core.distributed import (all_gather, broadcast_,
+                                        broadcast_object, interleave,
+                                        own_indices, rank)
 from isvit_det.core.errors import QuantError
 from isvit_det.core.layers import (fit_weights_, observe, precision,
                                    quantized_layers, set_precision_)
-from isvit_det.core.ranks import (gather, interleave, mine, of_first, rank,
-                                  take_first_)
 from isvit_det.core.reparam import (fold_channel_scales_, use_channel_scales_,
                                     widen_narrow_channels_)
 from isvit_det.core.rotation import rotate_heads_
@@ -171,7 +172,7 @@ class _Run:
         for image in images:
             store.append(image)
             own_sizes.append((image.shape[-2], image.shape[-1]))
-        sizes = interleave(gather(own_sizes))
+        sizes = interleave(all_gather(own_sizes))
         rounds = self.sos.rounds
         self.num_images, more = divmod(len(sizes), rounds)
         if more:
@@ -206,7 +207,7 @@ class _Run:
             if not record.resumed:
                 record.seconds = time.perf_counter() - start
                 # Equal up to the order of sums; go on from the same.
-                take_first_(list(unit.module.state_dict().values()))
+                broadcast_(list(unit.module.state_dict().values()))
                 if self.files:
                     self.files.save(index, unit, vars(record))
             records.append(record)
@@ -224,7 +225,7 @@ class _Run:
     def _resume(self, index: int) -> Optional[UnitRecord]:
         """Put the state of a unit finished by an earlier run in place."""
         unit = self.units[index]
-        values = of_first(self.files and self.files.load(index, unit))
+        values = broadcast_object(self.files and self.files.load(index, unit))
         if self.files and self.files.damaged:
             self.on_event(
                 Event(
@@ -234,7 +235,7 @@ class _Run:
         if values is None:
             return None
         state = unit.module.state_dict()
-        take_first_(list(state.values()))
+        broadcast_(list(state.values()))
         # Loading also notes that the quantizers are fitted.
         unit.module.load_state_dict(state)
         return UnitRecord(**{**values, 'resumed': True})
@@ -242,7 +243,7 @@ class _Run:
     def _own(self, inputs: ActivationStore,
              sizes: Sizes) -> Iterator[Tuple[int, int, State]]:
         """Images of this process: place in a store, number, whole map."""
-        for place, image in enumerate(mine(len(sizes))):
+        for place, image in enumerate(own_indices(len(sizes))):
             yield place, image, State(inputs[place].to(self.device),
                                       sizes[image])
 
@@ -258,7 +259,7 @@ class _Run:
                 inputs.drop(place)
             outputs.append(state.x)
             out_sizes.append(state.size)
-        return outputs, interleave(gather(out_sizes))
+        return outputs, interleave(all_gather(out_sizes))
 
     def _first(
             self, streams: Tuple[ActivationStore,

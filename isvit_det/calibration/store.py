@@ -9,8 +9,8 @@ from typing import Dict, List, Optional, Union
 import torch
 from torch import Tensor
 
+from isvit_det.core.distributed import local_world_size
 from isvit_det.core.errors import QuantError
-from isvit_det.core.ranks import ranks_here
 
 
 class ActivationPool:
@@ -28,7 +28,7 @@ class ActivationPool:
                  budget_gb: Optional[float] = None) -> None:
         self.directory = directory
         if budget_gb is None:
-            self.budget = available_memory() // (2 * ranks_here())
+            self.budget = available_memory() // (2 * local_world_size())
         elif 0 <= budget_gb * 1e9 < math.inf:
             self.budget = int(budget_gb * 1e9)
         else:

@@ -8,8 +8,8 @@ from isvit_det.core.functional import (StraightThrough, log_encode,
                                        log_position, log_table, sulq_table,
                                        table_decode, uniform_decode,
                                        uniform_encode)
-from isvit_det.core.search import (AttentionObserver, RangeObserver, Samples,
-                                   search_affine, search_log, search_sulq)
+from isvit_det.core.observers import AttentionObserver, RangeObserver, Samples
+from isvit_det.core.search import search_affine, search_log, search_sulq
 from isvit_det.core.settings import QuantConfig
 
 Observer = Union[RangeObserver, AttentionObserver]

@@ -6,9 +6,9 @@ from mmengine.dist import is_main_process
 from mmengine.logging import MMLogger
 
 from isvit_det.calibration.sos import UnitRecord, calibrate
+from isvit_det.core.distributed import broadcast_
 from isvit_det.core.errors import QuantError
 from isvit_det.core.layers import set_precision_
-from isvit_det.core.ranks import take_first_
 from isvit_det.core.settings import SOSConfig
 from isvit_det.engine.heads import calibrate_heads_, find_products
 from isvit_det.engine.images import Images
@@ -73,5 +73,5 @@ def calibrate_detector_(model: Any,
     if not is_calibrated(model):
         raise QuantError('quant: nothing in the model was quantized.')
     # The heads are equal up to the order of sums; end the same.
-    take_first_(list(model.state_dict().values()))
+    broadcast_(list(model.state_dict().values()))
     return records

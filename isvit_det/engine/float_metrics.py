@@ -8,8 +8,8 @@ from torch import nn
 
 from isvit_det.checkpoint import plain
 from isvit_det.core.digests import checksum, digest_of
+from isvit_det.core.distributed import broadcast_object, world_size
 from isvit_det.core.files import write_atomically
-from isvit_det.core.ranks import num_ranks, of_first
 from isvit_det.evaluation.data_state import dataset_state, metric_state
 from isvit_det.inputs.datasets import unwrap
 from isvit_det.report.provenance import versions
@@ -28,7 +28,7 @@ def sources_of(runner: Runner, model: nn.Module) -> List[Any]:
         versions(),
         # Processes of a run have GPUs of their own.
         next(model.parameters()).device.type,
-        num_ranks(),
+        world_size(),
         [cfg.model, cfg.test_dataloader,
          cfg.get('test_cfg')],
         [dataset_state(data) for data in unwrap(dataset)]
@@ -68,7 +68,7 @@ class FloatMetrics:
         A file that was changed or damaged is told of and not used. All
         processes are given what the first one reads.
         """
-        return of_first(self._read())
+        return broadcast_object(self._read())
 
     def _read(self) -> Optional[Dict[str, Any]]:
         try:

@@ -10,11 +10,11 @@ from mmengine.logging import MMLogger
 from torch import nn
 
 from isvit_det.calibration.closed_form import correct_
+from isvit_det.core.distributed import own_indices
 from isvit_det.core.errors import QuantError, describe_error
 from isvit_det.core.layers import (fit_weights_, observe, precision,
                                    quantized_layers, quantizers)
 from isvit_det.core.quantizers import Quantizer
-from isvit_det.core.ranks import mine
 from isvit_det.core.settings import SOSConfig
 from isvit_det.core.swap import QUANTIZED_LAYERS, make_float_
 from isvit_det.engine.images import Images
@@ -172,7 +172,7 @@ def _predict(model: Any,
              images: Images,
              start_image: Callable[[int], None] = lambda image: None) -> None:
     with torch.no_grad():
-        for image, batch in zip(mine(len(images)), images.batches()):
+        for image, batch in zip(own_indices(len(images)), images.batches()):
             start_image(image)
             model.test_step(batch)
 

@@ -7,8 +7,8 @@ import torch
 from mmengine.dataset import pseudo_collate
 from torch import Tensor
 
+from isvit_det.core.distributed import own_indices
 from isvit_det.core.errors import QuantError, describe_error
-from isvit_det.core.ranks import mine
 from isvit_det.inputs.data_errors import guard_, names, preprocessing
 from isvit_det.inputs.datasets import base_datasets, build_dataset, dataset_of
 
@@ -33,7 +33,7 @@ class Images:
         Raises:
             QuantError: naming what cannot be read.
         """
-        return (self.read(index) for index in mine(len(self)))
+        return (self.read(index) for index in own_indices(len(self)))
 
     def tensors(self, model: Any, mirrored: bool) -> Iterator[Tensor]:
         """Images (1, 3, H, W), preprocessed and padded as at test time.
@@ -43,7 +43,7 @@ class Images:
             mirrored: append the mirror image of each, padded likewise as
                 far as ``img_shape`` leaves out padding.
         """
-        for index in mine(len(self) * (1 + mirrored)):
+        for index in own_indices(len(self) * (1 + mirrored)):
             data = self.read(index % len(self))
             with preprocessing(data):
                 batch = model.data_preprocessor(data, False)
@@ -75,7 +75,7 @@ class Images:
         except QuantError:
             raise
         except Exception as error:
-            for index in mine(len(self)):
+            for index in own_indices(len(self)):
                 batch = self.read(index)
                 label = ', '.join(names(batch))
                 try:

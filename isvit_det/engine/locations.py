@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from isvit_det.calibration.closed_form import (ROWS_PER_CALL, Layer,
                                                is_correctable, rows_of_input)
 from isvit_det.core.layers import QuantConv2d
-from isvit_det.core.search import RangeObserver
+from isvit_det.core.observers import RangeObserver
 
 Size = Tuple[int, int]
 # Share of locations drawn by the scores, beside those drawn from all.

@@ -10,8 +10,8 @@ from mmengine.evaluator import Evaluator
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 
+from isvit_det.core.distributed import all_gather, rank
 from isvit_det.core.errors import QuantError, explain
-from isvit_det.core.ranks import gather, rank
 from isvit_det.evaluation.agreement import Plan, counts_part
 from isvit_det.evaluation.figures import (average_precision, fractions, gaps,
                                           raw)
@@ -134,9 +134,9 @@ class Evaluation(Evaluator):
         with self._errors():
             metrics = self.real.evaluate(size)
             keep = _first_places(self._ids, size)
-            parts = gather([self._ids[place] for place in keep])
+            parts = all_gather([self._ids[place] for place in keep])
             ids = [one for part in parts for one in part]
-            total = min(size, sum(gather(len(self._ids))))
+            total = min(size, sum(all_gather(len(self._ids))))
             for task, annotated in zip(self.plan.tasks, self.plan.annotated):
                 partial = annotated is not None and annotated != set(ids)
                 if id(task.metric) in held and (partial or len(ids) < total):
@@ -163,9 +163,9 @@ class Evaluation(Evaluator):
             fractions=parts,
             gaps=missing,
             images=len({one
-                        for ids in gather(self._ids)
+                        for ids in all_gather(self._ids)
                         for one in ids}),
-            detections=sum(gather(self._num_detections)),
+            detections=sum(all_gather(self._num_detections)),
             split=is_split(self.real))
 
     @contextlib.contextmanager
@@ -219,7 +219,7 @@ def _first_places(ids: Sequence[Any], size: int) -> List[int]:
         size: predictions of all processes, without those that were added to
             give each as many.
     """
-    parts = gather(list(ids))
+    parts = all_gather(list(ids))
     seen = set()
     keep = []
     for place in range(max(map(len, parts), default=0)):

@@ -15,7 +15,7 @@ from mmengine.logging import MMLogger
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from isvit_det.core.ranks import gather, num_ranks, rank
+from isvit_det.core.distributed import all_gather, rank, world_size
 
 # Key of what stands for something else than a dict.
 KIND = '#kind'
@@ -38,7 +38,7 @@ class PredictionFile:
     """
 
     def __init__(self, directory: Path, name: str, key: str) -> None:
-        several = f'_{rank()}of{num_ranks()}' * (num_ranks() > 1)
+        several = f'_{rank()}of{world_size()}' * (world_size() > 1)
         self.kept = directory / f'{name}{several}.zip'
         self.waiting = directory / f'{name}{several}.waiting.zip'
         self.partial = directory / f'{name}{several}.partial.zip'
@@ -85,7 +85,7 @@ class PredictionFile:
         All processes find theirs, or none does.
         """
         about = self._read_about()
-        return about if None not in gather(about) else None
+        return about if None not in all_gather(about) else None
 
     def read(self) -> Iterator[List[Dict[str, Any]]]:
         """The predictions, batch by batch, on the CPU."""

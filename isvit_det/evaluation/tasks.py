@@ -10,8 +10,8 @@ from mmengine.evaluator import BaseMetric
 from mmengine.runner import Runner
 from torch.utils.data import Subset
 
+from isvit_det.core.distributed import all_gather, interleave
 from isvit_det.core.errors import QuantError
-from isvit_det.core.ranks import gather, interleave
 from isvit_det.inputs.datasets import unwrap
 
 # Settings of metrics that say where they write.
@@ -185,7 +185,7 @@ def planned_indices(loader: Any) -> List[int]:
     """
     batches = itertools.islice(loader.batch_sampler, len(loader))
     here = [int(index) for batch in batches for index in batch]
-    return interleave(gather(here))[:len(loader.dataset)]
+    return interleave(all_gather(here))[:len(loader.dataset)]
 
 
 def _prefix(*names: Optional[str]) -> str:

@@ -10,7 +10,7 @@ import torch
 
 from isvit_det.checkpoint import file_hash, plain
 from isvit_det.core.digests import checksum
-from isvit_det.core.ranks import num_ranks
+from isvit_det.core.distributed import world_size
 from isvit_det.core.settings import SOSConfig
 from isvit_det.version import __version__
 
@@ -85,7 +85,7 @@ def fingerprint(origin: Mapping[str, Any], hashes: Sequence[str],
         # The order of float sums depends on these.
         str(next(model.parameters()).device),
         torch.get_num_threads(),
-        num_ranks()
+        world_size()
     ]
     text = json.dumps(plain(depends), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
