@@ -339,13 +339,13 @@ class _Run:
             for layer in rest:
                 layer.weight_quantizer.enabled = True
             with correct_([last], as_codes=False,
-                          explained=True) as correction:
+                          residual_given=True) as correction:
                 for place, image, state in self._own(inputs, sizes):
                     correction.start_image(image % self.num_images,
                                            num_prefix(state))
                     found = unit.forward(state)
                     wanted = State(targets[place].to(self.device), found.size)
-                    correction.explain(
+                    correction.add_residual(
                         last, (wanted.x - found.x)[0],
                         token_weights(wanted, self.importance[index]))
 

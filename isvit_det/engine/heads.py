@@ -69,7 +69,7 @@ def calibrate_heads_(model: nn.Module, images: Images, sos: SOSConfig,
         if sos.correct_heads:
             with correct_(
                     quantized_layers(rest),
-                    locations=locations.of_layer) as correction, threshold():
+                    choose_rows=locations.of_layer) as correction, threshold():
                 _predict(model, images, correction.start_image)
         else:
             fit_weights_(rest)

@@ -9,8 +9,9 @@ import torch
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from torch import Tensor, nn
 
-from isvit_det.calibration.closed_form import (ROWS_PER_CALL, Layer,
-                                               is_correctable, rows_of_input)
+from isvit_det.calibration.layer_inputs import (Layer, input_rows,
+                                                is_matrix_product)
+from isvit_det.calibration.moments import ROWS_PER_CALL
 from isvit_det.core.layers import QuantConv2d
 from isvit_det.core.observers import RangeObserver
 
@@ -40,7 +41,7 @@ class Locations:
         ]
         self.layers: List[QuantConv2d] = [
             layer for head in self.heads for layer in head.modules()
-            if isinstance(layer, QuantConv2d) and is_correctable(layer)
+            if isinstance(layer, QuantConv2d) and is_matrix_product(layer)
         ]
         self.observers: Dict[QuantConv2d, RangeObserver] = {
             layer: layer.input_quantizer.new_observer()
@@ -90,7 +91,7 @@ class Locations:
                 generator=generator)
         for layer, x, size in self._calls:
             if size in drawn:
-                rows = rows_of_input(layer, x, drawn[size])
+                rows = input_rows(layer, x, drawn[size])
                 self.observers[layer].update(rows)
         self._calls.clear()
 

@@ -5,7 +5,7 @@ from mmdet.registry import MODELS
 from mmengine.registry import init_default_scope
 from torch import nn
 
-from isvit_det.calibration.closed_form import ROWS_PER_CALL
+from isvit_det.calibration.moments import ROWS_PER_CALL
 from isvit_det.core.layers import QuantConv2d
 from isvit_det.core.quantizers import UniformQuantizer
 from isvit_det.core.settings import QuantConfig
