@@ -11,7 +11,8 @@ from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor
 
 from isvit_det.backbones.vit_weights import TIMM, find_weights
-from isvit_det.calibration.sos import UnitRecord, calibrate
+from isvit_det.calibration.events import UnitRecord
+from isvit_det.calibration.sos import calibrate
 from isvit_det.calibration.store import ActivationPool
 from isvit_det.checkpoint import is_packed, plain, save_packed, verified
 from isvit_det.classifiers.images import (FolderSample, ImageList,

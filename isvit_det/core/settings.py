@@ -249,8 +249,8 @@ class SOSConfig:
             _check_choice(f'sos.{key}', getattr(self, key), (True, False))
 
     @property
-    def rounds(self) -> int:
-        """Times that the images come, as they are and mirrored."""
+    def num_views(self) -> int:
+        """Views of each image: the image, and perhaps its mirror image."""
         return 1 + self.mirror_images
 
     def iters_of(self, stage: int) -> int:

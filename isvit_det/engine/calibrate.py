@@ -5,7 +5,8 @@ from typing import Any, List, Optional
 from mmengine.dist import is_main_process
 from mmengine.logging import MMLogger
 
-from isvit_det.calibration.sos import UnitRecord, calibrate
+from isvit_det.calibration.events import UnitRecord
+from isvit_det.calibration.sos import calibrate
 from isvit_det.core.distributed import broadcast_
 from isvit_det.core.errors import QuantError
 from isvit_det.core.layers import set_precision_

@@ -9,7 +9,7 @@ from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 
-from isvit_det.calibration.sos import UnitRecord
+from isvit_det.calibration.events import UnitRecord
 from isvit_det.calibration.store import ActivationPool
 from isvit_det.checkpoint import is_packed, plain, save_packed
 from isvit_det.core.digests import checksum
