@@ -33,9 +33,9 @@ from typing import (Any, Dict, Iterable, Iterator, List, Mapping, Optional,
                     Sequence, Tuple)
 
 from benchmarks.scopes import keep_backbone
-from isvit_det.checkpoint import file_hash
 from isvit_det.commands.cells import Cell
 from isvit_det.commands.console import run_command
+from isvit_det.core.digests import file_hash
 from isvit_det.core.presets import optimises
 from isvit_det.core.settings import QuantConfig, SOSConfig, parse_bits
 from isvit_det.inputs.configs import load_config

@@ -1,5 +1,4 @@
 """Files: packed checkpoints, and the float checkpoints they are made from."""
-import hashlib
 import re
 from pathlib import Path
 from typing import Any, Dict, Mapping
@@ -8,9 +7,11 @@ import torch
 
 from isvit_det.core.errors import QuantError
 from isvit_det.core.files import write_atomically
+from isvit_det.core.plain import plain, plain_metainfo
 from isvit_det.core.weights import Weights, read_weights
-from isvit_det.packed_header import HEADER, check_others
-from isvit_det.packed_state import CODES, pack_state
+from isvit_det.packed.header import HEADER, check_others
+from isvit_det.packed.keys import CODES
+from isvit_det.packed.state import pack_state
 
 FORMAT = 'isvit_det.packed'
 # Names that other projects give a detector's weights, whose they are, and
@@ -105,48 +106,3 @@ def _has_codes(content: Mapping[str, Any]) -> bool:
     return any(
         str(key).endswith(f'.{CODES}') for part in (content, *content.values())
         if isinstance(part, Mapping) for key in part)
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, 'rb') as file:
-        for block in iter(lambda: file.read(2**20), b''):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def plain_metainfo(metainfo: Mapping[str, Any]) -> Dict[str, Any]:
-    """A data set's metainfo in plain values, as its visualizer reads it.
-
-    >>> plain_metainfo({'classes': ('a', ), 'palette': ((1, 2, 3), )})
-    {'classes': ['a'], 'palette': [(1, 2, 3)]}
-    """
-    kept = plain(metainfo)
-    if isinstance(kept.get('palette'), list):
-        # A list is several colours, a tuple is one.
-        kept['palette'] = [tuple(color) for color in kept['palette']]
-    return kept
-
-
-def plain(value: Any) -> Any:
-    """A copy with dicts, lists, strings and numbers only.
-
-    >>> plain({'classes': ('a', 'b'), 1: None})
-    {'classes': ['a', 'b'], '1': None}
-    >>> type(plain(torch.__version__))
-    <class 'str'>
-    """
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [plain(item) for item in value]
-    if value is None or isinstance(value, bool):
-        return value
-    for kind in (int, float, str):
-        if isinstance(value, kind):
-            # Not a subclass, which weights_only=True would refuse.
-            return kind(value)
-    if hasattr(value, 'tolist'):
-        return plain(value.tolist())
-    return str(value)

@@ -12,7 +12,7 @@ from isvit_det.core.errors import QuantError
 from isvit_det.core.settings import QuantConfig
 from isvit_det.core.swap import (QUANTIZED_LAYERS, make_float_, quantized_twin,
                                  replace_)
-from isvit_det.packed_state import install_loading_
+from isvit_det.packed.loading import install_loading_
 from isvit_det.registry import MODELS
 
 # mmcv's two only add what empty inputs once needed.

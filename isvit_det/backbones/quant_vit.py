@@ -15,7 +15,7 @@ from isvit_det.core.reparam import NormLinear
 from isvit_det.core.rotation import Heads
 from isvit_det.core.settings import QuantConfig
 from isvit_det.core.units import State, Unit
-from isvit_det.packed_state import refuse_packed
+from isvit_det.packed.loading import refuse_packed
 from isvit_det.registry import MODELS
 
 # Patches of a reconstruction step of the embedding, tokens of one of a block

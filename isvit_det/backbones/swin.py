@@ -16,7 +16,7 @@ from isvit_det.core.reparam import NormLinear
 from isvit_det.core.rotation import Heads
 from isvit_det.core.settings import QuantConfig
 from isvit_det.core.units import State, Unit
-from isvit_det.packed_state import refuse_packed
+from isvit_det.packed.loading import refuse_packed
 from isvit_det.registry import MODELS
 
 # Items per reconstruction step: windows of a block by stage, tokens of a

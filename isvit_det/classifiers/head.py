@@ -9,7 +9,7 @@ from isvit_det.core.layers import QuantLinear
 from isvit_det.core.reparam import NormLinear
 from isvit_det.core.settings import QuantConfig
 from isvit_det.core.units import State, Unit
-from isvit_det.packed_state import install_loading_
+from isvit_det.packed.loading import install_loading_
 
 IMAGES_PER_STEP = 64
 

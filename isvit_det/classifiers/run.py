@@ -14,18 +14,20 @@ from isvit_det.backbones.vit_weights import TIMM, find_weights
 from isvit_det.calibration.events import UnitRecord
 from isvit_det.calibration.sos import calibrate
 from isvit_det.calibration.store import ActivationPool
-from isvit_det.checkpoint import is_packed, plain, save_packed, verified
+from isvit_det.checkpoint import is_packed, save_packed, verified
 from isvit_det.classifiers.images import (FolderSample, ImageList,
                                           class_labels, find_images,
                                           other_pictures)
 from isvit_det.classifiers.models import build_classifiers
 from isvit_det.core.errors import QuantError
 from isvit_det.core.files import check_writable, local_checkpoint
+from isvit_det.core.layers import is_calibrated
+from isvit_det.core.plain import plain
 from isvit_det.core.settings import QuantConfig, SOSConfig
 from isvit_det.detector import float_modules
 from isvit_det.engine.calibrate import WORKSPACE
 from isvit_det.inputs.datasets import find_overlap, refuse_overlap
-from isvit_det.packed_state import is_calibrated, packed_config
+from isvit_det.packed.state import packed_config
 from isvit_det.report.progress import CalibrationProgress, announcement
 from isvit_det.report.provenance import describe_origin, fingerprint
 from isvit_det.report.tables import (count_calls, format_table, list_sites_run,

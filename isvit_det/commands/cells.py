@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Mapping, Optional, Sequence
 
-from isvit_det.checkpoint import file_hash
+from isvit_det.core.digests import file_hash
 from isvit_det.core.errors import QuantError
 from isvit_det.core.files import write_atomically
 

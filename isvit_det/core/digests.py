@@ -1,5 +1,6 @@
-"""SHA-256 of what values hold: of tensors by name, and of plain values."""
+"""SHA-256 of contents: of state dicts, of plain values, and of files."""
 import hashlib
+from pathlib import Path
 from typing import Any, Iterator, Mapping
 
 import torch
@@ -42,7 +43,7 @@ def digest_of(value: Any) -> str:
 
     Args:
         value: None, a bool, number or string, or lists, tuples and dicts
-            with strings as keys of these. The order of a dict counts not.
+            with strings as keys of these. The order of a dict does not matter.
 
     Raises:
         QuantError: if it holds anything else.
@@ -73,3 +74,12 @@ def _words(value: Any) -> Iterator[str]:
             yield from _words(value[key])
     else:
         raise QuantError(f'a {kind.__name__} is no plain value.')
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        for block in iter(lambda: file.read(2**20), b''):
+            digest.update(block)
+    return digest.hexdigest()

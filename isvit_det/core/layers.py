@@ -6,9 +6,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from isvit_det.core.errors import QuantError
 from isvit_det.core.quantizers import (AttentionQuantizer, Quantizer,
                                        UniformQuantizer, attention_quantizer)
 from isvit_det.core.settings import QuantConfig
+
+# Quantizers that an error message names.
+SHOWN_NAMES = 5
 
 
 class QuantLinear(nn.Linear):
@@ -230,3 +234,19 @@ def fit_weights_(model: nn.Module) -> None:
     """Fit the weight quantizers of all layers to their weights."""
     for layer in quantized_layers(model):
         layer.weight_quantizer.fit_tensor_(layer.weight)
+
+
+def is_calibrated(model: nn.Module) -> bool:
+    """Whether all quantizers of a model are fitted.
+
+    Raises:
+        QuantError: if only some are, naming the others.
+    """
+    all_quantizers = quantizers(model)
+    unfitted = [n for n, q in all_quantizers.items() if not q.is_fitted]
+    if unfitted and len(unfitted) < len(all_quantizers):
+        more = '' if len(unfitted) <= SHOWN_NAMES else ', ...'
+        names = ', '.join(unfitted[:SHOWN_NAMES]) + more
+        raise QuantError(f'the model is calibrated in part: {names} have no '
+                         'range; calibrate it as a whole.')
+    return not unfitted

@@ -9,11 +9,10 @@ from isvit_det.calibration.events import UnitRecord
 from isvit_det.calibration.sos import calibrate
 from isvit_det.core.distributed import broadcast_
 from isvit_det.core.errors import QuantError
-from isvit_det.core.layers import set_precision_
+from isvit_det.core.layers import is_calibrated, set_precision_
 from isvit_det.core.settings import SOSConfig
 from isvit_det.engine.heads import calibrate_heads_, find_products
 from isvit_det.engine.images import Images
-from isvit_det.packed_state import is_calibrated
 from isvit_det.report.progress import CalibrationProgress, announcement
 
 # Folder in the work directory for the state of an unfinished calibration.

@@ -6,10 +6,10 @@ from typing import Any, Dict, List, Mapping, Optional
 from mmengine.runner import Runner
 from torch import nn
 
-from isvit_det.checkpoint import plain
 from isvit_det.core.digests import checksum, digest_of
 from isvit_det.core.distributed import broadcast_object, world_size
 from isvit_det.core.files import write_atomically
+from isvit_det.core.plain import plain
 from isvit_det.evaluation.data_state import dataset_state, metric_state
 from isvit_det.inputs.datasets import unwrap
 from isvit_det.report.provenance import versions

@@ -11,9 +11,11 @@ from mmengine.runner import Runner
 
 from isvit_det.calibration.events import UnitRecord
 from isvit_det.calibration.store import ActivationPool
-from isvit_det.checkpoint import is_packed, plain, save_packed
+from isvit_det.checkpoint import is_packed, save_packed
 from isvit_det.core.digests import checksum
 from isvit_det.core.errors import QuantError
+from isvit_det.core.layers import is_calibrated
+from isvit_det.core.plain import plain
 from isvit_det.core.settings import SOSConfig
 from isvit_det.engine.calibrate import WORKSPACE, calibrate_detector_
 from isvit_det.engine.heads import find_products
@@ -22,8 +24,7 @@ from isvit_det.engine.tested_weights import take_tested_weights_
 from isvit_det.evaluation.tasks import metainfo
 from isvit_det.inputs.datasets import (dataset_of, evaluation_paths,
                                        refuse_overlap)
-from isvit_det.packed_header import check_others
-from isvit_det.packed_state import is_calibrated
+from isvit_det.packed.header import check_others
 from isvit_det.registry import HOOKS
 from isvit_det.report.provenance import describe_origin, fingerprint
 from isvit_det.report.tables import count_calls, list_sites_run

@@ -14,6 +14,7 @@ from mmengine.runner.checkpoint import load_state_dict
 from isvit_det.checkpoint import read_checkpoint
 from isvit_det.core.errors import QuantError
 from isvit_det.core.files import check_writable
+from isvit_det.core.layers import is_calibrated
 from isvit_det.core.settings import QuantConfig
 from isvit_det.detector import float_modules
 from isvit_det.engine.calibrate import WORKSPACE
@@ -30,7 +31,6 @@ from isvit_det.evaluation.trial import try_log, try_metrics
 from isvit_det.inputs.configs import config_errors
 from isvit_det.inputs.data_errors import TestWatch, read
 from isvit_det.inputs.hooks import hook_errors
-from isvit_det.packed_state import is_calibrated
 from isvit_det.report.tables import (backbone_error, count_calls,
                                      list_sites_run, peak_memory, sum_calls,
                                      weight_bytes, write_result)

@@ -5,7 +5,8 @@ import os
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Optional
 
-from isvit_det.checkpoint import file_hash, plain
+from isvit_det.core.digests import file_hash
+from isvit_det.core.plain import plain
 from isvit_det.evaluation.tasks import OUTPUTS
 
 

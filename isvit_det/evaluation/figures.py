@@ -5,7 +5,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
 from mmdet.evaluation import CocoMetric, OpenImagesMetric, VOCMetric
 
-from isvit_det.checkpoint import plain
+from isvit_det.core.plain import plain
 from isvit_det.evaluation.tasks import Task
 
 # Metrics that give fractions of 1, and how they name them. Others give

@@ -5,7 +5,7 @@ from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
 from mmdet.registry import DATASETS
 
-from isvit_det.checkpoint import file_hash
+from isvit_det.core.digests import file_hash
 from isvit_det.core.errors import QuantError
 from isvit_det.inputs.annotations import short
 from isvit_det.inputs.data_errors import data_set_error

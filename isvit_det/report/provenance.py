@@ -8,9 +8,9 @@ from typing import Any, Dict, List, Mapping, Optional, Protocol, Sequence
 
 import torch
 
-from isvit_det.checkpoint import file_hash, plain
-from isvit_det.core.digests import checksum
+from isvit_det.core.digests import checksum, file_hash
 from isvit_det.core.distributed import world_size
+from isvit_det.core.plain import plain
 from isvit_det.core.settings import SOSConfig
 from isvit_det.version import __version__
 

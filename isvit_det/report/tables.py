@@ -8,10 +8,10 @@ import torch
 from mmengine.dist import all_reduce, get_world_size
 from torch import Tensor, nn
 
-from isvit_det.checkpoint import plain
 from isvit_det.core.errors import QuantError
 from isvit_det.core.files import write_atomically
 from isvit_det.core.layers import list_sites
+from isvit_det.core.plain import plain
 from isvit_det.evaluation.figures import Figures
 
 # Images that the backbone's error is measured on, at most.

@@ -1,6 +1,6 @@
 """Packed files that an earlier version wrote load, and compute the same.
 
-``python -m tests.test_earlier_packed_files tests/data`` wrote the files in
+``python -m tests.packed.test_earlier_files tests/data`` wrote the files in
 ``tests/data`` with version 0.1.0, before the package was divided anew. They
 are drawn weights of a seed, not trained ones. Writing them again with later
 code would make these tests say nothing.
@@ -20,11 +20,10 @@ from mmengine.registry import init_default_scope
 
 from isvit_det.apis import quantize_detector, save_detector
 from isvit_det.checkpoint import read_checkpoint
-from isvit_det.core.layers import quantized_layers
-from isvit_det.packed_state import is_calibrated
+from isvit_det.core.layers import is_calibrated, quantized_layers
 from tests.engine.tiny import FLOAT, FLOAT_DEIT, shrink_
 
-FOLDER = Path(__file__).parent / 'data'
+FOLDER = Path(__file__).parents[1] / 'data'
 # SHA-256 over the integer codes of all weights.
 CODES = {
     'swin_w4a4_isvit':
