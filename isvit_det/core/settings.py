@@ -1,4 +1,4 @@
-"""Settings of the quantizers and of the calibration, as frozen values."""
+"""Settings of the quantizers and of the calibration: frozen dataclasses."""
 import dataclasses
 import math
 import re
@@ -68,7 +68,7 @@ def _from_dict(cls: Type[T], name: str, values: Mapping[str, Any]) -> T:
 
 @dataclass(frozen=True)
 class QuantConfig:
-    """What is quantized and how; it fixes the state a model holds.
+    """Settings that decide what is quantized, and how.
 
     Attributes:
         method: preset that the other settings start from: ``'isvit'``,
@@ -181,7 +181,7 @@ expected a subset of ['method', 'weight_bits', 'act_bits', 'input_bits', \
 
 @dataclass(frozen=True)
 class SOSConfig:
-    """How the calibration runs; it leaves no trace in a model's state form.
+    """Settings of the calibration; they change no form of a model's state.
 
     Attributes:
         num_images: size of the calibration set, drawn from the training
