@@ -35,35 +35,42 @@ from isvit_det.report.tables import (count_calls, format_table, list_sites_run,
                                      write_result)
 
 FORMAT_VERSION = 1
-# What is more was hardly meant: images of a batch, processes that read them.
+# Limits of options: images of a batch, and processes that read images.
 MAX_BATCH = 2**16
 MAX_WORKERS = 2**10
-# Images evaluated without --val, at most.
+# Most images that are evaluated without --val.
 MAX_REST = 1000
-# Of files and folders that a message names.
+# Files or folders that a message names.
 SHOWN_NAMES = 5
 
 
 @dataclass
 class Scores:
-    """Sums over images; their means are what is reported."""
+    """Sums of scores over images, whose means are reported."""
     count: int = 0
     agreement: float = 0.
     kl: float = 0.
     correct: Dict[str, float] = field(default_factory=dict)
 
-    def add(self, wanted: Optional[Tensor], found: Tensor,
+    def add(self, teacher: Optional[Tensor], student: Tensor,
             labels: Optional[Tensor]) -> None:
-        """Add a batch of float and quantized logits (B, classes)."""
-        self.count += len(found)
-        if wanted is not None:
-            same = wanted.argmax(1) == found.argmax(1)
+        """Add a batch of logits.
+
+        Args:
+            teacher: of the float classifier, shape (B, classes), if there is
+                one.
+            student: of the quantized classifier, shape (B, classes).
+            labels: shape (B,), if they are known.
+        """
+        self.count += len(student)
+        if teacher is not None:
+            same = teacher.argmax(1) == student.argmax(1)
             self.agreement += same.sum().item()
-            log_p = wanted.double().log_softmax(1)
-            log_q = found.double().log_softmax(1)
+            log_p = teacher.double().log_softmax(1)
+            log_q = student.double().log_softmax(1)
             self.kl += (log_p.exp() * (log_p - log_q)).sum().item()
         if labels is not None:
-            for name, logits in (('float', wanted), ('quantized', found)):
+            for name, logits in (('float', teacher), ('quantized', student)):
                 for k in (1, 5):
                     if logits is not None:
                         best = logits.topk(min(k, logits.shape[1]), 1).indices
@@ -84,16 +91,15 @@ class Scores:
 class ClassifierRun:
     """Calibrates a timm classifier and compares it with the float one.
 
-    Packed weights are evaluated only. Whatever can be checked is checked at
-    construction.
+    Packed weights are only evaluated. The constructor checks all input.
 
     Args:
         name: of the timm model.
-        weights: file or address of its weights or of a packed twin, or
+        weights: path or address of its weights or of a packed file, or
             ``timm://NAME``.
         calib: folder of calibration images; may be None for packed weights.
-        val: folder of evaluation images; None takes what the calibration
-            left of its folder.
+        val: folder of evaluation images; None takes images of ``calib`` that
+            are not used for the calibration.
         quant: values of ``QuantConfig`` that the user gave.
         sos: values of ``SOSConfig`` that the user gave.
         work_dir: for the packed file and the report.
@@ -122,7 +128,7 @@ class ClassifierRun:
                  batch: int = 32,
                  workers: int = 0) -> None:
         check_writable(work_dir)
-        # Refuses a wrong budget.
+        # This checks the budget.
         ActivationPool(work_dir, store_gb)
         for option, value, low, high in (('--eval-batch', batch, 1, MAX_BATCH),
                                          ('--workers', workers, 0,
@@ -180,7 +186,7 @@ class ClassifierRun:
             self._note('no image is left to evaluate: give --val')
 
     def _note(self, text: str) -> None:
-        """Warn now, and have the report and the table say it again."""
+        """Log a warning, and keep it for the report."""
         self.logger.warning(text)
         self.notes.append(text)
 
@@ -191,13 +197,13 @@ class ClassifierRun:
                        f'not read as images, and left out: {_few(names)}')
 
     def _choose_evaluation(self, val: Optional[Path]) -> None:
-        """Images to evaluate, their labels, and hashes of the others."""
+        """Choose the evaluation images, and hash the calibration images."""
         self.labels: List[int] = []
         self.hashes: List[str] = []
         drawn = [] if self.sample is None else self.sample.paths()
         if val is None:
             rest = [] if self.sample is None else self.sample.rest[:MAX_REST]
-            # Folders to calibrate on may hold a file twice.
+            # A folder may contain the same image twice.
             self.hashes, overlap = find_overlap(drawn, rest)
             rest = [path for path in rest if path not in overlap]
             self.evaluated = ImageList(rest, self.transform)
@@ -207,13 +213,13 @@ class ClassifierRun:
         self.hashes = refuse_overlap(drawn, list(self.evaluated.paths))
 
     def _choose_labels(self, val: Path, paths: List[Path]) -> None:
-        """Evaluate a folder, by class where its folders are the classes."""
+        """Evaluate a folder, with labels if it has class folders."""
         self.evaluated = ImageList(paths, self.transform)
         classes, labels = class_labels(val, paths)
         known = self.model.head.num_classes
         used = set(labels) - {None}
         if not used:
-            # A flat folder.
+            # The folder is flat.
             return
         empty = [name for i, name in enumerate(classes) if i not in used]
         if len(classes) != known:
@@ -282,7 +288,7 @@ class ClassifierRun:
             provenance=origin)
         write_result(self.report, result)
         if not self.packed:
-            # Nothing is left to resume.
+            # There is nothing left to resume.
             shutil.rmtree(self.work_dir / WORKSPACE, ignore_errors=True)
         return result
 
@@ -317,8 +323,8 @@ class ClassifierRun:
         labels = torch.tensor(self.labels) if self.labels else None
         for images, index in self.evaluated.batches(self.batch, self.workers):
             images = images.to(self.device)
-            wanted = None if self.packed else self.source(images).cpu()
-            scores.add(wanted,
+            teacher = None if self.packed else self.source(images).cpu()
+            scores.add(teacher,
                        self.model(images).cpu(),
                        None if labels is None else labels[index])
         sites = list_sites_run(self.model, before)
@@ -332,7 +338,7 @@ def _few(names: Sequence[str]) -> str:
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """A result as a table of the float and of the quantized classifier."""
+    """A result as a table: the float and the quantized classifier."""
     scores = result['scores']
 
     def percent(key: str) -> str:

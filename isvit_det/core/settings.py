@@ -181,7 +181,7 @@ expected a subset of ['method', 'weight_bits', 'act_bits', 'input_bits', \
 
 @dataclass(frozen=True)
 class SOSConfig:
-    """Settings of the calibration; they change no form of a model's state.
+    """Settings of the calibration; a packed state does not depend on them.
 
     Attributes:
         num_images: size of the calibration set, drawn from the training

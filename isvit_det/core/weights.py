@@ -11,8 +11,8 @@ from isvit_det.core.reading import read_file
 from isvit_det.core.unpickling import Inert, ordered
 
 # Entries that hold weights, in order of preference. timm evaluates the
-# averaged weights and chooses its best checkpoint by them. DeiT evaluates 'model'. In
-# files of MMEngine, 'state_dict' has the averaged weights, and
+# averaged weights and chooses its best checkpoint by them. DeiT evaluates
+# 'model'. In files of MMEngine, 'state_dict' has the averaged weights, and
 # 'ema_state_dict' those from which training continues.
 ENTRIES = ('state_dict_ema', 'state_dict', 'model', 'model_state_dict')
 # Entries that are used if the file has none of those.
