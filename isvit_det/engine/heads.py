@@ -21,7 +21,7 @@ from isvit_det.engine.images import Images
 from isvit_det.engine.locations import Locations
 from isvit_det.engine.products import watch_products
 
-# What a model raises that does not fit its data, its settings or its host.
+# Exceptions of a model that does not fit its data, settings or packages.
 PREDICTION_ERRORS = (RuntimeError, ValueError, TypeError, LookupError,
                      AttributeError, AssertionError, ImportError)
 NOT_RUN = 'no prediction on the calibration images runs it'
@@ -31,23 +31,24 @@ def calibrate_heads_(model: nn.Module, images: Images, sos: SOSConfig,
                      logger: MMLogger) -> None:
     """Fit every quantizer outside of the backbone, without optimisation.
 
-    The detector predicts on the calibration images with its backbone as
-    calibrated and its other layers in float. A layer shared by the levels of
-    a pyramid sees all levels. Layers that only ever run on detections are
-    shown detections of any score if none passed the threshold. A layer that
-    does not run even then, for any image of any process, is turned back into
-    float and named in ``model.float_layers``.
+    The detector predicts on the calibration images, with its backbone
+    quantized and its other layers in float, and their quantizers observe. A
+    layer that is shared by the levels of a pyramid observes all levels. If a
+    layer runs on detections only, and no detection passes the score
+    threshold, it observes detections of any score. A layer that does not run
+    even then, on any process, is turned back into float and named in
+    ``model.float_layers``.
 
     Args:
         model: a detector whose backbone is calibrated.
-        images: to predict on, once or twice; once more to correct.
-        sos: says whether weights make up for rounding, in closed form, and
-            whether dense heads are calibrated where they find objects.
-        logger: is told of layers that no detection reached, and of those
-            turned back.
+        images: the calibration images.
+        sos: decides whether weights are corrected in closed form, and whether
+            dense heads are calibrated mostly where they find objects.
+        logger: gets a line on layers that no detection reached, and on those
+            that are turned back.
 
     Raises:
-        QuantError: naming the layers of a head of which none ran.
+        QuantError: if no layer of a head ran, naming its layers.
     """
     rest = _all_but_backbone(model)
     threshold: Callable[[], ContextManager] = nullcontext
@@ -60,7 +61,7 @@ def calibrate_heads_(model: nn.Module, images: Images, sos: SOSConfig,
             logger.warning('no detection reached some layers: calibrating '
                            'them on detections of any score')
             threshold = partial(_no_score_threshold, model)
-            # What was reached keeps the ranges of true predictions.
+            # The others keep the ranges of real predictions.
             unreached = nn.ModuleList(_unreached(rest).values())
             with observe(unreached), threshold():
                 _predict(model, images)
@@ -78,15 +79,14 @@ def calibrate_heads_(model: nn.Module, images: Images, sos: SOSConfig,
 def find_products(model: Any, images: Images) -> List[str]:
     """Names of the modules that multiply activations by activations.
 
-    The detector predicts on the first image, detections of any score
-    included, in every process alike.
+    Every process predicts on the first image, with detections of any score.
 
     Args:
         model: with float weights, not calibrated.
-        images: to calibrate on.
+        images: the calibration images.
 
     Raises:
-        QuantError: if it cannot predict as it is.
+        QuantError: if the model cannot predict.
     """
     batch = images.read(0)
     try:
@@ -112,7 +112,7 @@ def _all_but_backbone(model: nn.Module) -> nn.ModuleDict:
 
 
 def _turn_back_unreached_(model: Any, logger: MMLogger) -> None:
-    """Turn layers that never ran into float.
+    """Turn layers that never ran back into float.
 
     Raises:
         QuantError: if no layer of a whole head ran.
@@ -141,8 +141,8 @@ def _turn_back_unreached_(model: Any, logger: MMLogger) -> None:
 def _silent_heads(model: nn.Module) -> List[str]:
     """Names of the parts of a detector of which no layer has run.
 
-    Its children are its parts, and so are those of a head of regions: what
-    finds their boxes, their masks and more.
+    The parts are the children of the detector, and instead of a RoI head the
+    children of that: its box head, its mask head and so on.
     """
     parts = dict(_all_but_backbone(model).items())
     for name, child in list(parts.items()):
@@ -154,9 +154,8 @@ def _silent_heads(model: nn.Module) -> List[str]:
             })
     layers = {name: quantized_layers(part) for name, part in parts.items()}
     return [
-        name for name, found in layers.items()
-        if found and not any(layer.input_quantizer.is_fitted
-                             for layer in found)
+        name for name, own in layers.items()
+        if own and not any(layer.input_quantizer.is_fitted for layer in own)
     ]
 
 
@@ -179,7 +178,7 @@ def _predict(model: Any,
 
 @contextlib.contextmanager
 def _no_score_threshold(model: nn.Module) -> Iterator[None]:
-    """Let detections of any score pass while the context lasts."""
+    """Set all score thresholds to 0 in this context."""
     changed: List[Any] = []
     for module in model.modules():
         cfg: Dict[str, Any] = getattr(module, 'test_cfg', None) or {}
