@@ -175,7 +175,7 @@ def float_modules(model: nn.Module) -> List[Tuple[str, str]]:
     embeddings excepted; those of ``model.products``, which multiply
     activations by activations; and a language model as a whole.
     """
-    found = []
+    in_float = []
     products = set(getattr(model, 'products', None) or ())
     language = language_model(model)
     inside = set() if language is None else set(language.modules())
@@ -187,8 +187,8 @@ def float_modules(model: nn.Module) -> List[Tuple[str, str]]:
                 continue
             if name not in products and not _holds_operand(module):
                 continue
-        found.append((name, type(module).__name__))
-    return found
+        in_float.append((name, type(module).__name__))
+    return in_float
 
 
 def _holds_operand(module: nn.Module) -> bool:

@@ -29,7 +29,7 @@ FLOORS = (
     {'__main__'},
 )
 # These run on any network: torch alone, and nothing of the border.
-TORCH_ONLY = {'', 'version', 'core', 'calibration'}
+TORCH_ONLY = {'', 'version', 'core', 'packed', 'calibration'}
 BORDER = {'host', 'registry'}
 
 
@@ -114,6 +114,8 @@ def test_imports_run_downward_only(module, path, is_package):
     ('isvit_det.core.layers', 'from isvit_det.host import check_host'),
     ('isvit_det.core.layers', 'from .. import engine'),
     ('isvit_det.core.layers', 'from ..engine import hooks'),
+    ('isvit_det.packed.state', 'from isvit_det.calibration import sos'),
+    ('isvit_det.packed.loading', 'import mmengine'),
     ('isvit_det.calibration.sos', 'from mmengine import Config'),
     ('isvit_det.calibration.sos', 'from isvit_det.registry import HOOKS'),
     ('isvit_det.calibration.sos', 'import isvit_det.backbones.swin'),

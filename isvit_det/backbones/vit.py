@@ -165,11 +165,11 @@ class VisionTransformer(BaseModule):
                 f'init_cfg: {self.init_cfg!r} is not allowed; expected '
                 "dict(type='Pretrained', checkpoint=FILE) or None.")
         prefix = self.init_cfg.get('prefix', '')
-        found = find_weights(self.init_cfg['checkpoint'])
-        MMLogger.get_current_instance().info(found.summary)
+        loaded = find_weights(self.init_cfg['checkpoint'])
+        MMLogger.get_current_instance().info(loaded.summary)
         weights = {
             key[len(prefix):]: value
-            for key, value in found.state_dict.items()
+            for key, value in loaded.state_dict.items()
             if key.startswith(prefix)
         }
         self.load_state_dict(fit_weights(weights, self), strict=False)

@@ -52,4 +52,4 @@ def quantize_swin(source: Any, config: QuantConfig) -> QuantClassifier:
 def _at_end_of_stage(key: str) -> str:
     """timm merges patches at the start of a stage, the original at its end."""
     return re.sub(r'layers\.(\d+)\.downsample',
-                  lambda found: f'layers.{int(found[1]) - 1}.downsample', key)
+                  lambda match: f'layers.{int(match[1]) - 1}.downsample', key)

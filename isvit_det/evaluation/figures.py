@@ -100,17 +100,17 @@ def gaps(metrics: Mapping[str, Any], tasks: Sequence[Task],
     return names
 
 
-def explain_gaps(found: Mapping[str, Mapping[str, Any]],
+def explain_gaps(results: Mapping[str, Mapping[str, Any]],
                  nothing: Sequence[Task]) -> List[str]:
     """Sentences on figures that are missing.
 
     Args:
-        found: results of the models that were evaluated, by name.
+        results: of the models that were evaluated, by name.
         nothing: metrics for which the reason is known.
     """
     notes = []
     for model in ('float', 'quantized'):
-        each = found.get(model)
+        each = results.get(model)
         if each is None:
             continue
         if each['detections'] == 0:

@@ -100,8 +100,8 @@ def _check_outputs(task: Task, sample: Mapping[str, Any]) -> None:
     if not is_coco(type(task.metric)):
         return
     measures: Any = task.metric
-    found = sample.get('pred_instances') or {}
-    if 'segm' in measures.metrics and 'masks' not in found:
+    instances = sample.get('pred_instances') or {}
+    if 'segm' in measures.metrics and 'masks' not in instances:
         raise QuantError("test_evaluator.metric: 'segm' needs masks, and this "
                          "detector gives none; give metric='bbox'.")
     if not task.config.get('ann_file') and 'instances' not in sample:
@@ -124,18 +124,18 @@ def make_prediction(sample: Mapping[str, Any], num_classes: int,
     height, width = sample['ori_shape'][:2]
     labels = torch.arange(num_classes)
     if 'pred_instances' in sample:
-        found = sample['pred_instances']
+        instances = sample['pred_instances']
         box = torch.tensor([0., 0., width / 2, height / 2])
         scores = torch.linspace(.9, .1, num_things)
         new = dict(
-            found,
-            bboxes=_like(box.repeat(num_things, 1), found['bboxes'])
-            if 'bboxes' in found else None,
+            instances,
+            bboxes=_like(box.repeat(num_things, 1), instances['bboxes'])
+            if 'bboxes' in instances else None,
             scores=scores,
             labels=labels[:num_things])
-        if 'mask_scores' in found:
+        if 'mask_scores' in instances:
             new['mask_scores'] = scores
-        if 'masks' in found:
+        if 'masks' in instances:
             mask = torch.zeros(1, height, width, dtype=torch.bool)
             mask[:, :-(-height // 2), :-(-width // 2)] = True
             # All share one mask, since there may be thousands of classes.
@@ -149,13 +149,13 @@ def make_prediction(sample: Mapping[str, Any], num_classes: int,
     columns = labels.repeat(-(-width // num_classes))[:width]
     every = columns.expand(1, height, width)
     if 'pred_panoptic_seg' in sample:
-        found = sample['pred_panoptic_seg']
+        maps = sample['pred_panoptic_seg']
         made['pred_panoptic_seg'] = dict(
-            found, sem_seg=_like(every + INSTANCE_OFFSET, found['sem_seg']))
+            maps, sem_seg=_like(every + INSTANCE_OFFSET, maps['sem_seg']))
     if 'pred_sem_seg' in sample:
-        found = sample['pred_sem_seg']
+        maps = sample['pred_sem_seg']
         made['pred_sem_seg'] = dict(
-            found, sem_seg=_like(every.clone(), found['sem_seg']))
+            maps, sem_seg=_like(every.clone(), maps['sem_seg']))
     return made
 
 
