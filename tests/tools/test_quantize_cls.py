@@ -262,7 +262,7 @@ def test_isvit_rotates_heads(data, tmp_path, monkeypatch, method, options,
         seen.append(heads)
         rotate_heads_(heads)
 
-    monkeypatch.setattr('isvit_det.calibration.sos.rotate_heads_', rotate_)
+    monkeypatch.setattr('isvit_det.calibration.stages.rotate_heads_', rotate_)
     result = run(data, tmp_path, *short(data, '--method', method, *options))
     assert result['provenance']['sos']['rotate_heads'] == rotated
     # One for each of the blocks.
