@@ -23,54 +23,20 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
-import statistics
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import (Any, Dict, Iterable, Iterator, List, Mapping, Optional,
-                    Sequence, Tuple)
+from typing import Any, Dict, List, Mapping, Optional
 
+from benchmarks.accuracy_runs import BITS, Key, ablations, keys, subjects
+from benchmarks.accuracy_tables import measures, print_tables
 from benchmarks.scopes import keep_backbone
-from isvit_det.checkpoint import file_hash
-from isvit_det.classifiers.run import CLASSIFIER_SOS
 from isvit_det.commands.cells import QUANTIZE_CLS, QUANTIZE_DET, Cell
 from isvit_det.commands.console import run_command
-from isvit_det.core.spec import QuantConfig, SOSConfig, optimises, parse_bits
-from isvit_det.inputs.configs import load_config
-from isvit_det.report.tables import format_table
+from isvit_det.core.digests import file_hash
+from isvit_det.core.presets import optimises
 
 ROOT = Path(__file__).parents[1]
-BITS = ('w3a3', 'w4a4', 'w6a6', 'w8a8')
-METHOD_ROWS = ('repq', 'isvit_paper', 'isvit')
-# Variants with other numbers of images or of iterations than usual, which are
-# run on the first seed.
-EXTENTS = (
-    ('isvit', 16, None),
-    ('isvit', 256, None),
-    ('isvit', None, 0),
-    ('isvit', None, 500),
-    ('isvit, sos.stage_one_share=0.0', None, 500),
-    ('isvit_paper', None, 500),
-)
-# Titles of the figures, their units and digits.
-DETECTOR_FIGURES = dict(
-    box_ap=('box AP', .01, 1),
-    mask_ap=('mask AP', .01, 1),
-    backbone_error=('backbone error', 1., 4))
-CLASSIFIER_FIGURES = dict(agreement=('agreement %', .01, 1), kl=('KL', 1., 3))
-# Ablations that set an option otherwise than isvit_paper has it.
-OTHERWISE = {
-    'sos.stage_one_share': 0.,
-    'sos.rotate_heads': True,
-    'sos.mirror_images': True,
-}
-# Options that do nothing in a scope, '-' being a classifier's.
-IDLE = {
-    'detector': ('sos.weigh_tokens', ),
-    '-': ('sos.correct_heads', 'sos.weigh_locations'),
-}
 # Images of the train split at its end that --tune evaluates.
 TUNE_IMAGES = 320
 TUNE = {
@@ -89,85 +55,6 @@ TUNE = {
 }
 
 
-@dataclass(frozen=True)
-class Subject:
-    """A model whose accuracy is measured.
-
-    Attributes:
-        config: of a quantized detector, or the name of a timm classifier.
-        weights: file of its float weights.
-        scopes: of a detector; none for a classifier.
-        ablated: whether single options are tried on it.
-        options: settings of the command line.
-        images: folder of COCO; None for drawn images.
-    """
-    config: str
-    weights: Path
-    scopes: Tuple[str, ...] = ()
-    ablated: bool = False
-    options: Tuple[str, ...] = ()
-    images: Optional[Path] = None
-
-
-@dataclass(frozen=True)
-class Key:
-    """What identifies a cell: settings by name.
-
-    Attributes:
-        subject: name of the model.
-        bits: as of ``--bits``; '32' is float.
-        scope: of the quantization, '-' for a classifier.
-        variant: a method, or ``isvit`` with one setting changed.
-        seed: of the calibration.
-        images: number of images to calibrate on.
-        iters: iterations per unit and stage.
-    """
-    subject: str
-    bits: str
-    scope: str
-    variant: str
-    seed: int
-    images: int
-    iters: int
-
-    @property
-    def extent(self) -> Tuple[int, int]:
-        return self.images, self.iters
-
-    @property
-    def option(self) -> str:
-        """The setting that is changed, '' if none is."""
-        return self.variant.partition(', ')[2]
-
-
-def subjects(args: argparse.Namespace) -> Dict[str, Subject]:
-    """The models whose files are there, by name."""
-    found = {}
-    for name, backbone in (('swin', 'swin-mini_fpn'), ('deit',
-                                                       'deit-mini_sfpn')):
-        config = f'configs/drawn/mask-rcnn_{backbone}_isvit-w4a4_drawn.py'
-        found[name] = Subject(config,
-                              Path(load_config(config, None).load_from),
-                              ('detector', 'backbone'), name == 'swin'
-                              or args.tune)
-    images = os.environ.get('COCO_ROOT')
-    weights = Path(os.environ.get('DEIT_TINY', ''))
-    if images and weights.is_file():
-        options = ['--calib', f'{images}/train2017']
-        if not args.tune:
-            options += ['--val', f'{images}/val2017']
-        found['deit-tiny'] = Subject('deit_tiny_patch16_224', weights, (),
-                                     args.tune, tuple(options), Path(images))
-    learned = Path('work_dirs/coco60/float.pth')
-    if images and learned.is_file() and not args.tune:
-        found['coco60'] = Subject(
-            'configs/coco_subset/'
-            'mask-rcnn_deit-t-p16_sfpn_isvit-w4a4_320px_coco60_learned.py',
-            learned, ('detector', 'backbone'),
-            images=Path(images))
-    return {name: found[name] for name in args.models if name in found}
-
-
 def hash_names(root: Path) -> str:
     """Tells COCO folders apart by the names of their images."""
     names = [
@@ -175,82 +62,6 @@ def hash_names(root: Path) -> str:
         for path in root.joinpath(split).rglob('*')
     ]
     return hashlib.sha256('\n'.join(sorted(names)).encode()).hexdigest()[:16]
-
-
-def ablations(scope: str) -> Dict[str, Dict[str, Any]]:
-    """Settings of every variant of ``isvit`` with one option changed.
-
-    Args:
-        scope: of the quantization, '-' for a classifier.
-    """
-    ours, paper = QuantConfig(), QuantConfig.from_dict(
-        dict(method='isvit_paper'))
-    pairs = {'quant': (ours, paper)}
-    preset = CLASSIFIER_SOS['isvit'] if scope == '-' else {}
-    pairs['sos'] = (SOSConfig.from_dict(preset, ours),
-                    SOSConfig.from_dict({}, paper))  # type: ignore
-    found = {}
-    for part, (one, other) in pairs.items():
-        for field in dataclasses.fields(one):
-            value = getattr(other, field.name)
-            key = f'{part}.{field.name}'
-            if field.name != 'method' and key not in IDLE.get(
-                    scope, ()) and getattr(one, field.name) != value:
-                found[f'isvit, {key} as published'] = {key: value}
-    for key, value in OTHERWISE.items():
-        part, name = key.split('.')
-        if getattr(pairs[part][0], name) != value:
-            found[f'isvit, {key}={value}'] = {key: value}
-    return found
-
-
-def keys(args: argparse.Namespace, known: Mapping[str,
-                                                  Subject]) -> Iterator[Key]:
-    """All cells, the ones that most depends on first."""
-    usual = args.images, args.iters
-    for name, subject in known.items():
-        if subject.scopes:
-            yield Key(name, '32', '-', 'float', 0, *usual)
-    for seed in args.seeds:
-        for bits in args.bits:
-            for name, subject in known.items():
-                methods = METHOD_ROWS if is_low(bits) else ('isvit', )
-                for scope in subject.scopes or ('-', ):
-                    for method in methods:
-                        yield Key(name, bits, scope, method, seed, *usual)
-    if args.no_ablations:
-        return
-    for seed in args.seeds:
-        for bits in args.bits:
-            for name, subject in known.items():
-                if is_low(bits) and subject.ablated:
-                    scope = 'detector' if subject.scopes else '-'
-                    variants = [(variant, *usual)
-                                for variant in ablations(scope)]
-                    if seed == args.seeds[0]:
-                        variants += extents(args)
-                    for variant, images, iters in variants:
-                        yield Key(name, bits, scope, variant, seed, images,
-                                  iters)
-
-
-def is_low(bits: str) -> bool:
-    """Whether methods differ enough at these bits to be compared."""
-    return min(parse_bits(bits)) < 6
-
-
-def extents(args: argparse.Namespace) -> Iterator[Tuple[str, int, int]]:
-    """Variants with other images or iterations than usual.
-
-    Those with other images are not for tuning, where a classifier is
-    evaluated on what its calibration leaves.
-    """
-    for variant, images, iters in EXTENTS:
-        if args.tune and images:
-            continue
-        found = (images or args.images, args.iters if iters is None else iters)
-        if found != (args.images, args.iters):
-            yield (variant, *found)
 
 
 class Accuracy:
@@ -392,90 +203,6 @@ def _text(value: Any) -> str:
                                                    tuple) else str(value)
 
 
-def measures(result: Mapping[str, Any]) -> Dict[str, float]:
-    """The figures of a cell."""
-    if 'scores' in result:
-        return {key: result['scores'][key] for key in ('agreement', 'kl')}
-    found = {key: result['quantized'][key] for key in ('box_ap', 'mask_ap')}
-    if 'backbone_error' in result:
-        found['backbone_error'] = result['backbone_error']
-    return found
-
-
-def rows(cells: Iterable[Tuple[Key, Optional[Mapping[str, float]]]],
-         names: Sequence[str],
-         figures: Mapping[str, Tuple[str, float, int]],
-         sign: str = '') -> List[Dict[str, str]]:
-    """One row for all seeds of a cell: mean and standard deviation.
-
-    Args:
-        cells: keys of one model with their figures, None if not there.
-        names: attributes of a key that a row has in common and shows.
-        figures: titles, units and digits of what is shown.
-        sign: '+' for changes.
-    """
-    groups: Dict[Tuple[Any, ...], List[Optional[Mapping[str, float]]]] = {}
-    for key, cell in cells:
-        group = tuple(getattr(key, name) for name in names)
-        groups.setdefault(group, []).append(cell)
-    table = []
-    for group, found in groups.items():
-        there = [cell for cell in found if cell is not None]
-        row = dict(zip(names, map(str, group)))
-        row['seeds'] = f'{len(there)} of {len(found)}'
-        for name, (title, unit, digits) in figures.items():
-            values = [cell[name] / unit for cell in there if name in cell]
-            row[title] = spread(values, digits, sign)
-        table.append(row)
-    return table
-
-
-def spread(values: List[float], digits: int, sign: str = '') -> str:
-    """Mean and sample standard deviation, or '-' of nothing.
-
-    >>> spread([1., 2.], 1), spread([3.], 2, '+'), spread([], 1)
-    ('1.5 ± 0.7', '+3.00', '-')
-    """
-    if not values:
-        return '-'
-    text = f'{statistics.mean(values):{sign}.{digits}f}'
-    if len(values) > 1:
-        text += f' ± {statistics.stdev(values):.{digits}f}'
-    return text
-
-
-def print_tables(accuracy: Accuracy, name: str, wanted: List[Key]) -> None:
-    """Print what is known of a model."""
-    figures, title = CLASSIFIER_FIGURES, name
-    if accuracy.subjects[name].scopes:
-        figures, title = DETECTOR_FIGURES, f'{name}, scope detector'
-    usual = accuracy.args.images, accuracy.args.iters
-    # Runs go seed by seed; a row has all seeds.
-    wanted = sorted(wanted, key=lambda key: (key.bits, key.scope))
-    cells = [key for key in wanted if key.extent == usual]
-    methods = [key for key in cells if not key.option]
-    single = [key for key in cells if key.option]
-    extent = [key for key in wanted if key.extent != usual]
-    table = rows(((key, accuracy.find(key)) for key in methods),
-                 ('bits', 'scope', 'variant'), figures)
-    print(f'\n{name}\n\n{format_table(table)}')
-    if single:
-        table = rows(((key, accuracy.change(key)) for key in single),
-                     ('bits', 'option'), figures, '+')
-        print(f'\n{title}, what a single option changes\n\n'
-              f'{format_table(table)}')
-    if extent:
-        twins = {
-            dataclasses.replace(key, images=usual[0], iters=usual[1])
-            for key in extent
-        }
-        extent += [key for key in cells if key in twins]
-        extent.sort(key=lambda key: (key.bits, key.variant, *key.extent))
-        table = rows(((key, accuracy.find(key)) for key in extent),
-                     ('bits', 'variant', 'images', 'iters'), figures)
-        print(f'\n{title}, images and iterations\n\n{format_table(table)}')
-
-
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
@@ -508,20 +235,21 @@ def main() -> None:
         if name not in accuracy.subjects:
             print(f'{name}: skipped, for want of its files'
                   f'{" or of images to tune on" if args.tune else ""}')
-    wanted = list(keys(args, accuracy.subjects))
+    planned = list(keys(args, accuracy.subjects))
     left = []
-    for key in wanted:
+    for key in planned:
         if accuracy.find(key) is not None:
             continue
         if time.monotonic() >= end:
             left.append(key)
         else:
             accuracy.run(key)
-    for name in accuracy.subjects:
-        print_tables(accuracy, name,
-                     [key for key in wanted if key.subject == name])
+    for name, subject in accuracy.subjects.items():
+        print_tables(name, subject,
+                     [key for key in planned if key.subject == name],
+                     (args.images, args.iters), accuracy.find, accuracy.change)
     if left:
-        print(f'\n{len(left)} of {len(wanted)} cells not run: --budget')
+        print(f'\n{len(left)} of {len(planned)} cells not run: --budget')
 
 
 if __name__ == '__main__':

@@ -29,7 +29,7 @@ from isvit_det.checkpoint import read_checkpoint
 from isvit_det.commands.console import run_command, settings
 from isvit_det.commands.parsers import Parser
 from isvit_det.core.errors import QuantError
-from isvit_det.core.spec import SOSConfig
+from isvit_det.core.settings import SOSConfig
 from isvit_det.core.units import State
 from isvit_det.engine.images import calibration_images
 from isvit_det.inputs.configs import load_config, quantize_config_

@@ -26,7 +26,7 @@ from benchmarks.small import (WORDS, same_as, shrink_, swin_configs,
 from isvit_det.apis import (quantize_detector, save_detector,
                             without_annotations)
 from isvit_det.core.errors import QuantError
-from isvit_det.core.spec import SCOPES
+from isvit_det.core.settings import SCOPES
 from isvit_det.detector import float_modules, language_model
 from isvit_det.inputs.configs import config_errors
 

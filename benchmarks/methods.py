@@ -12,7 +12,7 @@ from typing import Any, Dict, List, Mapping, Optional
 
 from isvit_det.commands.cells import QUANTIZE_DET, Cell, Result
 from isvit_det.commands.console import run_command
-from isvit_det.core.spec import METHODS
+from isvit_det.core.presets import METHODS
 from isvit_det.evaluation.figures import in_points
 from isvit_det.inputs.configs import load_config
 from isvit_det.report.tables import format_table

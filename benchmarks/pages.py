@@ -14,8 +14,8 @@ from typing import Any, Callable, Dict, List, Mapping, Sequence, Tuple, Type
 
 from mmengine.fileio import load
 
-from isvit_det.classifiers.run import CLASSIFIER_SOS
-from isvit_det.core.spec import METHODS, QuantConfig, SOSConfig
+from isvit_det.core.presets import METHODS
+from isvit_det.core.settings import QuantConfig, SOSConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 METAFILE = ROOT / 'configs/isvit/metafile.yml'
@@ -59,15 +59,15 @@ def show(value: Any) -> str:
     return f'`{value!r}`'
 
 
-def settings_of(method: str, more: Mapping[str, Any] = {}) -> Dict[str, Any]:
+def settings_of(method: str, kind: str = 'detector') -> Dict[str, Any]:
     """Every setting of a method, by its full name.
 
     Args:
         method: one of ``METHODS``.
-        more: settings of the calibration that go over the method's.
+        kind: of the model, ``'detector'`` or ``'classifier'``.
     """
     quant = QuantConfig.from_dict(dict(method=method))
-    sos = SOSConfig.from_dict(more, quant)
+    sos = SOSConfig.from_dict({}, quant, kind)
     return {
         f'{name}.{key}': value
         for name, config in (('quant', quant), ('sos', sos))
@@ -89,8 +89,9 @@ def methods() -> str:
     """Table of the settings in which the methods differ."""
     columns = {f'`{name}`': settings_of(name) for name in COLUMNS}
     assert len(columns) == len(METHODS)
-    for name, more in CLASSIFIER_SOS.items():
-        columns[f'`{name}`, classifiers'] = settings_of(name, more)
+    for name, preset in METHODS.items():
+        if preset.classifier_sos:
+            columns[f'`{name}`, classifiers'] = settings_of(name, 'classifier')
     rows = []
     for key in next(iter(columns.values())):
         values = [show(found[key]) for found in columns.values()]

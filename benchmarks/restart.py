@@ -15,7 +15,7 @@ from isvit_det.core.layers import (fit_weights_, observe, precision,
                                    set_precision_)
 from isvit_det.core.reparam import (fold_channel_scales_, use_channel_scales_,
                                     widen_narrow_channels_)
-from isvit_det.core.spec import QuantConfig, SOSConfig
+from isvit_det.core.settings import QuantConfig, SOSConfig
 from isvit_det.core.units import State, Unit
 
 

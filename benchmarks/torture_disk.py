@@ -37,7 +37,7 @@ KEYS = ('trials', 'one line', 'same after', 'not filled')
 TOOL = '''
 import sys
 from pathlib import Path
-from isvit_det.checkpoint import file_hash
+from isvit_det.core.digests import file_hash
 from isvit_det.commands.console import run_command
 from isvit_det.report.tables import write_result
 origin = dict(float_checkpoint_sha256=file_hash(Path(sys.argv[1])))

@@ -17,7 +17,7 @@ from isvit_det.classifiers.vit import quantize_vit
 from isvit_det.core.digests import checksum, digest_of
 from isvit_det.core.errors import QuantError
 from isvit_det.core.layers import fit_weights_, quantizers
-from isvit_det.core.spec import QuantConfig
+from isvit_det.core.settings import QuantConfig
 
 # Damaged files of each kind that a child reads.
 BATCH = 250

@@ -17,10 +17,13 @@ from mmengine.dataset import pseudo_collate
 from mmengine.logging import MMLogger
 from mmengine.model import is_model_wrapper
 
-from isvit_det.checkpoint import file_hash, plain, save_packed
+from isvit_det.checkpoint import save_packed
+from isvit_det.core.digests import file_hash
 from isvit_det.core.errors import QuantError
 from isvit_det.core.files import write_atomically
-from isvit_det.core.spec import SOSConfig
+from isvit_det.core.layers import is_calibrated
+from isvit_det.core.plain import plain
+from isvit_det.core.settings import SOSConfig
 from isvit_det.detector import language_model
 from isvit_det.engine.calibrate import WORKSPACE, calibrate_detector_
 from isvit_det.engine.images import Images
@@ -29,7 +32,6 @@ from isvit_det.inputs.configs import (config_errors, is_replaceable,
                                       quantize_config_)
 from isvit_det.inputs.data_errors import GuardedPipeline
 from isvit_det.inputs.given_images import Image, as_images
-from isvit_det.packed_state import is_calibrated
 from isvit_det.registry import MODELS
 from isvit_det.report.provenance import describe_origin, fingerprint
 

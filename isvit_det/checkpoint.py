@@ -1,5 +1,4 @@
-"""Files: packed checkpoints, and the float checkpoints they are made from."""
-import hashlib
+"""Checkpoint files: reading and checking float and packed ones, packing."""
 import re
 from pathlib import Path
 from typing import Any, Dict, Mapping
@@ -8,13 +7,15 @@ import torch
 
 from isvit_det.core.errors import QuantError
 from isvit_det.core.files import write_atomically
+from isvit_det.core.plain import plain, plain_metainfo
 from isvit_det.core.weights import Weights, read_weights
-from isvit_det.packed_header import HEADER, check_others
-from isvit_det.packed_state import CODES, pack_state
+from isvit_det.packed.header import HEADER, check_others
+from isvit_det.packed.keys import CODES
+from isvit_det.packed.state import pack_state
 
 FORMAT = 'isvit_det.packed'
-# Names that other projects give a detector's weights, whose they are, and
-# what to do.
+# Patterns of the names of weights in other projects, the projects, and what to
+# do.
 CONVERT = 'run python {} {{path}} OUT.pth --config CONFIG and give OUT.pth'
 LAYOUTS = (
     (r'backbone\.layers\.\d+\.blocks\.', 'Swin-Transformer-Object-Detection, '
@@ -30,16 +31,16 @@ LAYOUTS = (
 
 def save_packed(model: Any, path: Path, provenance: Mapping[str, Any],
                 dataset_meta: Mapping[str, Any]) -> None:
-    """Write a packed checkpoint, whole or not at all.
+    """Write a packed checkpoint.
 
     Args:
         model: built by ``quantized_detector`` and calibrated.
         path: of the file.
-        provenance: what the calibration used; plain values.
-        dataset_meta: the data set's metainfo, for MMDetection's inferencers.
+        provenance: what the calibration used, in plain values.
+        dataset_meta: metainfo of the data set, for MMDetection's inferencers.
 
     Raises:
-        QuantError: if the file cannot be written; an older one stays.
+        QuantError: if the file cannot be written; an existing one stays.
     """
     others = dict(
         format=FORMAT,
@@ -55,9 +56,9 @@ def read_checkpoint(path: Path) -> Dict[str, Any]:
     """Read a float or packed checkpoint without running code it may hold.
 
     Returns:
-        Its content, whose ``'state_dict'`` is its weights whatever the file
-        calls them; a packed one has been verified. ``'taken'`` says which
-        they are.
+        Its content, with the weights as ``'state_dict'``, whatever the file
+        calls them, and ``'taken'``, a line that says which weights were used.
+        A packed file has been verified.
 
     Raises:
         QuantError: if there is no such file, it is damaged, or holds no
@@ -66,23 +67,23 @@ def read_checkpoint(path: Path) -> Dict[str, Any]:
     return verified(read_weights(path), path)
 
 
-def verified(found: Weights, path: Path) -> Dict[str, Any]:
-    """The content of a file that has been read, as ``read_checkpoint`` says.
+def verified(weights: Weights, path: Path) -> Dict[str, Any]:
+    """Verify a file that has been read; its content as in ``read_checkpoint``.
 
     Raises:
-        QuantError: if it is a packed one and not what was packed.
+        QuantError: if it is a packed file that was changed.
     """
-    content = dict(found.rest, state_dict=found.state_dict)
+    content = dict(weights.rest, state_dict=weights.state_dict)
     if is_packed(content):
         check_others(content)
     elif content.get('format') == FORMAT or _has_codes(content):
         raise QuantError(f'checkpoint: {path} says it is packed and has no '
                          'header; it was changed, make it again.')
-    return dict(content, taken=found.summary)
+    return dict(content, taken=weights.summary)
 
 
 def refuse_other_layouts(state: Mapping[str, Any], path: Path) -> None:
-    """Raise if a file's weights are known to need conversion for MMDetection.
+    """Raise if the names of weights are those of another project.
 
     Args:
         state: of the file.
@@ -101,52 +102,7 @@ def is_packed(content: Mapping[str, Any]) -> bool:
 
 
 def _has_codes(content: Mapping[str, Any]) -> bool:
-    """Whether a content holds codes, as only packed ones do."""
+    """Whether a content has packed codes."""
     return any(
         str(key).endswith(f'.{CODES}') for part in (content, *content.values())
         if isinstance(part, Mapping) for key in part)
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, 'rb') as file:
-        for block in iter(lambda: file.read(2**20), b''):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def plain_metainfo(metainfo: Mapping[str, Any]) -> Dict[str, Any]:
-    """A data set's metainfo in plain values, as its visualizer reads it.
-
-    >>> plain_metainfo({'classes': ('a', ), 'palette': ((1, 2, 3), )})
-    {'classes': ['a'], 'palette': [(1, 2, 3)]}
-    """
-    kept = plain(metainfo)
-    if isinstance(kept.get('palette'), list):
-        # A list is several colours, a tuple is one.
-        kept['palette'] = [tuple(color) for color in kept['palette']]
-    return kept
-
-
-def plain(value: Any) -> Any:
-    """A copy with dicts, lists, strings and numbers only.
-
-    >>> plain({'classes': ('a', 'b'), 1: None})
-    {'classes': ['a', 'b'], '1': None}
-    >>> type(plain(torch.__version__))
-    <class 'str'>
-    """
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [plain(item) for item in value]
-    if value is None or isinstance(value, bool):
-        return value
-    for kind in (int, float, str):
-        if isinstance(value, kind):
-            # Not a subclass, which weights_only=True would refuse.
-            return kind(value)
-    if hasattr(value, 'tolist'):
-        return plain(value.tolist())
-    return str(value)

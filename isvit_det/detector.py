@@ -1,4 +1,4 @@
-"""quantized_detector: a detector of mmdet in low bits, heads included."""
+"""quantized_detector: a detector of MMDetection with quantized layers."""
 from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
 
 from mmcv.cnn.bricks import wrappers
@@ -9,18 +9,18 @@ from torch import nn
 from isvit_det.backbones import QUANTIZED
 from isvit_det.backbones.others import advice
 from isvit_det.core.errors import QuantError
-from isvit_det.core.spec import QuantConfig
+from isvit_det.core.settings import QuantConfig
 from isvit_det.core.swap import (QUANTIZED_LAYERS, make_float_, quantized_twin,
                                  replace_)
-from isvit_det.packed_state import install_loading_
+from isvit_det.packed.loading import install_loading_
 from isvit_det.registry import MODELS
 
-# mmcv's two only add what empty inputs once needed.
+# Those of mmcv only add a case for empty inputs.
 PLAIN_FORWARDS = [
     layer.forward
     for layer in (nn.Linear, nn.Conv2d, wrappers.Linear, wrappers.Conv2d)
 ]
-# Parameters that torch's modules multiply by.
+# Parameters of torch's modules that are operands of a product.
 OPERANDS = ('weight', 'in_proj_weight')
 LANGUAGE = 'a language model, which is not quantized'
 
@@ -31,33 +31,33 @@ def quantized_detector(base: Union[str, type],
                        quant: Optional[Mapping[str, Any]] = None,
                        float_layers: Optional[Mapping[str, str]] = None,
                        **kwargs: Any) -> nn.Module:
-    """Build a detector of mmdet in low bits.
+    """Build a detector of MMDetection with quantized layers.
 
-    A function and not a class, so that the model keeps mmdet's class and the
-    swap happens where every tool builds: with ``scope='detector'`` each
-    Conv2d and Linear outside of the backbone is replaced by its quantized
-    twin. Language models, transposed and deformable convolutions, and layers
-    that compute more than these two do stay in float. A layer whose forward
-    no prediction runs, such as one for training only or one of which another
-    module reads the weight, is turned back into float when calibration ends,
-    and named in the run's config and in the packed file.
+    This is a function, not a class: the model keeps the class of MMDetection,
+    and every tool that builds the model gets the quantized one. With
+    ``scope='detector'``, each Conv2d and Linear outside of the backbone is
+    replaced by a quantized layer. Language models, transposed and deformable
+    convolutions, and subclasses with another forward stay in float. A layer
+    whose forward no prediction calls, such as one for training only or one
+    whose weight another module uses, is turned back into float at the end of
+    the calibration, and named in the run's config and in the packed file.
 
     Args:
-        base: the detector's class or its name, such as ``'MaskRCNN'``.
+        base: class of the detector or its name, such as ``'MaskRCNN'``.
         backbone: config of a quantized backbone, without ``quant``.
         quant: values of ``QuantConfig``.
-        float_layers: layers outside of the backbone that stay in float where
-            the scope is the detector, with the reason for each. Those of a
-            packed file need not be named: it says so itself.
-        **kwargs: of the detector's class.
+        float_layers: layers outside of the backbone that stay in float with
+            ``scope='detector'``, and the reason for each. Those of a packed
+            file are in its header and need not be given.
+        **kwargs: arguments of the detector's class.
 
     Returns:
-        The detector, with attributes ``quant_config``, ``float_layers`` (as
-        above; a calibration or a packed file adds what is turned back, and a
-        language model is named as a whole) and ``products`` (names of the
-        modules that multiply activations by activations; None until a
-        calibration or a packed file says so). It loads float, calibrated and
-        packed states strictly.
+        The detector. It loads float, calibrated and packed states strictly,
+        and has these attributes: ``quant_config``; ``float_layers``, as
+        above, to which calibrating or loading a packed file adds layers, and
+        in which a language model counts as one; ``products``, the names of
+        the modules that multiply activations by activations, or None before
+        calibrating or loading a packed file.
 
     Raises:
         QuantError: if ``base``, the backbone or ``float_layers`` cannot be
@@ -100,10 +100,10 @@ def quantized_detector(base: Union[str, type],
 
 
 def _without_checkpoints(parts: Mapping[str, Any]) -> Dict[str, Any]:
-    """Parts of a transformer that forget nothing in training to save memory.
+    """Arguments without activation checkpointing (``num_cp``).
 
-    What does that wraps their layers, comes from a package of its own, and
-    changes nothing else.
+    It only saves memory in training, wraps the layers, and needs another
+    package.
     """
     return {
         name:
@@ -136,7 +136,7 @@ def quantize_layers_(model: nn.Module, backbone: nn.Module,
 
 
 def language_model(model: Any) -> Optional[nn.Module]:
-    """The language model of a detector that reads a prompt, else None."""
+    """The language model of a detector with text prompts, else None."""
     return getattr(model, 'language_model', None)
 
 
@@ -163,19 +163,19 @@ def _keep_float_(model: Any, layers: Optional[Mapping[str, str]]) -> None:
 
 def _is_plain(module: nn.Module) -> bool:
     """Whether a layer computes what nn.Linear or nn.Conv2d computes."""
-    # Subclasses normalise weights, mask inputs, take offsets and more.
+    # Some subclasses normalise weights, mask inputs or take offsets.
     return getattr(type(module), 'forward', None) in PLAIN_FORWARDS
 
 
 def float_modules(model: nn.Module) -> List[Tuple[str, str]]:
-    """Modules that hold or compute products in float, with class names.
+    """Names and classes of the modules that compute products in float.
 
-    Norms and embeddings aside: any module that holds a parameter of two or
-    more dimensions named ``weight``, ``in_proj_weight`` or as its class says
-    in ``float_operands``, those that multiply activations by each other, as
-    far as ``model.products`` names them, and a language model as a whole.
+    These are the modules with a parameter of two or more dimensions named
+    ``weight``, ``in_proj_weight`` or as in ``float_operands`` of their class,
+    embeddings excepted; those of ``model.products``, which multiply
+    activations by activations; and a language model as a whole.
     """
-    found = []
+    in_float = []
     products = set(getattr(model, 'products', None) or ())
     language = language_model(model)
     inside = set() if language is None else set(language.modules())
@@ -187,8 +187,8 @@ def float_modules(model: nn.Module) -> List[Tuple[str, str]]:
                 continue
             if name not in products and not _holds_operand(module):
                 continue
-        found.append((name, type(module).__name__))
-    return found
+        in_float.append((name, type(module).__name__))
+    return in_float
 
 
 def _holds_operand(module: nn.Module) -> bool:

@@ -1,7 +1,7 @@
-"""Check that the packages isvit_det extends are there and new enough.
+"""The check that the packages which isvit_det extends are installed.
 
-They are looked up by import name: mmengine, mmcv and mmdet each come from two
-distributions (OpenMMLab's and the onedl forks) under the same import name.
+They are found by import name, because mmengine, mmcv and mmdet each have two
+distributions (OpenMMLab's and the onedl forks) with the same import name.
 """
 import contextlib
 import importlib
@@ -52,7 +52,7 @@ def _find_problem(name: str, oldest: str) -> Optional[str]:
         return f'{name} is not installed (needs >= {oldest})'
     try:
         version = importlib.import_module(name).__version__
-    # Packages of unfit versions refuse one another in each of these ways.
+    # Packages of incompatible versions raise any of these at import.
     except (ImportError, AssertionError, RuntimeError) as error:
         return f'{name} cannot be imported ({_first_line(error)})'
     if _version_key(version) < _version_key(oldest):
@@ -67,7 +67,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _version_key(version: str) -> Tuple[int, ...]:
-    """Turn a version into numbers that compare.
+    """A version as numbers that can be compared.
 
     >>> _version_key('2.12.1+cu130') > _version_key('2.9')
     True

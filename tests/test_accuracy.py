@@ -4,9 +4,9 @@ import sys
 
 import pytest
 
-from benchmarks import accuracy
+from benchmarks import accuracy, accuracy_runs
 from benchmarks.accuracy import Accuracy, Key, ablations, keys
-from isvit_det.core.spec import QuantConfig, SOSConfig
+from isvit_det.core.settings import QuantConfig, SOSConfig
 
 
 @pytest.fixture
@@ -192,8 +192,8 @@ def test_ablations_come_after_all_methods(monkeypatch):
     found = list(keys(args, dict(swin=swin)))
     order = [key.variant for key in found if key.extent == (64, 100)]
     assert order.pop(0) == 'float'
-    num = len([name for name in order if name in accuracy.METHOD_ROWS])
-    assert all(name in accuracy.METHOD_ROWS for name in order[:num])
+    num = len([name for name in order if name in accuracy_runs.METHOD_ROWS])
+    assert all(name in accuracy_runs.METHOD_ROWS for name in order[:num])
     assert len(order) == num + 3 * 2 * len(ablations('detector'))
     # A detector has no token to weigh, a classifier no heads to correct.
     assert not any('weigh_tokens' in name for name in order)
@@ -218,7 +218,7 @@ def test_from_six_bits_up_only_the_default_is_run(monkeypatch):
             key.variant
             for key in keys(args, dict(swin=swin)) if key.bits == low
         }
-        assert variants > set(accuracy.METHOD_ROWS)
+        assert variants > set(accuracy_runs.METHOD_ROWS)
         found = [
             key for key in keys(args, dict(swin=swin)) if key.bits == high
         ]
@@ -302,7 +302,7 @@ def test_the_page_shows_what_was_measured(bench, tmp_path, monkeypatch,
                         lambda path: weights.get(path.name) or hash_of(path))
     monkeypatch.setattr(accuracy, 'hash_names', lambda root: COCO)
     name_files(monkeypatch, tmp_path, tmp_path / 'deit_tiny.pth')
-    learned = accuracy.Subject(
+    learned = accuracy_runs.Subject(
         '', tmp_path / 'float.pth', ('detector', 'backbone'), images=tmp_path)
     known = accuracy.subjects
     monkeypatch.setattr(accuracy, 'subjects',

@@ -8,7 +8,7 @@ from mmdet.apis import inference_detector, init_detector
 from torch.nn.utils.parametrize import register_parametrization
 
 from isvit_det.apis import quantize_detector, save_detector
-from isvit_det.calibration import sos
+from isvit_det.calibration import stages
 from isvit_det.commands.quantize_det import main
 from isvit_det.core.errors import QuantError
 from isvit_det.core.layers import list_sites
@@ -84,7 +84,7 @@ def test_an_unfinished_calibration_goes_on(tiny, model, tmp_path, monkeypatch):
     arguments = dict(iters=2, work_dir=tmp_path)
     first = quantize_detector(model, pictures(tiny)[:2], **arguments)
     # Nothing is left to optimise.
-    monkeypatch.setattr(sos, 'reconstruct', None)
+    monkeypatch.setattr(stages, 'reconstruct', None)
     again = quantize_detector(model, pictures(tiny)[:2], **arguments)
     first, again = first.state_dict(), again.state_dict()
     assert all(torch.equal(first[key], again[key]) for key in first)

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from isvit_det.checkpoint import (file_hash, plain, read_checkpoint,
-                                  write_atomically)
+from isvit_det.checkpoint import read_checkpoint
+from isvit_det.core.digests import file_hash
 from isvit_det.core.errors import QuantError
-from isvit_det.core.files import local_checkpoint
+from isvit_det.core.files import local_checkpoint, write_atomically
+from isvit_det.core.plain import plain
 
 
 def test_a_failed_write_leaves_the_older_file_and_nothing_else(tmp_path):

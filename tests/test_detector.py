@@ -17,7 +17,7 @@ from torch import nn
 from isvit_det.core.errors import QuantError
 from isvit_det.core.layers import (QuantConv2d, QuantLinear, precision,
                                    quantized_layers)
-from isvit_det.core.spec import QuantConfig, SOSConfig
+from isvit_det.core.settings import QuantConfig, SOSConfig
 from isvit_det.detector import (float_modules, quantize_layers_,
                                 quantized_detector)
 from isvit_det.engine.heads import calibrate_heads_, find_products

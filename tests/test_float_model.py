@@ -15,11 +15,11 @@ from isvit_det.apis import quantize_detector
 from isvit_det.calibration import sos as sos_module
 from isvit_det.calibration.sos import calibrate
 from isvit_det.classifiers.images import ImageList, class_labels, find_images
-from isvit_det.classifiers.run import CLASSIFIER_SOS, ClassifierRun
+from isvit_det.classifiers.run import ClassifierRun
 from isvit_det.classifiers.swin import quantize_swin
 from isvit_det.classifiers.vit import quantize_vit
 from isvit_det.commands.quantize_det import main
-from isvit_det.core.spec import QuantConfig, SOSConfig
+from isvit_det.core.settings import QuantConfig, SOSConfig
 from isvit_det.datasets.drawn import generate
 from isvit_det.engine import run as run_module
 from tests.engine.classifiers import CLASSES, NAMES, make_weights
@@ -128,9 +128,10 @@ def test_a_classifier_in_use_stays_as_it_is(name, tmp_path):
     build = quantize_swin if 'swin' in name else quantize_vit
     config = QuantConfig.from_dict(QUANT)
     twin = build(source, config).eval()
-    settings = {**SOS, **CLASSIFIER_SOS['isvit'], 'mirror_images': False}
+    settings = {**SOS, 'mirror_images': False}
     calibrate(twin, list(torch.randn(2, 1, 3, 32, 32)), config,
-              SOSConfig.from_dict(settings, config), tmp_path, 'x')
+              SOSConfig.from_dict(settings, config, 'classifier'), tmp_path,
+              'x')
     before.check(source)
     check_apart(source, twin)
 

@@ -16,8 +16,7 @@ FLOORS = (
     {'core'},
     {'host'},
     {'registry', 'screen'},
-    {'packed_header'},
-    {'packed_state'},
+    {'packed'},
     {'calibration', 'backbones', 'necks', 'datasets'},
     {'checkpoint'},
     {'detector'},
@@ -30,7 +29,7 @@ FLOORS = (
     {'__main__'},
 )
 # These run on any network: torch alone, and nothing of the border.
-TORCH_ONLY = {'', 'version', 'core', 'calibration'}
+TORCH_ONLY = {'', 'version', 'core', 'packed', 'calibration'}
 BORDER = {'host', 'registry'}
 
 
@@ -115,6 +114,8 @@ def test_imports_run_downward_only(module, path, is_package):
     ('isvit_det.core.layers', 'from isvit_det.host import check_host'),
     ('isvit_det.core.layers', 'from .. import engine'),
     ('isvit_det.core.layers', 'from ..engine import hooks'),
+    ('isvit_det.packed.state', 'from isvit_det.calibration import sos'),
+    ('isvit_det.packed.loading', 'import mmengine'),
     ('isvit_det.calibration.sos', 'from mmengine import Config'),
     ('isvit_det.calibration.sos', 'from isvit_det.registry import HOOKS'),
     ('isvit_det.calibration.sos', 'import isvit_det.backbones.swin'),
@@ -127,7 +128,7 @@ def test_imports_run_downward_only(module, path, is_package):
     ('isvit_det.apis', 'import isvit_det.classifiers'),
     ('isvit_det.version', 'import isvit_det'),
     ('isvit_det.calibration.sos', 'import tqdm'),
-    ('isvit_det', 'from isvit_det.core import spec'),
+    ('isvit_det', 'from isvit_det.core import settings'),
 ])
 def test_a_forbidden_import_is_found(module, source):
     assert len(find_violations(module, source)) == 1
@@ -135,7 +136,7 @@ def test_a_forbidden_import_is_found(module, source):
 
 @pytest.mark.parametrize('module, source', [
     ('isvit_det.core.layers', 'import math\nimport torch.nn.functional as F'),
-    ('isvit_det.core.layers', 'from .spec import QuantConfig'),
+    ('isvit_det.core.layers', 'from .settings import QuantConfig'),
     ('isvit_det.core.layers', 'import isvit_det'),
     ('isvit_det.core.layers', 'from isvit_det.version import __version__'),
     ('isvit_det.registry', 'from isvit_det.host import check_host'),
@@ -148,7 +149,7 @@ def test_an_allowed_import_is_not(module, source):
 
 
 def test_a_relative_import_in_a_package_starts_at_itself():
-    source = 'from .spec import QuantConfig'
+    source = 'from .settings import QuantConfig'
     assert find_violations('isvit_det.core', source, is_package=True) == []
 
 

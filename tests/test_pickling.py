@@ -14,10 +14,11 @@ from isvit_det.apis import quantize_detector, save_detector
 from isvit_det.classifiers.swin import quantize_swin
 from isvit_det.classifiers.vit import quantize_vit
 from isvit_det.core.errors import QuantError
-from isvit_det.core.layers import fit_weights_, observe, set_precision_
-from isvit_det.core.spec import QuantConfig
+from isvit_det.core.layers import (fit_weights_, is_calibrated, observe,
+                                   set_precision_)
+from isvit_det.core.settings import QuantConfig
 from isvit_det.inputs.configs import load_config, quantize_config_
-from isvit_det.packed_state import is_calibrated, pack_state
+from isvit_det.packed.state import pack_state
 from tests.engine.tiny import FLOAT, FLOAT_DEIT, make_tiny
 
 

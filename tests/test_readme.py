@@ -8,7 +8,7 @@ import pytest
 from mmengine.fileio import load
 
 from benchmarks import pages
-from isvit_det.core import spec
+from isvit_det.core import presets, settings
 from isvit_det.datasets.drawing import draw_picture
 from isvit_det.version import __version__
 from tests.engine.tiny import REPO
@@ -166,8 +166,9 @@ def test_a_page_without_its_tables_is_refused():
 
 def test_settings_name_every_choice():
     text = (REPO / 'docs/settings.md').read_text()
-    choices = (*spec.METHODS, *spec.SOFTMAX_QUANTIZERS, *spec.EXPONENTS,
-               *spec.SHIFT_ERRORS, *spec.SCOPES, *spec.ITEMS, *spec.STREAMS)
+    choices = (*presets.METHODS, *settings.SOFTMAX_QUANTIZERS,
+               *settings.EXPONENTS, *settings.SHIFT_ERRORS, *settings.SCOPES,
+               *settings.ITEMS, *settings.STAGE_ONE_INPUTS)
     for choice in choices:
         assert f"`'{choice}'`" in text
 

@@ -7,7 +7,7 @@ import torch
 from benchmarks.scopes import keep_backbone
 from isvit_det.checkpoint import read_checkpoint
 from isvit_det.commands.quantize_det import main
-from isvit_det.packed_header import HEADER
+from isvit_det.packed.header import HEADER
 from tests.engine.tiny import make_tiny
 
 

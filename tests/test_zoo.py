@@ -20,7 +20,7 @@ from mmengine.structures import InstanceData
 from torch import nn
 
 from isvit_det.backbones.vit import ARCHS
-from isvit_det.core.spec import QuantConfig
+from isvit_det.core.settings import QuantConfig
 from isvit_det.inputs.configs import load_config
 
 CONFIGS = Path(__file__).parents[1] / 'configs'

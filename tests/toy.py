@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from isvit_det.core.layers import QuantLinear
 from isvit_det.core.reparam import NormLinear
-from isvit_det.core.spec import QuantConfig
+from isvit_det.core.settings import QuantConfig
 from isvit_det.core.units import State, Unit
 
 

@@ -1,4 +1,4 @@
-"""Where the patches and windows of a map lie, and units that draw them."""
+"""Cutting maps into windows and patches, and the unit of windowed blocks."""
 import functools
 from typing import NamedTuple, Optional, Tuple
 
@@ -10,22 +10,26 @@ from isvit_det.core.units import State, Unit
 
 
 class WindowLayout(NamedTuple):
-    """Where the tokens of a map go when it is cut into windows.
+    """The partition of a map into windows.
 
     Attributes:
-        tokens: token of every window position, H * W for padding, shape
-            (windows, positions).
-        inverse: position of every token among all windows', shape (H * W,).
-        regions: parts of the map that a shift brought together; positions
-            of one window attend within their region. Like ``tokens``, or
-            None without shift.
+        tokens: index of the token at each position of each window, H * W for
+            padding; shape (windows, positions).
+        inverse: flat position of each token in the windows, shape (H * W,).
+        regions: the part of the map from which each position comes, if a
+            shift has brought several parts into one window; attention is
+            within parts. Shape as ``tokens``, or None without shift.
     """
     tokens: Tensor
     inverse: Tensor
     regions: Optional[Tensor]
 
     def cut(self, x: Tensor, padding: Tensor) -> Tensor:
-        """Cut maps (B, H * W, C), padded with (C,), into windows.
+        """Cut maps (B, H * W, C) into windows.
+
+        Args:
+            x: the maps.
+            padding: value of the padding, shape (C,).
 
         Returns:
             Shape (B * windows, positions, C).
@@ -37,7 +41,7 @@ class WindowLayout(NamedTuple):
         return padded[:, tokens.flatten()].view(-1, tokens.shape[1], channels)
 
     def join(self, windows: Tensor) -> Tensor:
-        """Undo ``cut``, dropping what is padding."""
+        """Undo ``cut``, and drop the padding."""
         num = len(windows) // len(self.tokens)
         flat = windows.view(num, -1, windows.shape[-1])
         return flat[:, self.inverse.to(windows.device)]
@@ -48,7 +52,13 @@ def window_layout(height: int,
                   width: int,
                   window: int,
                   shift: int = 0) -> WindowLayout:
-    """Layout of a map of this size, padded at the right and the bottom."""
+    """Layout of a map, which is padded at the right and the bottom.
+
+    Args:
+        height, width: of the map, in tokens.
+        window: side of a window, in tokens.
+        shift: cyclic shift of the map before it is cut, in tokens.
+    """
     rows = -(-height // window) * window
     columns = -(-width // window) * window
     tokens = torch.arange(height * width).view(height, width)
@@ -67,7 +77,7 @@ def window_layout(height: int,
 
 
 def _shift_regions(length: int, window: int, shift: int) -> Tensor:
-    """0 up to the last window, 1 in it, 2 for what the shift wrapped."""
+    """0 before the last window, 1 in it, 2 where the shift has wrapped."""
     position = torch.arange(length)
     return (position >= length - window).int() + (position >= length - shift)
 
@@ -80,18 +90,24 @@ def _partition(grid: Tensor, window: int) -> Tensor:
 
 
 class WindowItems(NamedTuple):
-    """Windows of a block: tokens (n, N, C), which of them are inside of the
-    map (n, N), and their regions (n, N) or None."""
+    """Windows of a block.
+
+    Attributes:
+        tokens: shape (n, N, C).
+        inside: which of the tokens are inside of the map, shape (n, N).
+        regions: see ``WindowLayout``, shape (n, N); None without shift.
+    """
     tokens: Tensor
     inside: Tensor
     regions: Optional[Tensor]
 
 
 class WindowUnit(Unit):
-    """A block that attends within windows; item: a window.
+    """A block with attention within windows; its items are windows.
 
-    Subclasses say how the map is cut, and run the windows. What stands in
-    for padding before the norm has to be replaced after it.
+    Subclasses define the layout and run the windows. At positions outside of
+    the map, ``gather`` returns arbitrary tokens; ``run`` has to replace them
+    by the padding value after the norm.
     """
 
     def layout(self, size: Tuple[int, int]) -> WindowLayout:
@@ -117,7 +133,7 @@ class WindowUnit(Unit):
 
 def grid_size(size: Tuple[int, int], patch: Tuple[int,
                                                   int]) -> Tuple[int, int]:
-    """Rows and columns of patches of an image, padded where they stand out."""
+    """Number of rows and of columns of patches of an image, rounded up."""
     return -(-size[0] // patch[0]), -(-size[1] // patch[1])
 
 
@@ -130,12 +146,12 @@ def pad_to_patches(x: Tensor, patch: Tuple[int, int]) -> Tensor:
 
 
 def cut_patches(x: Tensor, patch: Tuple[int, int], items: Tensor) -> Tensor:
-    """Some patches of an image in row order.
+    """Cut some patches out of an image.
 
     Args:
         x: shape (1, C, H, W).
         patch: height and width of a patch.
-        items: indices of patches, shape (n,).
+        items: indices of patches in row order, shape (n,).
 
     Returns:
         Shape (n, C, height, width).

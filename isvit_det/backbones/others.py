@@ -1,7 +1,7 @@
-"""Backbones of other packages: what to use instead of one."""
+"""Advice for backbones that are not supported."""
 from typing import Any
 
-# By parts of a class's name, the first that fits.
+# Parts of class names, and what to use instead; the first match counts.
 INSTEAD = (
     ('SwinTransformerV2', "version 2 is another network; use MMDetection's "
      "'SwinTransformer'"),
@@ -17,10 +17,10 @@ INSTEAD = (
 
 
 def advice(kind: Any) -> str:
-    """What to use instead of a backbone that is not supported, or ''.
+    """What to use instead of an unsupported backbone, or ''.
 
     Args:
-        kind: as a config gives it, a name or a class.
+        kind: the type in a config, a name or a class.
 
     >>> advice('mmpretrain.VisionTransformer')
     "use 'isvit_det.VisionTransformer'"

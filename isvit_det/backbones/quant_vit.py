@@ -13,31 +13,31 @@ from isvit_det.backbones.vit import DeiT, VisionTransformer
 from isvit_det.core.layers import QuantConv2d, QuantLinear, QuantMatMul
 from isvit_det.core.reparam import NormLinear
 from isvit_det.core.rotation import Heads
-from isvit_det.core.spec import QuantConfig
+from isvit_det.core.settings import QuantConfig
 from isvit_det.core.units import State, Unit
-from isvit_det.packed_state import refuse_packed
+from isvit_det.packed.loading import refuse_packed
 from isvit_det.registry import MODELS
 
-# Patches of a reconstruction step of the embedding, tokens of one of a block
-# (of whole windows or images, at least one), and query rows of an image.
+# Size of a minibatch of the reconstruction: patches for the embedding, tokens
+# for a block (in whole windows, at least one), and query rows of one image.
 PATCHES_PER_STEP = 4096
 TOKENS_PER_STEP = 1600
 ROWS_PER_IMAGE = 64
 
 
 class PatchItems(NamedTuple):
-    """Patches (n, 3, p, p) and position embeddings to add to them (n, C)."""
+    """Patches (n, 3, p, p), and the position embeddings of these (n, C)."""
     patches: Tensor
     positions: Tensor
 
 
 class PatchEmbedUnit(Unit):
-    """Patch and position embedding; item: a patch."""
+    """Patch embedding and position embedding; its items are patches."""
 
     def __init__(self, backbone: VisionTransformer) -> None:
         super().__init__('patch_embed', backbone.patch_embed, PATCHES_PER_STEP)
         self.backbone = backbone
-        # By size of the map; no unit optimises them.
+        # By the size of the map. No unit optimises the position embedding.
         self._positions: Dict[Tuple[int, int], Tensor] = {}
 
     def pairs(self) -> List[NormLinear]:
@@ -70,7 +70,7 @@ class PatchEmbedUnit(Unit):
 
 
 class BlockUnit(Unit):
-    """A block, whatever its attention."""
+    """A transformer block, the base of the two kinds of attention."""
 
     def pairs(self) -> List[NormLinear]:
         block = self.module
@@ -81,9 +81,9 @@ class BlockUnit(Unit):
         ]
 
     def last_layer(self) -> Optional[QuantLinear]:
-        # What is scaled by channel is not added as it is.
-        unscaled = isinstance(self.module.ls2, nn.Identity)
-        return self.module.mlp.fc2 if unscaled else None
+        # With layer scale, the output of fc2 is not added as it is.
+        has_scale = not isinstance(self.module.ls2, nn.Identity)
+        return None if has_scale else self.module.mlp.fc2
 
     def heads(self) -> List[Heads]:
         attn = self.module.attn
@@ -95,7 +95,7 @@ class BlockUnit(Unit):
 
 
 class WindowBlockUnit(BlockUnit, WindowUnit):
-    """A block with windowed attention; item: a window."""
+    """A block with windowed attention; its items are windows."""
 
     def __init__(self, name: str, block: Any) -> None:
         super().__init__(name, block,
@@ -113,18 +113,24 @@ class WindowBlockUnit(BlockUnit, WindowUnit):
 
 
 class QueryItems(NamedTuple):
-    """Images of equal size: tokens (B, N, C), the rows that ask (B, n), and
-    the size (H, W) of the maps."""
+    """Query rows of images of equal size.
+
+    Attributes:
+        tokens: all tokens of the images, shape (B, N, C).
+        rows: indices of the tokens that are queries, shape (B, n).
+        size: (H, W) of the maps.
+    """
     tokens: Tensor
     rows: Tensor
     size: Tuple[int, int]
 
 
 class GlobalBlockUnit(BlockUnit):
-    """A block with global attention; item: a patch's query row.
+    """A block with global attention; its items are the query rows of patches.
 
-    Tokens before the patches ask along with every draw. Keys and values are
-    those of the whole image, so an image is asked for several rows at once.
+    The rows of prefix tokens are added to every minibatch. Keys and values
+    are computed for the whole image, so several rows of an image are drawn at
+    once.
     """
 
     def __init__(self, name: str, block: Any, num_prefix_tokens: int) -> None:
@@ -145,7 +151,7 @@ class GlobalBlockUnit(BlockUnit):
     def collate(
             self, batches: Sequence[Tuple[QueryItems,
                                           ...]]) -> Tuple[QueryItems, ...]:
-        """Join neighbours of equal size, keeping the order."""
+        """Stack consecutive images of equal size; the order stays."""
         items = itertools.chain.from_iterable(batches)
         groups = itertools.groupby(items, lambda i: (i.size, i.rows.shape))
         joined = []
@@ -170,7 +176,7 @@ class GlobalBlockUnit(BlockUnit):
 
 
 def _quantize_block_(block: Any, config: QuantConfig) -> None:
-    """Replace a block's layers and products by quantized ones."""
+    """Replace the linear layers and matrix products of a block."""
     attn = block.attn
     attn.qkv = QuantLinear(attn.qkv, config)
     attn.query_key = QuantMatMul.of_query_key(config)
@@ -179,19 +185,19 @@ def _quantize_block_(block: Any, config: QuantConfig) -> None:
     block.mlp.fc1 = QuantLinear(block.mlp.fc1, config)
     block.mlp.fc2 = QuantLinear(block.mlp.fc2, config)
     if block.window_size:
-        # Stage 2 moves it, so it becomes part of the state.
+        # Stage 2 changes it, so it becomes part of the state dict.
         block.register_buffer('padding_value', block.padding_value)
         block.own_buffers = ('padding_value', )
 
 
 @MODELS.register_module()
 class QuantVisionTransformer(VisionTransformer):
-    """``VisionTransformer`` in low bits.
+    """``VisionTransformer`` with quantized layers.
 
-    Until it is calibrated or a calibrated state is loaded it equals the
-    float class bit for bit, and its float keys are the same. Patch embedding,
-    linear layers and both products of the attention are quantized; norms,
-    softmax and relative positions stay in float.
+    Until it is calibrated or loads a calibrated state, it equals the float
+    class bit for bit and has the same keys of weights. The patch embedding,
+    the linear layers and both matrix products of the attention are quantized;
+    norms, softmax and relative positions stay in float.
 
     Args:
         *args: of ``VisionTransformer``.
@@ -214,7 +220,7 @@ class QuantVisionTransformer(VisionTransformer):
         self._register_load_state_dict_pre_hook(refuse_packed)
 
     def units(self) -> List[Unit]:
-        """The steps of the forward pass in order, the final norm aside."""
+        """The parts of the forward pass in order, without the final norm."""
         units: List[Unit] = [PatchEmbedUnit(self)]
         for index, block in enumerate(self.blocks):
             name = f'blocks.{index}'
@@ -228,4 +234,4 @@ class QuantVisionTransformer(VisionTransformer):
 
 @MODELS.register_module()
 class QuantDeiT(QuantVisionTransformer, DeiT):
-    """``DeiT`` in low bits; see ``QuantVisionTransformer``."""
+    """``DeiT`` with quantized layers; see ``QuantVisionTransformer``."""

@@ -1,4 +1,4 @@
-"""QuantSwinTransformer: mmdet's Swin with quantized layers and its units."""
+"""QuantSwinTransformer: MMDetection's Swin with quantized layers."""
 from typing import Any, List, Mapping, NamedTuple, Optional, Tuple, Union
 
 import torch
@@ -14,14 +14,14 @@ from isvit_det.backbones.layout import (WindowItems, WindowLayout, WindowUnit,
 from isvit_det.core.layers import QuantConv2d, QuantLinear, QuantMatMul
 from isvit_det.core.reparam import NormLinear
 from isvit_det.core.rotation import Heads
-from isvit_det.core.spec import QuantConfig
+from isvit_det.core.settings import QuantConfig
 from isvit_det.core.units import State, Unit
-from isvit_det.packed_state import refuse_packed
+from isvit_det.packed.loading import refuse_packed
 from isvit_det.registry import MODELS
 
-# Items per reconstruction step: windows of a block by stage, tokens of a
-# merging, patches of the embedding. Shallow stages have the most windows and
-# the cheapest ones.
+# Size of a minibatch of the reconstruction: windows for a block by its stage,
+# tokens for a patch merging, patches for the embedding. Shallow stages have
+# the most windows, and the cheapest.
 WINDOWS_PER_STEP = (128, 64, 32, 24)
 TOKENS_PER_STEP = 1024
 PATCHES_PER_STEP = 4096
@@ -37,10 +37,10 @@ def region_mask(regions: Optional[Tensor]) -> Optional[Tensor]:
 
 
 class QuantWindowMSA(BaseModule):
-    """mmdet's ``WindowMSA`` with quantized projections and products.
+    """MMDetection's ``WindowMSA`` with quantized layers and matrix products.
 
     Args:
-        source: float module, whose parameters are taken over.
+        source: float module, whose parameters are shared.
         config: bits and quantizers.
     """
     derived_buffers = ('relative_position_index', )
@@ -64,7 +64,7 @@ class QuantWindowMSA(BaseModule):
         self.proj_drop = source.proj_drop
 
     def forward(self, x: Tensor, mask: Optional[Tensor] = None) -> Tensor:
-        """Attend within windows.
+        """Compute the attention within windows.
 
         Args:
             x: shape (images * windows, N, C).
@@ -75,7 +75,7 @@ class QuantWindowMSA(BaseModule):
                                   channels // self.num_heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
         attn = self.query_key(query * self.scale, key.transpose(-2, -1))
-        # Indexing gives the same, but sums gradients in any order.
+        # Indexing gives the same values, but sums gradients in any order.
         bias = F.embedding(self.relative_position_index,
                            self.relative_position_bias_table)
         attn = attn + bias.permute(2, 0, 1)
@@ -89,13 +89,14 @@ class QuantWindowMSA(BaseModule):
 
 
 class QuantShiftWindowMSA(BaseModule):
-    """mmdet's ``ShiftWindowMSA``, owning the value it pads with.
+    """MMDetection's ``ShiftWindowMSA`` with a buffer for the padding value.
 
-    mmdet pads the normalised map with zeros. Stage 2 gives a zero another
-    meaning there, so the padding is a buffer, zero until then.
+    MMDetection pads the normalised map with zeros. Stage 2 shifts and scales
+    the normalised map, and with it the padding: this buffer, which is 0 until
+    then.
 
     Args:
-        source: float module, whose parameters are taken over.
+        source: float module, whose parameters are shared.
         config: bits and quantizers.
 
     Buffers:
@@ -118,7 +119,7 @@ class QuantShiftWindowMSA(BaseModule):
         return window_layout(*size, self.window_size, self.shift_size)
 
     def forward(self, query: Tensor, hw_shape: Tuple[int, int]) -> Tensor:
-        """Attend within the windows of normalised maps.
+        """Compute the attention within the windows of normalised maps.
 
         Args:
             query: shape (images, H * W, C).
@@ -134,13 +135,16 @@ class QuantShiftWindowMSA(BaseModule):
 
 
 class PatchEmbedItems(NamedTuple):
-    """Patches (n, 3, p, p) and their positions in the map (n,)."""
+    """Patches (n, 3, p, p), and their indices in the map (n,)."""
     patches: Tensor
     positions: Tensor
 
 
 class PatchEmbedUnit(Unit):
-    """Patch embedding, its norm and the position embedding; item: a patch."""
+    """Patch embedding, its norm and the position embedding.
+
+    The items are patches.
+    """
 
     def __init__(self, backbone: SwinTransformer) -> None:
         super().__init__('patch_embed', backbone.patch_embed, PATCHES_PER_STEP)
@@ -160,7 +164,7 @@ class PatchEmbedUnit(Unit):
         return rows * columns
 
     def gather(self, state: State, items: Tensor) -> PatchEmbedItems:
-        # mmdet's adaptive padding: zeros at the right and the bottom.
+        # MMDetection's adaptive padding: zeros at the right and the bottom.
         patches = cut_patches(state.x, self.module.projection.kernel_size,
                               items)
         return PatchEmbedItems(patches, items)
@@ -179,7 +183,7 @@ class PatchEmbedUnit(Unit):
 
 
 class SwinBlockUnit(WindowUnit):
-    """A Swin block; item: a window."""
+    """A Swin block; its items are windows."""
 
     def __init__(self, name: str, block: SwinBlock, batch: int) -> None:
         super().__init__(name, block, batch)
@@ -215,12 +219,12 @@ class SwinBlockUnit(WindowUnit):
 
 
 class MergingItems(NamedTuple):
-    """Merged tokens before the norm, shape (n, 4 * C)."""
+    """Concatenated tokens before the norm, shape (n, 4 * C)."""
     tokens: Tensor
 
 
 class PatchMergingUnit(Unit):
-    """Patch merging; item: a merged token."""
+    """Patch merging; its items are the merged tokens."""
 
     def __init__(self, name: str, merging: PatchMerging) -> None:
         super().__init__(name, merging, TOKENS_PER_STEP)
@@ -252,7 +256,7 @@ class PatchMergingUnit(Unit):
         inside = (row < height) & (column < width)
         index = torch.where(inside, row * width + column, 0)
         tokens = state.x[0, index] * inside[..., None]
-        # nn.Unfold orders by channel first.
+        # As in nn.Unfold, the channel is the first index.
         return MergingItems(tokens.transpose(1, 2).flatten(1))
 
     def gather_target(self, state: State, size: Tuple[int, int],
@@ -268,12 +272,12 @@ class PatchMergingUnit(Unit):
 
 @MODELS.register_module()
 class QuantSwinTransformer(SwinTransformer):
-    """mmdet's ``SwinTransformer`` in low bits.
+    """MMDetection's ``SwinTransformer`` with quantized layers.
 
-    Until it is calibrated or a calibrated state is loaded it equals the
-    float class bit for bit, and its float keys are the same. Every linear
-    layer, both products of the attention, patch merging and patch embedding
-    are quantized; norms and softmax stay in float.
+    Until it is calibrated or loads a calibrated state, it equals the float
+    class bit for bit and has the same keys of weights. The patch embedding,
+    all linear layers, those of patch merging included, and both matrix
+    products of the attention are quantized; norms and softmax stay in float.
 
     Args:
         *args: of ``SwinTransformer``.
@@ -302,7 +306,7 @@ class QuantSwinTransformer(SwinTransformer):
         self._register_load_state_dict_pre_hook(refuse_packed)
 
     def units(self) -> List[Unit]:
-        """The steps of the forward pass in order, output norms aside."""
+        """The parts of the forward pass in order, without the output norms."""
         units: List[Unit] = [PatchEmbedUnit(self)]
         for i, stage in enumerate(self.stages):
             batch = WINDOWS_PER_STEP[min(i, len(WINDOWS_PER_STEP) - 1)]

@@ -33,37 +33,42 @@ DEIT_ARCHS = ('tiny', 'small', 'base')
 class VisionTransformer(BaseModule):
     """A timm ViT, DeiT or SAM encoder as a detector backbone, in float.
 
-    Keys of its parameters are timm's. It gives one map, of the last block.
+    The keys of its parameters are those of timm. Its output is one map, that
+    of the last block.
 
     Args:
         arch: ``'tiny'``, ``'small'``, ``'base'`` or ``'large'``, or a dict
-            of embed_dims, depth and num_heads.
+            with embed_dims, depth and num_heads.
         patch_size: side of a patch in pixels.
         in_channels: of the image.
         pretrain_img_size: of the stored position embedding, in pixels; it is
             interpolated to the size of every image.
-        antialias: interpolate as timm does; False as Detectron2 does.
-        window_size: side of the windows that blocks attend in, in tokens; 0
-            for global attention throughout.
-        global_blocks: blocks with global attention beside windowed ones.
-        rel_pos_size: side of the maps that relative positions of global
-            blocks are stored for, in tokens; 0 for none.
-        num_prefix_tokens: 1 keeps the class token, 2 the distillation token
-            as well; global attention only. 0 drops them with their positions.
-        mlp_ratio: hidden channels of the MLP by embed_dims.
+        antialias: interpolate with antialiasing as timm does; Detectron2
+            does not.
+        window_size: side of the windows of the attention, in tokens; 0 for
+            global attention in all blocks.
+        global_blocks: indices of the blocks with global attention, if the
+            others have windows.
+        rel_pos_size: side of the map that the relative positions of global
+            blocks are stored for, in tokens; 0 for no relative positions.
+        num_prefix_tokens: 1 keeps the class token, 2 also the distillation
+            token; only with global attention. 0 drops them and their
+            positions.
+        mlp_ratio: hidden channels of the MLP divided by embed_dims.
         qkv_bias: whether query, key and value have a bias.
         layer_scale: whether branches are scaled by channel.
         final_norm: whether a LayerNorm follows the last block.
         norm_eps: of every LayerNorm; 1e-5 in timm's ``samvit_*``.
         drop_rate: dropout.
         attn_drop_rate: dropout of the attention.
-        drop_path_rate: stochastic depth of the last block, 0 in the first.
-        with_cp: trade time for memory in training.
-        frozen_stages: 0 freezes the embeddings, n the first n blocks as
-            well, -1 nothing.
-        init_cfg: ``dict(type='Pretrained', checkpoint=FILE)`` reads weights
-            of a timm, DeiT or MAE file, or of timm's SAM, strictly;
-            ``checkpoint='timm://NAME'`` has timm download them.
+        drop_path_rate: stochastic depth of the last block; it grows linearly
+            from 0 in the first.
+        with_cp: checkpoint activations in training, to save memory.
+        frozen_stages: 0 freezes the embeddings, n also the first n blocks,
+            -1 nothing.
+        init_cfg: ``dict(type='Pretrained', checkpoint=FILE)`` loads weights
+            of timm, DeiT, MAE or timm's SAM strictly;
+            ``checkpoint='timm://NAME'`` lets timm download them.
 
     Raises:
         QuantError: if an argument is not allowed.
@@ -142,7 +147,7 @@ class VisionTransformer(BaseModule):
         self._freeze_()
 
     def init_weights(self) -> None:
-        """Read the weights that ``init_cfg`` names, or draw random ones.
+        """Load the weights of ``init_cfg``, or initialise at random.
 
         Raises:
             QuantError: if they cannot be read or do not fit.
@@ -160,11 +165,11 @@ class VisionTransformer(BaseModule):
                 f'init_cfg: {self.init_cfg!r} is not allowed; expected '
                 "dict(type='Pretrained', checkpoint=FILE) or None.")
         prefix = self.init_cfg.get('prefix', '')
-        found = find_weights(self.init_cfg['checkpoint'])
-        MMLogger.get_current_instance().info(found.summary)
+        loaded = find_weights(self.init_cfg['checkpoint'])
+        MMLogger.get_current_instance().info(loaded.summary)
         weights = {
             key[len(prefix):]: value
-            for key, value in found.state_dict.items()
+            for key, value in loaded.state_dict.items()
             if key.startswith(prefix)
         }
         self.load_state_dict(fit_weights(weights, self), strict=False)
@@ -201,7 +206,7 @@ class VisionTransformer(BaseModule):
         ]
 
     def train(self, mode: bool = True) -> 'VisionTransformer':
-        """Set the mode of all but frozen parts."""
+        """Set the mode of all parts that are not frozen."""
         super().train(mode)
         for module in self._frozen_modules():
             module.eval()

@@ -1,4 +1,4 @@
-"""Layers of a ViT: attention in the open, blocks, patch embedding."""
+"""Layers of a ViT: attention with explicit products, blocks, embedding."""
 from typing import Optional, Tuple
 
 import torch
@@ -11,14 +11,14 @@ from isvit_det.backbones.vit_weights import resize_relative
 
 
 class MatMul(nn.Module):
-    """``left @ right``, which a quantized backbone replaces."""
+    """``left @ right``, a module that a quantized backbone replaces."""
 
     def forward(self, left: Tensor, right: Tensor) -> Tensor:
         return left @ right
 
 
 class Attention(nn.Module):
-    """Multi-head attention of all tokens, or of some rows to all tokens.
+    """Multi-head attention of all tokens, or of some query rows.
 
     Args:
         embed_dims: C.
@@ -29,7 +29,7 @@ class Attention(nn.Module):
         rel_pos_size: side of the maps that relative positions are stored
             for, in tokens; 0 for none.
     """
-    # What stays in float when the rest is quantized.
+    # Parameters that stay in float when the layers are quantized.
     float_operands = ('rel_pos_h', 'rel_pos_w')
 
     def __init__(self, embed_dims: int, num_heads: int, qkv_bias: bool,
@@ -55,12 +55,13 @@ class Attention(nn.Module):
                 x: Tensor,
                 size: Tuple[int, int],
                 rows: Optional[Tensor] = None) -> Tensor:
-        """Attend to all of ``x``.
+        """Compute the attention to all tokens of ``x``.
 
         Args:
             x: shape (B, N, C).
-            size: (H, W); N = H * W where there are relative positions.
-            rows: tokens that ask, (B, n), or None for all.
+            size: (H, W); with relative positions N = H * W.
+            rows: indices of the tokens that are queries, (B, n); None for
+                all.
 
         Returns:
             Shape (B, n, C).
@@ -87,7 +88,8 @@ class Attention(nn.Module):
         Args:
             query: shape (B, heads, n, D), not scaled.
             size: (H, W) of the keys' map.
-            rows: tokens that ask, (B, n), or None for all.
+            rows: indices of the tokens that are queries, (B, n); None for
+                all.
 
         Returns:
             Shape (B, heads, n, H * W).
@@ -116,13 +118,13 @@ def _relative_table(table: Tensor, length: int) -> Tensor:
 
 
 def _look_up(table: Tensor, index: Tensor) -> Tensor:
-    """``table[index]`` whose gradients are summed in one order."""
+    """``table[index]``, with gradients that are summed in a fixed order."""
     flat = nn.functional.embedding(index, table.flatten(1))
     return flat.unflatten(-1, table.shape[1:])
 
 
 class LayerScale(nn.Module):
-    """A scale for each channel, in timm's name.
+    """A scale for each channel, with timm's parameter name.
 
     Args:
         channels: C.
@@ -137,15 +139,15 @@ class LayerScale(nn.Module):
 
 
 class Block(nn.Module):
-    """A transformer block, global or within windows.
+    """A transformer block with global or windowed attention.
 
-    Windows that stand out of the map are padded after the norm with
-    ``padding_value``, (C,), zero in a float model.
+    Windows that exceed the map are padded after the norm with
+    ``padding_value``, shape (C,), which is 0 in a float model.
 
     Args:
         embed_dims: C.
         num_heads: of the attention.
-        mlp_ratio: hidden channels by C.
+        mlp_ratio: hidden channels divided by C.
         qkv_bias: whether query, key and value have a bias.
         layer_scale: whether branches are scaled by channel.
         drop: dropout of projection and MLP.
@@ -180,7 +182,7 @@ class Block(nn.Module):
         return window_layout(*size, self.window_size)
 
     def forward(self, x: Tensor, size: Tuple[int, int]) -> Tensor:
-        """Shape (B, tokens, C) to the same, of a map of ``size`` (H, W)."""
+        """Tokens (B, N, C) of a map of ``size`` (H, W) to the same shape."""
         normed = self.norm1(x)
         if self.window_size:
             layout = self.layout(size)
@@ -192,13 +194,13 @@ class Block(nn.Module):
         return self.finish(x, attended)
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
-        """Add what attention gave, then the MLP; all (..., C)."""
+        """Add the output of the attention, then that of the MLP; (..., C)."""
         x = x + self.drop_path1(self.ls1(attended))
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
 
 
 class PatchEmbed(nn.Module):
-    """Convolution of whole patches.
+    """Patch embedding: a convolution whose stride is its kernel size.
 
     Args:
         in_channels: of the image.

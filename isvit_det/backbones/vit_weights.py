@@ -1,4 +1,4 @@
-"""Weights of timm's ViT, DeiT and SAM files, made to fit a backbone."""
+"""Adapting weights of timm's ViT, DeiT and SAM models to a backbone."""
 import math
 from typing import Any, Dict, Mapping, Tuple
 
@@ -14,26 +14,26 @@ from isvit_det.core.weights import Weights, check_values, read_weights
 
 TIMM = 'timm://'
 PREFIX_TOKENS = ('cls_token', 'dist_token')
-# What a classifier or SAM's encoder has on top of its backbone.
+# Parts of a classifier or of SAM's encoder that a backbone does not have.
 HEADS = ('head.', 'head_dist.', 'fc_norm.', 'pre_logits.', 'neck.')
 
 
 def find_weights(source: str) -> Weights:
-    """Weights of a file, of an address, or of a timm model by name.
+    """Load weights from a file, an address, or a timm model by name.
 
     Args:
         source: path or address of a checkpoint (``.safetensors`` too), or
             ``timm://NAME``, which timm downloads.
 
     Raises:
-        QuantError: if they cannot be had.
+        QuantError: if they cannot be loaded.
     """
     if not source.startswith(TIMM):
         return read_weights(local_checkpoint(source))
     name = source[len(TIMM):]
     try:
         state = timm.create_model(name, pretrained=True).state_dict()
-    # A download fails with anything.
+    # A failed download can raise any exception.
     except Exception as error:
         raise QuantError(f'weights: timm could not provide {name!r} '
                          f'({type(error).__name__}); give a name that '
@@ -44,14 +44,14 @@ def find_weights(source: str) -> Weights:
 
 def fit_weights(weights: Mapping[str, Tensor],
                 backbone: Any) -> Dict[str, Tensor]:
-    """Make a timm state fit a backbone of any size of map.
+    """Adapt a state dict of timm to a backbone.
 
-    Heads are left out; tokens before the patches, such as the class token,
-    are dropped with their positions unless the backbone has them; position
-    embeddings are interpolated to its grid.
+    Heads are left out. Prefix tokens, such as the class token, are dropped
+    with their positions unless the backbone has them. Position embeddings are
+    interpolated to the grid of the backbone.
 
     Args:
-        weights: in timm's names.
+        weights: with timm's names.
         backbone: a ``VisionTransformer``.
 
     Raises:
@@ -60,23 +60,30 @@ def fit_weights(weights: Mapping[str, Tensor],
     """
     state = {k: v for k, v in weights.items() if not k.startswith(HEADS)}
     tokens = [state.pop(k) for k in PREFIX_TOKENS if k in state]
-    wanted = backbone.num_prefix_tokens
-    if wanted > len(tokens):
+    num_prefix = backbone.num_prefix_tokens
+    if num_prefix > len(tokens):
         raise QuantError(
-            f'weights: num_prefix_tokens={wanted}, but the file has '
+            f'weights: num_prefix_tokens={num_prefix}, but the file has '
             f'{len(tokens)} tokens before the patches; give as many or 0.')
-    state.update(zip(PREFIX_TOKENS[:wanted], tokens))
+    state.update(zip(PREFIX_TOKENS[:num_prefix], tokens))
     if 'pos_embed' in state:
         state['pos_embed'] = _fit_positions(state['pos_embed'], len(tokens),
-                                            wanted, backbone)
+                                            num_prefix, backbone)
     if not backbone.has_final_norm:
         state = {k: v for k, v in state.items() if not k.startswith('norm.')}
     return _fit_parameters(state, backbone)
 
 
-def _fit_positions(positions: Tensor, given: int, wanted: int,
+def _fit_positions(positions: Tensor, given: int, num_prefix: int,
                    backbone: Any) -> Tensor:
-    """Position embeddings (1, prefix + patches, C) on the backbone's grid."""
+    """Position embeddings (1, prefix + patches, C) on the backbone's grid.
+
+    Args:
+        positions: of the file.
+        given: number of prefix tokens in the file.
+        num_prefix: number of prefix tokens of the backbone.
+        backbone: the backbone.
+    """
     if positions.ndim == 4:
         # SAM's, without prefix.
         old: Tuple[int, int] = (positions.shape[1], positions.shape[2])
@@ -85,7 +92,7 @@ def _fit_positions(positions: Tensor, given: int, wanted: int,
     else:
         length = positions.shape[1]
         if math.isqrt(length)**2 == length:
-            # Its prefix has no positions, which is as good as zeros.
+            # The prefix has no positions, which is the same as zeros.
             given_zeros = positions.new_zeros(1, given, positions.shape[2])
             positions = torch.cat([given_zeros, positions], 1)
         side = math.isqrt(positions.shape[1] - given)
@@ -102,7 +109,7 @@ def _fit_positions(positions: Tensor, given: int, wanted: int,
         list(old),
         num_prefix_tokens=0,
         antialias=backbone.antialias)
-    return torch.cat([prefix[:, :wanted], patches], 1)
+    return torch.cat([prefix[:, :num_prefix], patches], 1)
 
 
 def _fit_parameters(state: Dict[str, Tensor],
@@ -112,7 +119,7 @@ def _fit_parameters(state: Dict[str, Tensor],
     problems = []
     missing = [k for k in parameters if k not in state]
     if not any('.rel_pos_' in k for k in state):
-        # Plain files say nothing of relative positions, which start at zero.
+        # Plain ViTs have no relative positions; they are initialised to 0.
         missing = [k for k in missing if '.rel_pos_' not in k]
     unknown = [k for k in state if k not in parameters]
     for key, value in state.items():

@@ -1,37 +1,39 @@
-"""How much tokens before the patches matter, against the patches."""
+"""Importance of prefix tokens, such as a class token, relative to patches."""
 from typing import Iterable, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
 
-from isvit_det.core.ranks import sum_
+from isvit_det.core.distributed import sum_
 from isvit_det.core.units import State, Unit
 
-# Images that gradients are taken of.
+# Images on which gradients are computed.
 NUM_IMAGES = 16
 
 
 @torch.no_grad()
 def prefix_importance(units: Sequence[Unit],
                       images: Iterable[Tuple[int, State]]) -> List[float]:
-    """What an error of a prefix token costs, against one of a patch.
+    """Loss by an error of a prefix token, relative to that of a patch.
 
-    The squared gradients of random sums of the model's output by the output
-    of each unit, the diagonal of what output distillation loses to second
-    order (as LS-ViT weighs outputs). All units take one backward pass, which
-    holds the intermediate values of one unit at a time.
+    Random sums of the model's output are differentiated with respect to the
+    output of each unit. The squared gradient is the diagonal of the second
+    order expansion of the distillation loss on the output, by which LS-ViT
+    weighs outputs. One backward pass serves all units, and keeps the
+    intermediate values of one unit at a time.
 
     Args:
-        units: of a float model, whose last state is its output, but for
-            tokens before the patches of a map. The first one puts these in
-            place, if there are any.
-        images: numbers and states, on the units' device, of those of this
-            process; only the first ones of all processes are used.
+        units: of a float model. The output of the last one is the model's
+            output, apart from prefix tokens. The output of the first one has
+            the prefix tokens, if there are any.
+        images: index and state of the images of this process, on the units'
+            device. Only the first 16 images of all processes are used.
 
     Returns:
-        For each unit, the mean squared gradient of its prefix tokens over
-        that of its patches, at most so much that they count together as all
-        patches of an image do; 1 where it has no prefix tokens.
+        For each unit, the mean squared gradient of the prefix tokens over
+        that of the patches. It is limited so that all prefix tokens together
+        count at most as much as all patches of an image. It is 1 without
+        prefix tokens.
     """
     device = next(units[0].module.parameters()).device
     totals = torch.zeros(len(units), 4, dtype=torch.double, device=device)
@@ -41,7 +43,7 @@ def prefix_importance(units: Sequence[Unit],
         generator = torch.Generator().manual_seed(number)
         state = units[0].forward(state)
         if not num_prefix(state):
-            # Spares the passes where there is nothing to weigh.
+            # There is nothing to weigh.
             break
         states = [state]
         for unit in units[1:]:
@@ -49,7 +51,7 @@ def prefix_importance(units: Sequence[Unit],
         last = states[-1].x
         signs = torch.randint(2, last.shape, generator=generator) * 2 - 1
         grad = signs.to(last)
-        # A map goes on without the tokens before its patches.
+        # The output map does not include prefix tokens.
         grad[:, :num_prefix(states[-1])] = 0
         for index in reversed(range(len(units))):
             state = states.pop()
@@ -62,16 +64,16 @@ def prefix_importance(units: Sequence[Unit],
                 energy.new_tensor(num),
                 energy.new_tensor(len(energy) - num)
             ])
-    found = []
-    for first, rest, num, others in sum_(totals).tolist():
-        # The numbers are of prefix tokens and of patches in all images.
-        found.append(
-            min(first / max(rest, 1e-30), 1.) * others / num if num else 1.)
-    return found
+    ratios = []
+    for prefix, patches, num_prefixes, num_patches in sum_(totals).tolist():
+        ratio = min(prefix / max(patches, 1e-30), 1.)
+        ratios.append(ratio * num_patches /
+                      num_prefixes if num_prefixes else 1.)
+    return ratios
 
 
 def _pull_back(unit: Unit, state: State, grad: Tensor) -> Tensor:
-    """Gradient by a unit's input of what has ``grad`` by its output."""
+    """Gradient with respect to a unit's input, from that of its output."""
     x = state.x.detach().requires_grad_()
     with torch.enable_grad():
         output = unit.forward(State(x, state.size)).x
@@ -79,20 +81,23 @@ def _pull_back(unit: Unit, state: State, grad: Tensor) -> Tensor:
 
 
 def num_prefix(state: State) -> int:
-    """Tokens before the patches; an image has none."""
+    """Number of tokens before the patches; 0 for an image."""
     return max(0, state.x.shape[1] - state.size[0] * state.size[1])
 
 
 def token_weights(state: State,
                   ratio: float,
                   share: float = 1.) -> Optional[Tensor]:
-    """Weights of mean 1 of all tokens, (N, 1); None if they are equal.
+    """Weights of all tokens, with mean 1.
 
     Args:
         state: output of a unit.
         ratio: of ``prefix_importance``.
-        share: of the patches that are looked at, beside all prefix tokens,
-            which count by so much less.
+        share: share of the patches that are used beside all prefix tokens,
+            whose weight is multiplied by it.
+
+    Returns:
+        Shape (N, 1), or None if all weights are equal.
     """
     num = num_prefix(state)
     if not num or ratio == 1:

@@ -1,4 +1,4 @@
-"""Optimise one unit so that its quantized outputs match its float ones."""
+"""Reconstruction: optimise a unit so that its output matches the float one."""
 import math
 from typing import Any, Callable, List, Optional, Sequence, Tuple
 
@@ -7,28 +7,31 @@ from torch import Tensor
 
 from isvit_det.calibration.importance import token_weights
 from isvit_det.calibration.store import ActivationStore
-from isvit_det.core.ranks import num_ranks, rank, sum_
-from isvit_det.core.spec import SOSConfig
+from isvit_det.core.distributed import rank, sum_, world_size
+from isvit_det.core.settings import SOSConfig
 from isvit_det.core.units import State, Unit, to_device
 
-# Items that a unit's error is measured on, in batches.
+# Minibatches on which the error of a unit is measured.
 ERROR_BATCHES = 4
 
 
 class ItemSampler:
-    """Draws minibatches of a unit's items from all images.
+    """Draws minibatches of a unit's calibration items from all images.
 
-    Every process draws the same and collects what is of its own images.
+    All processes draw the same items, and each collects those of its own
+    images.
 
     Args:
-        unit: whose items are drawn.
-        inputs: its input of every image of this process.
-        sizes: (H, W) of every input, of all processes.
-        targets: its float output of every image of this process.
-        sos: says what a draw is: items of the unit or whole images, and how
-            many; 0 leaves it to the unit, and takes one whole image.
-        generator: source of the draws.
-        importance: what an error of a prefix token costs, in those of patches.
+        unit: the unit.
+        inputs: its inputs, for the images of this process.
+        sizes: (H, W) of the inputs, for the images of all processes.
+        targets: its outputs in the float model, for the images of this
+            process.
+        sos: decides whether a minibatch holds items or whole images, and how
+            many; see its ``items``, ``batch`` and ``items_per_image``.
+        generator: of the random numbers.
+        importance: weight of an error of a prefix token, relative to that of
+            a patch.
     """
 
     def __init__(self,
@@ -49,7 +52,8 @@ class ItemSampler:
         self.ends = self.counts.cumsum(0)
         self.device = next(unit.module.parameters()).device
         self.batch = sos.batch or unit.batch
-        # Images of a draw, or 0 for items of any, and items of each of them.
+        # Number of images of a minibatch and of items drawn from each; 0
+        # images means that items are drawn from all images alike.
         self.num_images, self.per_image = 0, int(self.counts.max())
         if sos.items == 'image':
             self.num_images = sos.batch or 1
@@ -61,9 +65,12 @@ class ItemSampler:
                 or self.batch * len(sizes) // int(self.ends[-1]) or 1)
 
     def draw(self) -> Optional[Tuple[Any, Tensor, Optional[Tensor]]]:
-        """Input of a random batch of items, their float output, its weights.
+        """Draw a minibatch.
 
-        None if no item is of an image of this process.
+        Returns:
+            The items' input, their float output (rows, C), and weights of its
+            rows (rows, 1) or None; altogether None if none of the items is
+            from an image of this process.
         """
         if self.num_images:
             return self._collect(self._draw_images())
@@ -78,7 +85,7 @@ class ItemSampler:
         return self._collect(chosen)
 
     def _draw_images(self) -> List[Tuple[int, Tensor]]:
-        """Random images, in order, and random items of each."""
+        """Random images, in ascending order, and random items of each."""
         drawn = self._permutation(len(self.sizes))[:self.num_images]
         chosen = []
         for image in drawn.sort().values.tolist():
@@ -97,15 +104,15 @@ class ItemSampler:
     ) -> Optional[Tuple[Any, Tensor, Optional[Tensor]]]:
         inputs, targets, weights = [], [], []
         for image, items in chosen:
-            place, owner = divmod(image, num_ranks())
+            position, owner = divmod(image, world_size())
             if owner != rank():
                 continue
             size = self.sizes[image]
-            state = State(self.inputs[place], size)
+            state = State(self.inputs[position], size)
             inputs.append(self.unit.gather(state, items))
-            output = State(self.targets[place], size)
+            output = State(self.targets[position], size)
             targets.append(self.unit.gather_target(output, size, items))
-            # Prefix tokens come with every draw, however few the patches.
+            # Prefix tokens are in every minibatch, patches by a share.
             share = len(items) / int(self.counts[image])
             weight = token_weights(output, self.importance, share)
             if weight is not None:
@@ -123,29 +130,30 @@ def _square(x: Tensor, weights: Optional[Tensor]) -> Tensor:
     return x.square() if weights is None else x.square() * weights
 
 
-class Gauge:
-    """Measures a unit's error on the next few draws of a sampler.
+class ErrorMeter:
+    """Measures the error of a unit on a few fixed minibatches.
 
     Args:
-        sampler: of the unit.
+        sampler: the minibatches are the next ones that it draws.
     """
 
     def __init__(self, sampler: ItemSampler) -> None:
         self.unit = sampler.unit
-        draws = [sampler.draw() for _ in range(ERROR_BATCHES)]
-        self.draws = [drawn for drawn in draws if drawn is not None]
+        batches = [sampler.draw() for _ in range(ERROR_BATCHES)]
+        self.batches = [batch for batch in batches if batch is not None]
         self.device = sampler.device
 
     @torch.no_grad()
     def error(self) -> float:
-        """Squared error over the squared norm of the float output.
+        """Squared error relative to the squared norm of the float output.
 
-        In the unit's present mode, over the draws of all processes.
+        The unit runs in its present mode, and the error is over the
+        minibatches of all processes.
         """
         total = torch.zeros(2, dtype=torch.double, device=self.device)
-        for batch, target, weights in self.draws:
-            found = self.unit.run(batch)
-            total[0] += _square(found - target, weights).sum()
+        for batch, target, weights in self.batches:
+            output = self.unit.run(batch)
+            total[0] += _square(output - target, weights).sum()
             total[1] += _square(target, weights).sum()
         error, norm = sum_(total).tolist()
         return error / max(norm, 1e-30)
@@ -155,15 +163,16 @@ def reconstruct(sampler: ItemSampler, iters: int, lr: float,
                 on_step: Callable[[int], None]) -> None:
     """Minimise the squared error of a unit's output (I&S-ViT, section 3.3).
 
-    Adam without weight decay, a cosine from ``lr`` to 0; quantization
-    parameters stay as they are, rounding passes gradients straight through.
-    Processes add up their gradients, so that all take the same step.
+    The optimizer is Adam without weight decay; the learning rate falls from
+    ``lr`` to 0 along a cosine. The parameters of the quantizers are fixed,
+    and gradients pass rounding by the straight-through estimator. All
+    processes take the same step, by the gradient over the whole minibatch.
 
     Args:
         sampler: of the unit, whose module is optimised in its present mode.
         iters: number of minibatches.
-        lr: first learning rate.
-        on_step: told the number of iterations done.
+        lr: initial learning rate.
+        on_step: is called with the number of iterations done.
 
     Raises:
         RuntimeError: if the unit's module is in training mode, where
@@ -192,7 +201,7 @@ def reconstruct(sampler: ItemSampler, iters: int, lr: float,
                     error = _square(output - target, weights)
                     loss = error.sum(-1).mean()
                 loss.backward()
-            if num_ranks() > 1:
+            if world_size() > 1:
                 _average_gradients_(params, num_rows)
             optimizer.step()
             on_step(step + 1)
@@ -205,7 +214,12 @@ def reconstruct(sampler: ItemSampler, iters: int, lr: float,
 
 @torch.no_grad()
 def _average_gradients_(params: Sequence[Tensor], num_rows: int) -> None:
-    """Make gradients of means over rows those of the mean over all rows."""
+    """Replace the gradients by those of the mean over all processes' rows.
+
+    Args:
+        params: their gradients are of the mean over this process's rows.
+        num_rows: number of rows of this process, which may be 0.
+    """
     grads = [
         torch.zeros_like(param) if param.grad is None else param.grad
         for param in params

@@ -1,4 +1,4 @@
-"""Files that hold the finished units of a calibration, for resuming it."""
+"""Files of the finished units of a calibration, to resume from."""
 import hashlib
 import io
 from pathlib import Path
@@ -11,21 +11,23 @@ from isvit_det.core.files import write_atomically
 from isvit_det.core.units import Unit
 
 FORMAT_VERSION = 2
-# Bytes of the checksum that a file starts with.
+# Bytes of the checksum at the start of a file.
 CHECKSUM = 32
 
 
 class ProgressFiles:
-    """One file for every finished unit, each written whole or not at all.
+    """One file for each finished unit.
 
     Args:
-        directory: of the files; made when needed.
-        fingerprint: of the run. Files of another one are removed.
+        directory: of the files; created if needed.
+        fingerprint: of the run. Files with another fingerprint are removed.
 
     Attributes:
-        discarded: whether there were files of another fingerprint.
-        damaged: whether the file asked for last was there and is not what
-            was saved.
+        discarded: whether there were files with another fingerprint.
+        damaged: whether the last ``load`` found a damaged file.
+
+    Raises:
+        QuantError: if the directory cannot be written.
     """
 
     def __init__(self, directory: Path, fingerprint: str) -> None:
@@ -65,21 +67,21 @@ class ProgressFiles:
             lambda file: file.write(self._checksum(unit, value) + value))
 
     def load(self, index: int, unit: Unit) -> Optional[Dict[str, Any]]:
-        """Put a saved unit's state in place.
+        """Load the saved state of a unit into its module.
 
         Returns:
-            Its record, or None if none was saved or the file is damaged.
+            The record, or None if there is no file or it is damaged.
         """
         self.damaged = False
         try:
-            found = self._path(index).read_bytes()
+            content = self._path(index).read_bytes()
         except FileNotFoundError:
             return None
         except OSError:
-            found = b''
-        # What is read by torch is what was saved, to the last bit.
-        value = found[CHECKSUM:]
-        if found[:CHECKSUM] != self._checksum(unit, value):
+            content = b''
+        # torch only reads what was saved, to the last bit.
+        value = content[CHECKSUM:]
+        if content[:CHECKSUM] != self._checksum(unit, value):
             self.damaged = True
             return None
         saved = torch.load(
@@ -88,6 +90,6 @@ class ProgressFiles:
         return saved['record']
 
     def _checksum(self, unit: Unit, value: bytes) -> bytes:
-        """Of a file's content, of this unit in this run."""
+        """Checksum of a file's content, of the unit's name and of the run."""
         origin = f'{self.fingerprint} {unit.name}\n'.encode()
         return hashlib.sha256(origin + value).digest()

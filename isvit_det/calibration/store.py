@@ -1,26 +1,34 @@
-"""Activations of all calibration images, within a memory budget."""
+"""Activations of the calibration images, within a memory budget."""
 import itertools
 import math
 import os
 import shutil
 from pathlib import Path
-from typing import Dict, List, Optional, Union
+from typing import Dict, Iterator, List, Optional, Tuple, Union
 
 import torch
 from torch import Tensor
 
+from isvit_det.core.distributed import local_world_size, own_indices
 from isvit_det.core.errors import QuantError
-from isvit_det.core.ranks import ranks_here
+from isvit_det.core.units import State
+
+# (H, W) of the activations of the images of all processes.
+Sizes = List[Tuple[int, int]]
 
 
 class ActivationPool:
     """The memory that the stores of one calibration share.
 
     Args:
-        directory: where tensors beyond the budget go; made when needed.
+        directory: of the files of tensors beyond the budget; made when
+            needed.
         budget_gb: GB (1e9 bytes) of tensors kept in memory; None takes half
-            of what the system has available, shared with the other processes
-            of the run.
+            of the available memory, divided among the processes of the run on
+            this machine.
+
+    Raises:
+        QuantError: if the budget is negative or infinite.
     """
 
     def __init__(self,
@@ -28,7 +36,7 @@ class ActivationPool:
                  budget_gb: Optional[float] = None) -> None:
         self.directory = directory
         if budget_gb is None:
-            self.budget = available_memory() // (2 * ranks_here())
+            self.budget = available_memory() // (2 * local_world_size())
         elif 0 <= budget_gb * 1e9 < math.inf:
             self.budget = int(budget_gb * 1e9)
         else:
@@ -39,15 +47,18 @@ class ActivationPool:
         self.names = itertools.count()
 
     def clear(self) -> None:
-        """Remove all files, those of a run that was killed as well."""
+        """Remove all files, also those that a killed run has left."""
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
 class ActivationStore:
-    """A list of tensors, of which the pool's budget decides where they lie.
+    """A list of tensors on the CPU, in memory or on the disk.
 
-    Tensors are kept on the CPU, those beyond the budget in files that are
-    mapped, not read, when asked for.
+    Tensors beyond the budget of the pool are written to files, which are
+    memory-mapped when they are accessed.
+
+    Args:
+        pool: has the budget.
     """
 
     def __init__(self, pool: ActivationPool) -> None:
@@ -61,10 +72,10 @@ class ActivationStore:
         return len(self._entries)
 
     def append(self, tensor: Tensor) -> None:
-        """Keep a tensor as the last entry.
+        """Add a tensor at the end.
 
         Raises:
-            QuantError: if it has to go to the disk, which is full.
+            QuantError: if it must be written to the disk and cannot be.
         """
         tensor = tensor.detach().cpu().contiguous()
         size = tensor.numel() * tensor.element_size()
@@ -87,7 +98,7 @@ class ActivationStore:
 
     def __getitem__(self, index: int) -> Tensor:
         entry = self._entries[index]
-        assert entry is not None, 'entry was dropped'
+        assert entry is not None, 'this tensor was dropped'
         if isinstance(entry, Tensor):
             return entry
         shape = self._shapes[index]
@@ -96,7 +107,7 @@ class ActivationStore:
         return flat.view(shape)
 
     def drop(self, index: int) -> None:
-        """Free one entry; the others keep their indices."""
+        """Free a tensor; the others keep their indices."""
         entry = self._entries[index]
         if isinstance(entry, Tensor):
             self.pool.used -= entry.numel() * entry.element_size()
@@ -105,13 +116,30 @@ class ActivationStore:
         self._entries[index] = None
 
     def close(self) -> None:
-        """Free all entries."""
+        """Free all tensors."""
         for index in range(len(self)):
             self.drop(index)
 
 
+def own_states(inputs: ActivationStore, sizes: Sizes,
+               device: torch.device) -> Iterator[Tuple[int, int, State]]:
+    """The states of this process's images, on a device.
+
+    Args:
+        inputs: activations of the images of this process.
+        sizes: of the activations, for the images of all processes.
+        device: of the states.
+
+    Yields:
+        The position in ``inputs``, the image's number among those of all
+        processes, and the state.
+    """
+    for position, image in enumerate(own_indices(len(sizes))):
+        yield position, image, State(inputs[position].to(device), sizes[image])
+
+
 def available_memory() -> int:
-    """Bytes that can be taken without swapping."""
+    """Bytes of memory that can be allocated without swapping."""
     meminfo = Path('/proc/meminfo')
     if meminfo.exists():
         for line in meminfo.read_text().splitlines():

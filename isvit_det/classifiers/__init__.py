@@ -1,1 +1,1 @@
-"""The twins of timm's classifiers, their images and their run."""
+"""Quantized versions of timm's classifiers, their images and their run."""

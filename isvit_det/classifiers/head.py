@@ -1,4 +1,4 @@
-"""QuantClassifier: a quantized backbone with the head of a classifier."""
+"""QuantClassifier: a quantized backbone with a quantized classifier head."""
 import copy
 from typing import Any, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from isvit_det.core.layers import QuantLinear
 from isvit_det.core.reparam import NormLinear
-from isvit_det.core.spec import QuantConfig
+from isvit_det.core.settings import QuantConfig
 from isvit_det.core.units import State, Unit
-from isvit_det.packed_state import install_loading_
+from isvit_det.packed.loading import install_loading_
 
 IMAGES_PER_STEP = 64
 
@@ -17,14 +17,15 @@ IMAGES_PER_STEP = 64
 class ClassifierHead(nn.Module):
     """Norm, pooling, norm, and one or more linear layers.
 
-    The layers are copied: calibration changes them, and the float classifier
-    that they come from is what the quantized one is compared with.
+    The layers are copies, because calibration changes them, and the float
+    classifier is needed for comparison.
 
     Args:
-        linears: each reads its own token before the patches; with one, it
-            may read the mean of the patches. The copies are quantized.
+        linears: linear layers, each of which reads its own prefix token. A
+            single one may instead read the mean of the patches. The copies
+            are quantized.
         pool: ``'token'`` or ``'avg'``.
-        num_prefix_tokens: tokens before the patches.
+        num_prefix_tokens: number of tokens before the patches.
         norm: before the pooling.
         fc_norm: after the pooling.
         config: bits and quantizers.
@@ -45,7 +46,7 @@ class ClassifierHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Tokens (B, N, C) to logits (B, classes).
 
-        Several linear layers vote with the mean of their logits.
+        The logits of several linear layers are averaged.
         """
         x = self.norm(x)
         if self.pool == 'avg':
@@ -61,7 +62,7 @@ class ImageItems(NamedTuple):
 
 
 class HeadUnit(Unit):
-    """The head; item: an image."""
+    """The head; its items are images."""
 
     def __init__(self, head: ClassifierHead) -> None:
         super().__init__('head', head, IMAGES_PER_STEP)
@@ -71,8 +72,8 @@ class HeadUnit(Unit):
             norm for norm in (self.module.norm, self.module.fc_norm)
             if isinstance(norm, nn.LayerNorm)
         ]
-        # A norm that feeds two layers has no scale of one to fold into. The
-        # mean over tokens commutes with what is folded.
+        # A norm before two layers cannot be folded into one of them. The mean
+        # over tokens between norm and layer commutes with the folding.
         if len(norms) != 1 or len(self.module.linears) != 1:
             return []
         return [NormLinear(norms[0], self.module.linears[0])]
@@ -98,15 +99,15 @@ class HeadUnit(Unit):
 
 
 class QuantClassifier(nn.Module):
-    """A classifier in low bits, head included.
+    """A quantized classifier, head included.
 
-    Until it is calibrated it computes what the float classifier computes. It
-    loads float, calibrated and packed states strictly.
+    Until it is calibrated, its output is that of the float classifier. It
+    loads float, calibrated and packed state dicts strictly.
 
     Args:
         backbone: a quantized backbone, without its final norm.
-        head: of its last tokens.
-        config: what both were built with.
+        head: reads the tokens of the backbone.
+        config: the settings that both were built with.
     """
 
     def __init__(self, backbone: Any, head: ClassifierHead,
@@ -118,7 +119,7 @@ class QuantClassifier(nn.Module):
         install_loading_(self, config)
 
     def units(self) -> List[Unit]:
-        """The steps of the forward pass in order, all of it."""
+        """The parts of the forward pass in order, the head included."""
         return [*self.backbone.units(), HeadUnit(self.head)]
 
     def forward(self, images: Tensor) -> Tensor:
@@ -141,6 +142,6 @@ def is_same_function(source: nn.Module, model: nn.Module,
     """
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(1, 3, *size, generator=generator)
-    wanted, found = source(image), model(image)
-    return (wanted.shape == found.shape
-            and bool((wanted - found).norm() <= 1e-4 * wanted.norm()))
+    expected, actual = source(image), model(image)
+    return (expected.shape == actual.shape
+            and bool((expected - actual).norm() <= 1e-4 * expected.norm()))

@@ -1,4 +1,4 @@
-"""Images of a folder, flat or with a folder for each class."""
+"""Images in a folder, flat or with a folder for each class."""
 import contextlib
 import os
 import re
@@ -15,58 +15,59 @@ from isvit_det.inputs.data_errors import last_line
 
 EXTENSIONS = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.bmp', '.webp',
               '.tif', '.tiff', '.ppm', '.pgm')
-# Of pictures that Pillow does not read by itself.
+# Other image formats, which Pillow does not read by itself.
 FURTHER = ('.heic', '.heif', '.jxl', '.svg', '.raw', '.dng', '.cr2', '.cr3',
            '.nef', '.arw', '.exr', '.hdr')
-# What systems leave in folders, besides hidden files: archives of macOS,
-# network disks, bins and notebooks.
+# Folders that systems create, besides hidden ones: archives of macOS, network
+# disks, recycle bins and notebooks.
 SYSTEM_FOLDERS = ('__MACOSX', '@eaDir', '#recycle', '#snapshot',
                   '$RECYCLE.BIN', 'System Volume Information', 'lost+found',
                   '__pycache__')
 
 
 def find_images(folder: Path, option: str) -> List[Path]:
-    """Paths of all images in a folder and those below it, sorted.
+    """Paths of all images in a folder and its subfolders, sorted.
 
-    Images are regular files and links to such. Hidden files and folders, and
-    those of ``SYSTEM_FOLDERS``, are passed by.
+    Images are regular files and links to these. Hidden files and folders, and
+    ``SYSTEM_FOLDERS``, are ignored.
 
     Args:
-        folder: to look in.
-        option: the argument that named it.
+        folder: to search.
+        option: the command line option that named it, for messages.
 
     Raises:
-        QuantError: if there are none, the folder is none, or an image is a
-            link to what is not there.
+        QuantError: if there are no images, the folder does not exist, or an
+            image is a broken link.
     """
     if not folder.is_dir():
         what = 'is a file' if folder.exists() else 'is not there'
         raise QuantError(f'{option}: {folder} {what}; give a folder of images'
                          ', flat or with a folder for each class.')
-    found = []
+    paths = []
     for entry in _walk(folder, ()):
         if _is_image(entry):
-            found.append(Path(entry.path))
+            paths.append(Path(entry.path))
         elif _has_ending(entry, EXTENSIONS) and not os.path.exists(entry):
             raise QuantError(f'{option}: {entry.path} is a link to what is '
                              'not there; mend or remove it.')
-    found.sort()
-    if not found:
+    paths.sort()
+    if not paths:
         raise QuantError(f'{option}: {folder} holds no images; give a folder '
                          f'of {", ".join(EXTENSIONS)} files, flat or with a '
                          'folder for each class.')
-    return found
+    return paths
 
 
 def other_pictures(folder: Path) -> List[Path]:
-    """Files in a folder that seem to be pictures and are no images here.
+    """Files in a folder that look like images but are not read as such.
 
     Args:
-        folder: as of ``find_images``, which leaves them out.
+        folder: to search.
 
     Returns:
-        Sorted paths of files whose names end as those of formats that are
-        not read do, and of what is named as an image and no regular file.
+        Sorted paths of files with the extension of an image format that is
+        not read, and of entries with that of one that is read which are no
+        regular files.
     """
     endings = (*Image.registered_extensions(), *FURTHER)
     return sorted(
@@ -83,22 +84,22 @@ def _is_image(entry: os.DirEntry) -> bool:
 
 
 def _walk(folder: Path, above: Tuple[str, ...]) -> Iterator[os.DirEntry]:
-    # Class folders are often links, and a link may lead back to above.
-    place = os.path.realpath(folder)
-    if place in above or not os.path.isdir(place):
+    # Class folders are often links, and a link may lead back to a parent.
+    real = os.path.realpath(folder)
+    if real in above or not os.path.isdir(real):
         return
     with os.scandir(folder) as entries:
         for entry in entries:
             if is_hidden(entry.name):
                 continue
             if entry.is_dir():
-                yield from _walk(Path(entry.path), (*above, place))
+                yield from _walk(Path(entry.path), (*above, real))
             else:
                 yield entry
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is none that a user put there.
+    """Whether a file or folder is hidden or created by a system.
 
     >>> [is_hidden(name) for name in ('.cache', '@eaDir', '._a.jpg', 'a.jpg')]
     [True, True, True, False]
@@ -109,21 +110,22 @@ def is_hidden(name: str) -> bool:
 def class_labels(
         folder: Path,
         paths: Sequence[Path]) -> Tuple[List[str], List[Optional[int]]]:
-    """The folders in a folder as classes, and one of each image.
+    """The class folders in a folder, and the label of each image.
 
-    A folder without images is a class too: without it the labels of others
-    would be other ones.
+    A folder without images is a class too; otherwise the labels after it
+    would be wrong.
 
     Args:
-        folder: with a folder for each class, or none.
+        folder: may have a folder for each class.
         paths: of ``find_images`` in it.
 
     Returns:
-        Names of the folders in the order of their labels, numbers in them by
-        value; and labels, None of an image that lies in none of them.
+        Names of the class folders in the order of the labels, with numbers in
+        names sorted by value; and the labels of the images, None for an image
+        outside of all class folders.
 
     Raises:
-        QuantError: naming a link to what is not there, which may be a class.
+        QuantError: naming a broken link, which may be a class.
     """
     entries = [entry for entry in folder.iterdir()
                if not is_hidden(entry.name)]  # yapf: disable
@@ -134,7 +136,7 @@ def class_labels(
     classes = sorted((entry.name for entry in entries if entry.is_dir()),
                      key=_natural)
     index = {name: i for i, name in enumerate(classes)}
-    # An image right in the folder is no folder.
+    # An image directly in the folder is its own first part, and no class.
     owners = [path.relative_to(folder).parts[0] for path in paths]
     return classes, [index.get(name) for name in owners]
 
@@ -150,7 +152,7 @@ def _natural(name: str) -> List[Tuple[int, str]]:
 
 
 class ImageList(Dataset):
-    """Images by path, each with its position.
+    """A data set of images by path, each with its index.
 
     Args:
         paths: of the images.
@@ -171,7 +173,7 @@ class ImageList(Dataset):
         return self.transform(pixels), index
 
     def check(self) -> None:
-        """Open every image without reading its pixels.
+        """Open every image, without decoding it.
 
         Raises:
             QuantError: naming an image that cannot be opened.
@@ -183,7 +185,7 @@ class ImageList(Dataset):
     def batches(self,
                 size: int,
                 workers: int = 0) -> Iterator[Tuple[Tensor, Tensor]]:
-        """Batches (B, 3, H, W) in order, with positions (B,).
+        """Batches (B, 3, H, W) in order, with the indices of the images (B,).
 
         Raises:
             QuantError: naming an image that cannot be read, or if a process
@@ -205,7 +207,7 @@ class ImageList(Dataset):
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """An image of Pillow, whose errors until it is closed are one line."""
+    """Open an image; errors in this context become QuantErrors."""
     try:
         with Image.open(path) as image:
             if image.mode.startswith(('I', 'F')):
@@ -218,7 +220,7 @@ def _opened(path: Path) -> Iterator[Any]:
             yield image
     except (QuantError, MemoryError):
         raise
-    # A damaged file makes Pillow raise anything.
+    # With a damaged file, Pillow can raise any exception.
     except Exception as error:
         raise QuantError(f'image: {path} cannot be read '
                          f'({describe_error(error)}); it is damaged, get it '
@@ -226,18 +228,18 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 class FolderSample:
-    """Images drawn from a folder by seed without replacement.
+    """A random sample of the images in a folder, without replacement.
 
     Args:
-        folder: to draw from.
+        folder: of the images.
         transform: PIL image to tensor (3, H, W).
-        num_images: to draw; all are taken if there are fewer.
-        seed: of the draw.
+        num_images: number of images to draw; if there are fewer, all.
+        seed: of the sample.
 
     Attributes:
         asked: ``num_images``.
-        rest: paths of the images not drawn, in random order. It starts with
-            the same ones, however many are drawn.
+        rest: paths of the other images, in random order. The first of them do
+            not depend on ``num_images``.
     """
 
     def __init__(self, folder: Path, transform: Callable[[Any], Tensor],

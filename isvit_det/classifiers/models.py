@@ -1,4 +1,4 @@
-"""timm classifiers by name: the float one and its quantized twin."""
+"""timm classifiers by name: the float model and its quantized version."""
 from typing import Any, Mapping, Tuple
 
 import timm
@@ -12,14 +12,14 @@ from isvit_det.classifiers.head import QuantClassifier, is_same_function
 from isvit_det.classifiers.swin import quantize_swin
 from isvit_det.classifiers.vit import quantize_vit
 from isvit_det.core.errors import QuantError
-from isvit_det.core.spec import QuantConfig
+from isvit_det.core.settings import QuantConfig
 from isvit_det.core.weights import check_values
 
 BUILDERS = {'vit_': quantize_vit, 'deit': quantize_vit, 'swin_': quantize_swin}
-# Where a file says how many classes it knows.
+# Entries whose length is the number of classes.
 CLASS_KEYS = ('head.weight', 'head.fc.weight',
               'head.linears.0.weight_quantizer.scale')
-# What timm resamples where patches, windows or the image size are others.
+# Entries that timm resamples for other patch, window or image sizes.
 RESAMPLED = ('pos_embed', 'patch_embed.proj.weight',
              'relative_position_bias_table')
 SHOWN_KEYS = 3
@@ -28,21 +28,21 @@ SHOWN_KEYS = 3
 def build_classifiers(name: str, weights: Mapping[str,
                                                   Tensor], config: QuantConfig,
                       packed: bool) -> Tuple[Any, QuantClassifier]:
-    """Build a timm classifier and its quantized twin.
+    """Build a timm classifier and its quantized version.
 
     Args:
         name: a timm model, ``vit_*``, ``deit*`` or ``swin_*``.
-        weights: its state dict, or that of a packed twin.
+        weights: its state dict, or a packed state.
         config: bits and quantizers.
-        packed: whether the weights are packed; then the float classifier
-            has random ones.
+        packed: whether the weights are packed; the float classifier then has
+            random weights.
 
     Returns:
         Both, in eval mode.
 
     Raises:
         QuantError: if the name is not supported, the weights do not fit, or
-            the model has parts that the twin lacks.
+            the model has parts that are not supported.
     """
     builder = next(
         (b for start, b in BUILDERS.items() if name.startswith(start)), None)
@@ -57,10 +57,10 @@ def build_classifiers(name: str, weights: Mapping[str,
                          f'of a classifier, with one of {list(CLASS_KEYS[:2])}'
                          f'{other}.')
     try:
-        # With weights of its own it would have timm download parts.
+        # With pretrained=True timm would download weights.
         source: Any = timm.create_model(
             name, pretrained=False, num_classes=classes).eval()
-    # What timm cannot build of some version raises anything.
+    # A model that timm cannot build can raise any exception.
     except Exception as error:
         raise _unsupported(name) from error
     if type(getattr(source, 'patch_embed', None)) is not PatchEmbed:
@@ -88,11 +88,11 @@ def _unsupported(name: str) -> QuantError:
 
 
 def _load_(source: Any, weights: Mapping[str, Tensor], name: str) -> None:
-    """Load weights, in the names of timm or of the papers' own code.
+    """Load weights with the names of timm or of the papers' own code.
 
-    Names may differ and so may the shape of a patch embedding that is a
-    linear layer; weights of other patches, windows or image sizes, which
-    timm would resample, do not fit.
+    timm's filters convert the names, and a patch embedding that is a linear
+    layer. Weights for another patch, window or image size, which these
+    filters would resample, are refused.
 
     Raises:
         QuantError: naming weights that are missing, unknown, of other shapes
@@ -106,7 +106,7 @@ def _load_(source: Any, weights: Mapping[str, Tensor], name: str) -> None:
         else:
             given = vision_transformer.checkpoint_filter_fn(
                 dict(weights), source, adapt_layer_scale=True)
-    # Weights of another model raise anything.
+    # Weights of another model can raise any exception.
     except Exception as error:
         raise QuantError(f'weights: they do not fit {name}; give those of '
                          'this model.') from error
@@ -117,7 +117,7 @@ def _load_(source: Any, weights: Mapping[str, Tensor], name: str) -> None:
             ('unknown', [key for key in given if key not in known]),
         ) if keys
     ]
-    # As they are in the file.
+    # As the file has them, before timm's filter.
     own = {
         key: weights.get(key, value) if key.endswith(RESAMPLED) else value
         for key, value in given.items()
@@ -135,5 +135,5 @@ def _load_(source: Any, weights: Mapping[str, Tensor], name: str) -> None:
 
 
 def _is_same(one: Tensor, other: Tensor) -> bool:
-    """Whether tensors of any shapes and types hold the same values."""
+    """Whether two tensors have the same values, in any shape and type."""
     return torch.equal(one.flatten().double(), other.flatten().double())

@@ -11,20 +11,23 @@ from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor
 
 from isvit_det.backbones.vit_weights import TIMM, find_weights
-from isvit_det.calibration.sos import UnitRecord, calibrate
+from isvit_det.calibration.events import UnitRecord
+from isvit_det.calibration.sos import calibrate
 from isvit_det.calibration.store import ActivationPool
-from isvit_det.checkpoint import is_packed, plain, save_packed, verified
+from isvit_det.checkpoint import is_packed, save_packed, verified
 from isvit_det.classifiers.images import (FolderSample, ImageList,
                                           class_labels, find_images,
                                           other_pictures)
 from isvit_det.classifiers.models import build_classifiers
 from isvit_det.core.errors import QuantError
 from isvit_det.core.files import check_writable, local_checkpoint
-from isvit_det.core.spec import QuantConfig, SOSConfig
+from isvit_det.core.layers import is_calibrated
+from isvit_det.core.plain import plain
+from isvit_det.core.settings import QuantConfig, SOSConfig
 from isvit_det.detector import float_modules
 from isvit_det.engine.calibrate import WORKSPACE
 from isvit_det.inputs.datasets import find_overlap, refuse_overlap
-from isvit_det.packed_state import is_calibrated, packed_config
+from isvit_det.packed.state import packed_config
 from isvit_det.report.progress import CalibrationProgress, announcement
 from isvit_det.report.provenance import describe_origin, fingerprint
 from isvit_det.report.tables import (count_calls, format_table, list_sites_run,
@@ -34,41 +37,42 @@ from isvit_det.screen.output import watch
 from isvit_det.screen.progress import track
 
 FORMAT_VERSION = 1
-# What a classifier's run has besides. Its output hangs on few tokens of each
-# image, where a detector's hangs on all; rotations lower the error of ViT's
-# attention, and not of Swin detectors'.
-CLASSIFIER_SOS: Mapping[str, Mapping[str, Any]] = {
-    'isvit': dict(mirror_images=True, rotate_heads=True)
-}
-# What is more was hardly meant: images of a batch, processes that read them.
+# Limits of options: images of a batch, and processes that read images.
 MAX_BATCH = 2**16
 MAX_WORKERS = 2**10
-# Images evaluated without --val, at most.
+# Most images that are evaluated without --val.
 MAX_REST = 1000
-# Of files and folders that a message names.
+# Files or folders that a message names.
 SHOWN_NAMES = 5
 
 
 @dataclass
 class Scores:
-    """Sums over images; their means are what is reported."""
+    """Sums of scores over images, whose means are reported."""
     count: int = 0
     agreement: float = 0.
     kl: float = 0.
     correct: Dict[str, float] = field(default_factory=dict)
 
-    def add(self, wanted: Optional[Tensor], found: Tensor,
+    def add(self, teacher: Optional[Tensor], student: Tensor,
             labels: Optional[Tensor]) -> None:
-        """Add a batch of float and quantized logits (B, classes)."""
-        self.count += len(found)
-        if wanted is not None:
-            same = wanted.argmax(1) == found.argmax(1)
+        """Add a batch of logits.
+
+        Args:
+            teacher: of the float classifier, shape (B, classes), if there is
+                one.
+            student: of the quantized classifier, shape (B, classes).
+            labels: shape (B,), if they are known.
+        """
+        self.count += len(student)
+        if teacher is not None:
+            same = teacher.argmax(1) == student.argmax(1)
             self.agreement += same.sum().item()
-            log_p = wanted.double().log_softmax(1)
-            log_q = found.double().log_softmax(1)
+            log_p = teacher.double().log_softmax(1)
+            log_q = student.double().log_softmax(1)
             self.kl += (log_p.exp() * (log_p - log_q)).sum().item()
         if labels is not None:
-            for name, logits in (('float', wanted), ('quantized', found)):
+            for name, logits in (('float', teacher), ('quantized', student)):
                 for k in (1, 5):
                     if logits is not None:
                         best = logits.topk(min(k, logits.shape[1]), 1).indices
@@ -89,16 +93,15 @@ class Scores:
 class ClassifierRun:
     """Calibrates a timm classifier and compares it with the float one.
 
-    Packed weights are evaluated only. Whatever can be checked is checked at
-    construction.
+    Packed weights are only evaluated. The constructor checks all input.
 
     Args:
         name: of the timm model.
-        weights: file or address of its weights or of a packed twin, or
+        weights: path or address of its weights or of a packed file, or
             ``timm://NAME``.
         calib: folder of calibration images; may be None for packed weights.
-        val: folder of evaluation images; None takes what the calibration
-            left of its folder.
+        val: folder of evaluation images; None takes images of ``calib`` that
+            are not used for the calibration.
         quant: values of ``QuantConfig`` that the user gave.
         sos: values of ``SOSConfig`` that the user gave.
         work_dir: for the packed file and the report.
@@ -127,7 +130,7 @@ class ClassifierRun:
                  batch: int = 32,
                  workers: int = 0) -> None:
         check_writable(work_dir)
-        # Refuses a wrong budget.
+        # This checks the budget.
         ActivationPool(work_dir, store_gb)
         for option, value, low, high in (('--eval-batch', batch, 1, MAX_BATCH),
                                          ('--workers', workers, 0,
@@ -160,8 +163,7 @@ class ClassifierRun:
                                                     self.packed)
         self.source.to(device)
         self.model.to(device)
-        preset = CLASSIFIER_SOS.get(config.method, {})
-        self.sos = SOSConfig.from_dict({**preset, **sos}, config)
+        self.sos = SOSConfig.from_dict(sos, config, 'classifier')
         self.transform = create_transform(
             **resolve_model_data_config(self.source))
         self.logger = MMLogger.get_instance('quantize_cls')
@@ -186,7 +188,7 @@ class ClassifierRun:
             self._note('no image is left to evaluate: give --val')
 
     def _note(self, text: str) -> None:
-        """Warn now, and have the report and the table say it again."""
+        """Log a warning, and keep it for the report."""
         self.logger.warning(text)
         self.notes.append(text)
 
@@ -197,13 +199,13 @@ class ClassifierRun:
                        f'not read as images, and left out: {_few(names)}')
 
     def _choose_evaluation(self, val: Optional[Path]) -> None:
-        """Images to evaluate, their labels, and hashes of the others."""
+        """Choose the evaluation images, and hash the calibration images."""
         self.labels: List[int] = []
         self.hashes: List[str] = []
         drawn = [] if self.sample is None else self.sample.paths()
         if val is None:
             rest = [] if self.sample is None else self.sample.rest[:MAX_REST]
-            # Folders to calibrate on may hold a file twice.
+            # A folder may contain the same image twice.
             self.hashes, overlap = find_overlap(drawn, rest)
             rest = [path for path in rest if path not in overlap]
             self.evaluated = ImageList(rest, self.transform)
@@ -213,13 +215,13 @@ class ClassifierRun:
         self.hashes = refuse_overlap(drawn, list(self.evaluated.paths))
 
     def _choose_labels(self, val: Path, paths: List[Path]) -> None:
-        """Evaluate a folder, by class where its folders are the classes."""
+        """Evaluate a folder, with labels if it has class folders."""
         self.evaluated = ImageList(paths, self.transform)
         classes, labels = class_labels(val, paths)
         known = self.model.head.num_classes
         used = set(labels) - {None}
         if not used:
-            # A flat folder.
+            # The folder is flat.
             return
         empty = [name for i, name in enumerate(classes) if i not in used]
         if len(classes) != known:
@@ -288,7 +290,7 @@ class ClassifierRun:
             provenance=origin)
         write_result(self.report, result)
         if not self.packed:
-            # Nothing is left to resume.
+            # There is nothing left to resume.
             shutil.rmtree(self.work_dir / WORKSPACE, ignore_errors=True)
         return result
 
@@ -329,8 +331,8 @@ class ClassifierRun:
             batches = self.evaluated.batches(self.batch, self.workers)
             for images, index in batches:
                 images = images.to(self.device)
-                wanted = None if self.packed else self.source(images).cpu()
-                scores.add(wanted,
+                teacher = None if self.packed else self.source(images).cpu()
+                scores.add(teacher,
                            self.model(images).cpu(),
                            None if labels is None else labels[index])
                 advance(len(images))
@@ -345,7 +347,7 @@ def _few(names: Sequence[str]) -> str:
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """A result as a table of the float and of the quantized classifier."""
+    """A result as a table: the float and the quantized classifier."""
     scores = result['scores']
 
     def percent(key: str) -> str:

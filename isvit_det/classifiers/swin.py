@@ -1,4 +1,4 @@
-"""timm's Swin classifiers as quantized ones, on mmdet's Swin."""
+"""Quantized versions of timm's Swin classifiers, on MMDetection's Swin."""
 import re
 from typing import Any
 
@@ -7,14 +7,14 @@ from torch import nn
 
 from isvit_det.backbones.swin import QuantSwinTransformer
 from isvit_det.classifiers.head import ClassifierHead, QuantClassifier
-from isvit_det.core.spec import QuantConfig
+from isvit_det.core.settings import QuantConfig
 
 
 def quantize_swin(source: Any, config: QuantConfig) -> QuantClassifier:
-    """Build the quantized twin of a timm ``SwinTransformer``.
+    """Build the quantized version of a timm ``SwinTransformer``.
 
     Args:
-        source: of one window size for all stages.
+        source: with the same window size in all stages.
         config: bits and quantizers.
     """
     blocks = [stage.blocks for stage in source.layers]
@@ -42,7 +42,7 @@ def quantize_swin(source: Any, config: QuantConfig) -> QuantClassifier:
     backbone.load_state_dict(weights, strict=False)
     for stage, others in zip(backbone.stages, blocks):
         for block, other in zip(stage.blocks, others):
-            # Unlike mmdet, timm does not shift a map of a single window.
+            # Unlike MMDetection, timm does not shift a map of one window.
             block.attn.shift_size = other.shift_size[0]
     head = ClassifierHead([source.head.fc], source.head.global_pool.pool_type,
                           0, source.norm, nn.Identity(), config)
@@ -50,6 +50,6 @@ def quantize_swin(source: Any, config: QuantConfig) -> QuantClassifier:
 
 
 def _at_end_of_stage(key: str) -> str:
-    """timm merges patches at a stage's start, the original at an end."""
+    """timm merges patches at the start of a stage, the original at its end."""
     return re.sub(r'layers\.(\d+)\.downsample',
-                  lambda found: f'layers.{int(found[1]) - 1}.downsample', key)
+                  lambda match: f'layers.{int(match[1]) - 1}.downsample', key)

@@ -1,4 +1,4 @@
-"""timm's ViT and DeiT classifiers as quantized ones."""
+"""Quantized versions of timm's ViT and DeiT classifiers."""
 from typing import Any
 
 from torch import nn
@@ -6,15 +6,15 @@ from torch import nn
 from isvit_det.backbones.quant_vit import QuantVisionTransformer
 from isvit_det.backbones.vit_weights import fit_weights
 from isvit_det.classifiers.head import ClassifierHead, QuantClassifier
-from isvit_det.core.spec import QuantConfig
+from isvit_det.core.settings import QuantConfig
 
 
 def quantize_vit(source: Any, config: QuantConfig) -> QuantClassifier:
-    """Build the quantized twin of a timm ``VisionTransformer``.
+    """Build the quantized version of a timm ``VisionTransformer``.
 
     Args:
-        source: plain or distilled, class token or mean pooling; what it has
-            beyond that, the twin lacks.
+        source: plain or distilled, with class token or mean pooling. Other
+            parts of it are ignored.
         config: bits and quantizers.
     """
     block = source.blocks[0]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Mapping, Optional, Sequence
 
 import isvit_det
-from isvit_det.checkpoint import file_hash
+from isvit_det.core.digests import file_hash
 from isvit_det.core.errors import QuantError
 from isvit_det.core.files import write_atomically
 

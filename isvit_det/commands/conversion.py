@@ -9,10 +9,10 @@ from mmdet.registry import DATASETS, MODELS
 from mmengine.registry import init_default_scope
 from torch import Tensor
 
-from isvit_det.checkpoint import plain_metainfo
 from isvit_det.commands.console import run_command
 from isvit_det.core.errors import QuantError
 from isvit_det.core.files import write_atomically
+from isvit_det.core.plain import plain_metainfo
 from isvit_det.core.weights import check_finite, check_values
 from isvit_det.inputs.configs import config_errors, load_config
 

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any, NoReturn, Optional
 
-from isvit_det.core.spec import METHODS, SCOPES
+from isvit_det.core.presets import METHODS
+from isvit_det.core.settings import SCOPES
 
 QUANTIZE_DET = """\
 Evaluate a float detector, calibrate it in low bits, write a packed

@@ -25,7 +25,7 @@ from isvit_det.inputs.config_forms import as_python
 from isvit_det.inputs.configs import (DETECTOR, config_errors, configure_hook_,
                                       is_replaceable, load_config,
                                       quantize_config_)
-from isvit_det.packed_state import packed_config
+from isvit_det.packed.state import packed_config
 from isvit_det.report.tables import (format_table, further_lines, silent_sites,
                                      table_rows)
 from isvit_det.screen.output import say, showing

@@ -1,5 +1,6 @@
-"""SHA-256 of what values hold: of tensors by name, and of plain values."""
+"""SHA-256 of contents: of state dicts, of plain values, and of files."""
 import hashlib
+from pathlib import Path
 from typing import Any, Iterator, Mapping
 
 import torch
@@ -9,11 +10,11 @@ from isvit_det.core.errors import QuantError
 
 
 def checksum(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes, in order of names.
+    """SHA-256 over the names, types, shapes and bytes of tensors.
 
     Raises:
-        QuantError: if a value is no tensor with memory of its own for every
-            element, which a damaged file may hold.
+        QuantError: if a value is no dense tensor with memory for each of its
+            elements, which can occur in a damaged file.
     """
     digest = hashlib.sha256()
     for name in sorted(state):
@@ -29,7 +30,7 @@ def checksum(state: Mapping[str, Tensor]) -> str:
 def _is_plain(value: Any) -> bool:
     """Whether a value is a tensor whose bytes can be read.
 
-    A view that repeats few bytes many times could fill the memory.
+    An expanded view, which repeats few bytes, could fill the memory.
     """
     return (isinstance(value, Tensor) and value.layout == torch.strided
             and not value.is_quantized and value.device.type != 'meta'
@@ -38,11 +39,11 @@ def _is_plain(value: Any) -> bool:
 
 
 def digest_of(value: Any) -> str:
-    """SHA-256 over a plain value: its types, its order and what it holds.
+    """SHA-256 over a plain value: its types, its order and its content.
 
     Args:
         value: None, a bool, number or string, or lists, tuples and dicts
-            with strings as keys of these. The order of a dict counts not.
+            with strings as keys of these. The order of a dict does not matter.
 
     Raises:
         QuantError: if it holds anything else.
@@ -73,3 +74,12 @@ def _words(value: Any) -> Iterator[str]:
             yield from _words(value[key])
     else:
         raise QuantError(f'a {kind.__name__} is no plain value.')
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        for block in iter(lambda: file.read(2**20), b''):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,18 +1,18 @@
-"""The one exception for wrong input, and other exceptions in one line."""
+"""The exception for wrong input, and descriptions of other exceptions."""
 import traceback
 from pathlib import Path
 
 
 class QuantError(ValueError):
-    """What the user gave cannot be used.
+    """The user's input is wrong.
 
-    Its message is one line that names what was given, what is allowed and
-    what to do. The command line tools print it and exit with status 2.
+    The message is one line that names what was given, what is allowed and
+    what to do. The commands print it and exit with status 2.
     """
 
 
 def describe_error(error: BaseException) -> str:
-    """The kind of an error and the first line of its message.
+    """The class of an exception and the first line of its message.
 
     >>> describe_error(KeyError('mask'))
     "KeyError: 'mask'"
@@ -30,7 +30,7 @@ def describe_error(error: BaseException) -> str:
 
 
 def explain(error: BaseException) -> str:
-    """An exception in one line, with the place that raised it."""
+    """An exception in one line, with the file and line that raised it."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return (f'{describe_error(error)} '
             f'({Path(frame.filename).name}, line {frame.lineno})')

@@ -21,14 +21,14 @@ except ImportError:
     # Windows has other locks.
     fcntl = None  # type: ignore
 
-# What a write raises for want of room or of leave.
+# Errors of a write without space or permission.
 CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-# Bytes that there must be room for before any work is done.
+# Bytes that are written to check a directory before any work is done.
 PROBE = 2**16
 
 
 def disk_error(error: BaseException) -> Optional[QuantError]:
-    """What to tell of an error for want of disk, None of another one."""
+    """The message for an error of a full or read-only disk, else None."""
     if not isinstance(error, OSError) or error.errno not in CANNOT_WRITE:
         return None
     path = 'a file' if error.filename is None else error.filename
@@ -38,9 +38,9 @@ def disk_error(error: BaseException) -> Optional[QuantError]:
 
 
 class _Watched:
-    """A file that remembers why it could not be written.
+    """A file that keeps the error of a failed write.
 
-    torch's writer of archives tells of any error as one of its own.
+    torch's archive writer replaces every error by one of its own.
     """
 
     def __init__(self, file: Any) -> None:
@@ -59,7 +59,11 @@ class _Watched:
 
 
 def write_atomically(path: Path, write: Callable[[Any], Any]) -> None:
-    """Call ``write(file)`` on a temporary file that then takes its name.
+    """Write a file under a temporary name and rename it.
+
+    Args:
+        path: of the file.
+        write: is called with the temporary file, open for writing bytes.
 
     Raises:
         QuantError: if the directory cannot be written or the disk is full.
@@ -88,7 +92,7 @@ def write_atomically(path: Path, write: Callable[[Any], Any]) -> None:
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Remove temporary files of processes that were killed while writing."""
+    """Remove temporary files of processes that were killed."""
     for old in path.parent.glob(f'.{glob.escape(path.name)}.*.*'):
         number = old.name[len(path.name) + 2:].split('.')[0]
         try:
@@ -101,16 +105,17 @@ def _remove_leftovers(path: Path) -> None:
 
 @contextlib.contextmanager
 def alone_in(directory: Path) -> Iterator[None]:
-    """Keep other processes that ask for it out of a directory.
+    """Lock a directory for this process in this context.
 
-    A process that is killed keeps nobody out. Where the file system knows no
+    The lock of a process that is killed is released. On a file system without
     locks, nothing is done.
 
     Args:
-        directory: is made if it is not there.
+        directory: created if it does not exist.
 
     Raises:
-        QuantError: if another process is in it, or it cannot be written.
+        QuantError: if another process has the lock, or the directory cannot
+            be written.
     """
     if fcntl is None:
         yield
@@ -120,7 +125,7 @@ def alone_in(directory: Path) -> Iterator[None]:
     with open(path, 'a+', encoding='ascii') as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Not one that another process has just given up.
+            # The process that had the lock may just have removed the file.
             is_free = path.exists() and os.path.samestat(
                 os.fstat(file.fileno()), path.stat())
         except BlockingIOError:
@@ -143,15 +148,15 @@ def alone_in(directory: Path) -> Iterator[None]:
 
 
 def check_writable(directory: Path) -> None:
-    """Raise unless files can be made in a directory, which is made."""
+    """Create a directory, and raise unless files can be written there."""
     probe = directory / '.probe'
     write_atomically(probe, lambda file: file.write(bytes(PROBE)))
-    # Another process may have been here first.
+    # Another process may have removed it.
     probe.unlink(missing_ok=True)
 
 
 def path_of(source: str) -> Optional[Path]:
-    """Path that a path or a ``file://`` address is of, None of an http(s) one.
+    """Path for a path or a ``file://`` address, None for an http(s) address.
 
     Raises:
         QuantError: if it is an address of another kind.
@@ -172,9 +177,9 @@ def path_of(source: str) -> Optional[Path]:
 
 
 def local_checkpoint(source: str) -> Path:
-    """Path of a checkpoint, which is downloaded from an http(s) address.
+    """Path of a checkpoint, which is downloaded if it is an http(s) address.
 
-    Downloads lie where torch keeps its own and are not repeated.
+    Downloads are kept in the cache of ``torch.hub``.
 
     Raises:
         QuantError: if it cannot be downloaded.
@@ -184,7 +189,7 @@ def local_checkpoint(source: str) -> Path:
         return given
     address = urlparse(source)
     folder = Path(torch.hub.get_dir()) / 'checkpoints'
-    # Other addresses may end alike.
+    # Different addresses may have the same file name.
     digest = hashlib.sha256(source.encode()).hexdigest()[:8]
     name = Path(address.path)
     path = folder / f'{name.stem}-{digest}{name.suffix}'

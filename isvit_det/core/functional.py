@@ -1,8 +1,8 @@
 """Arithmetic of every quantizer: encode, decode, straight-through rounding.
 
-Codes are integer-valued tensors in the dtype of their source, so that the
-same functions serve float32 models and float64 proofs; ``packing`` turns
-them into bytes.
+Codes are integer-valued tensors in the dtype of the values, so that the same
+functions work in float32 and in float64. ``bit_packing`` turns codes into
+bytes.
 """
 from typing import Any, Tuple
 
@@ -17,7 +17,7 @@ def uniform_encode(x: Tensor, scale: Tensor, zero_point: Tensor,
     Args:
         x: any shape.
         scale: positive, broadcastable to ``x``.
-        zero_point: integers, same shape as ``scale``; may lie outside of
+        zero_point: integers, same shape as ``scale``; may be outside of
             the code range.
         bits: width b of the codes.
 
@@ -53,8 +53,8 @@ def range_to_affine(low: Tensor, high: Tensor,
         ``scale`` and ``zero_point`` (integer-valued, dtype of ``low``).
     """
     tiny = torch.finfo(low.dtype).tiny
-    # A range that is narrow against its own offset would need a zero point
-    # beyond int32; a constant is as well served by a coarser scale.
+    # The zero point of a range that is narrow and far from 0 would exceed
+    # int32. A constant is represented as well with a coarser scale.
     reach = torch.maximum(low.abs(), high.abs())
     span = torch.maximum(high - low, reach * 1e-4)
     scale = (span / (2**bits - 1)).clamp(min=tiny)
@@ -63,13 +63,13 @@ def range_to_affine(low: Tensor, high: Tensor,
 
 def log_position(x: Tensor, shift: Tensor, low: Tensor,
                  step: Tensor) -> Tensor:
-    """Where ``x`` falls among the codes of ``log_encode``, unrounded.
+    """The codes of ``log_encode`` before they are rounded and clipped.
 
     Args:
         x: attention probabilities, any shape, not negative.
         shift: eta, scalar.
         low: exponent of code 0, scalar.
-        step: distance of two codes in the exponent, scalar.
+        step: difference of the exponents of adjacent codes, scalar.
     """
     return torch.add(x, shift).log2_().neg_().sub_(low).div_(step)
 
@@ -109,8 +109,8 @@ def sulq_table(shift: Tensor, low: Tensor, step: Tensor, bits: int,
 def log_table(low: Tensor, step: Tensor, bits: int) -> Tensor:
     """Value of every log2 or log-sqrt2 code, shape (2**bits,).
 
-    The last code stands for 0. RepQ-ViT's released code zeroes what lies
-    below its smallest value too, but spends one code beyond 2**bits on it.
+    The last code is 0. RepQ-ViT's released code also has a 0, but as an
+    additional code beyond 2**bits.
     """
     codes = torch.arange(2**bits, dtype=low.dtype, device=low.device)
     table = torch.exp2(-(low + step * codes))
@@ -124,11 +124,10 @@ def table_decode(codes: Tensor, table: Tensor) -> Tensor:
 
 
 class StraightThrough(torch.autograd.Function):
-    """Replace a value, passing its gradient on where it was not clipped.
+    """The straight-through estimator of the gradient of fake quantization.
 
-    ``apply(x, decoded, inside)`` returns ``decoded``; the gradient of ``x``
-    is that of the output where ``inside`` is true, else 0 (the usual
-    straight-through estimator of rounding).
+    ``apply(x, decoded, inside)`` returns ``decoded``. The gradient of ``x``
+    is that of the output where ``inside`` is true, and 0 elsewhere.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Quantized layers, and the modes and observation of all of a model's."""
+"""Quantized layers, and the modes and fitting of the quantizers of a model."""
 import contextlib
 from typing import Dict, Iterator, List, NamedTuple, Optional, Union
 
@@ -6,20 +6,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from isvit_det.core.errors import QuantError
 from isvit_det.core.quantizers import (AttentionQuantizer, Quantizer,
                                        UniformQuantizer, attention_quantizer)
-from isvit_det.core.spec import QuantConfig
+from isvit_det.core.settings import QuantConfig
+
+# Quantizers that an error message names.
+SHOWN_NAMES = 5
 
 
 class QuantLinear(nn.Linear):
     """``nn.Linear`` with quantized input and weight.
 
     Weights are quantized per output channel, inputs per tensor. A layer
-    without bias owns a zero buffer ``offset`` (out_features,), where stage 2
-    puts what it would add to a bias.
+    without a bias has a buffer ``offset`` (out_features,), initially 0, to
+    which stage 2 adds what it would add to a bias.
 
     Args:
-        source: float layer, whose parameters are taken over, not copied.
+        source: float layer, whose parameters are shared, not copied.
         config: bits and range search.
     """
     own_buffers = ('offset', )
@@ -52,7 +56,7 @@ class QuantConv2d(nn.Conv2d):
     """``nn.Conv2d`` with quantized input and weight, as ``QuantLinear``.
 
     Args:
-        source: float layer, whose parameters are taken over, not copied.
+        source: float layer, whose parameters are shared, not copied.
         config: bits and range search.
         input_bits: bits of the input instead of ``config.act_bits``.
     """
@@ -62,7 +66,7 @@ class QuantConv2d(nn.Conv2d):
                  config: QuantConfig,
                  input_bits: Optional[int] = None) -> None:
         nn.Module.__init__(self)
-        # What nn.Conv2d's forward and repr read.
+        # The attributes that nn.Conv2d's forward and repr use.
         for name in ('in_channels', 'out_channels', 'kernel_size', 'stride',
                      'padding', 'dilation', 'transposed', 'output_padding',
                      'groups', 'padding_mode',
@@ -82,10 +86,10 @@ class QuantConv2d(nn.Conv2d):
             self.bias)
 
     def run_patches(self, patches: Tensor) -> Tensor:
-        """What ``forward`` gives for inputs that the kernel covers exactly.
+        """Output for patches of the size of the kernel.
 
-        One matrix product, several times as fast on a CPU; sums are in
-        another order.
+        This is one matrix product, which on a CPU is several times as fast as
+        ``forward``. The order of the sums differs.
 
         Args:
             patches: shape (n, in_channels, *kernel_size).
@@ -140,7 +144,7 @@ def quantized_layers(
 
 
 class Site(NamedTuple):
-    """One place of a model where values are quantized."""
+    """One quantizer of a model, as reports list it."""
     name: str
     bits: int
     granularity: str
@@ -159,7 +163,7 @@ def quantizers(model: nn.Module) -> Dict[str, Quantizer]:
 
 
 def list_sites(model: nn.Module) -> List[Site]:
-    """Every quantizer with its bits, granularity and times it has run."""
+    """List every quantizer with its settings and its number of calls."""
     return [
         Site(name, q.bits, q.granularity, q.role,
              type(q).__name__, q.num_calls)
@@ -168,16 +172,16 @@ def list_sites(model: nn.Module) -> List[Site]:
 
 
 def set_precision_(model: nn.Module, weights: bool, acts: bool) -> None:
-    """Turn the quantization of weights and of activations on or off."""
+    """Enable or disable the quantizers of weights and of activations."""
     for quantizer in quantizers(model).values():
         quantizer.enabled = weights if quantizer.role == 'weight' else acts
 
 
 @contextlib.contextmanager
 def precision(model: nn.Module, weights: bool, acts: bool) -> Iterator[None]:
-    """Borrow a mode: quantize weights, activations, both or neither.
+    """Quantize weights, activations, both or neither in this context.
 
-    The mode of every quantizer is given back at the end, on error too.
+    At the end every quantizer is enabled or disabled as before.
     """
     before = [(q, q.enabled) for q in quantizers(model).values()]
     set_precision_(model, weights, acts)
@@ -190,22 +194,23 @@ def precision(model: nn.Module, weights: bool, acts: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def observe(model: nn.Module) -> Iterator[None]:
-    """Watch every activation quantizer, and fit those that ran at the end.
+    """Observe the inputs of activation quantizers, and fit these at the end.
 
-    The model runs as its mode says while it is watched; on error nothing is
-    fitted. What the processes of a run have seen counts together.
+    Quantizers that did not run are not fitted, and none is after an error.
+    The model runs in its present mode meanwhile. The observations of all
+    processes are merged.
     """
-    watched = [q for q in quantizers(model).values() if q.role == 'act']
-    for quantizer in watched:
+    observed = [q for q in quantizers(model).values() if q.role == 'act']
+    for quantizer in observed:
         quantizer.observer = quantizer.new_observer()
     handles = [
-        module.register_forward_pre_hook(_show_values)
+        module.register_forward_pre_hook(_keep_values)
         for module in model.modules() if isinstance(module, QuantMatMul)
     ]
     try:
         with torch.no_grad():
             yield
-        for quantizer in watched:
+        for quantizer in observed:
             observer = quantizer.observer
             assert observer is not None
             observer.merge_(
@@ -213,20 +218,36 @@ def observe(model: nn.Module) -> Iterator[None]:
             if observer.counts is not None:
                 quantizer.fit_(observer)
     finally:
-        for quantizer in watched:
+        for quantizer in observed:
             quantizer.observer = None
         for handle in handles:
             handle.remove()
 
 
-def _show_values(module: nn.Module, operands: tuple) -> None:
-    """Let an attention observer see the values its attention will weigh."""
+def _keep_values(module: nn.Module, operands: tuple) -> None:
+    """Give an attention observer the values that the attention multiplies."""
     left = module.left_quantizer
     if isinstance(left, AttentionQuantizer) and left.observer is not None:
         left.observer.keep_(*operands)  # type: ignore
 
 
 def fit_weights_(model: nn.Module) -> None:
-    """Fit the weight quantizers of all layers to their weights."""
+    """Fit the weight quantizers of all layers."""
     for layer in quantized_layers(model):
         layer.weight_quantizer.fit_tensor_(layer.weight)
+
+
+def is_calibrated(model: nn.Module) -> bool:
+    """Whether all quantizers of a model are fitted.
+
+    Raises:
+        QuantError: if only some are, naming the others.
+    """
+    all_quantizers = quantizers(model)
+    unfitted = [n for n, q in all_quantizers.items() if not q.is_fitted]
+    if unfitted and len(unfitted) < len(all_quantizers):
+        more = '' if len(unfitted) <= SHOWN_NAMES else ', ...'
+        names = ', '.join(unfitted[:SHOWN_NAMES]) + more
+        raise QuantError(f'the model is calibrated in part: {names} have no '
+                         'range; calibrate it as a whole.')
+    return not unfitted

@@ -1,4 +1,4 @@
-"""What a pickle asks for before it is unpickled: room for its memo."""
+"""A check of a pickle's memo before it is unpickled."""
 import pickle
 import pickletools
 from typing import BinaryIO
@@ -7,17 +7,17 @@ PUTS = ('PUT', 'LONG_BINPUT')
 
 
 def check_memo(file: BinaryIO) -> None:
-    """Raise if the pickle that a file goes on with would fill the memory.
+    """Raise if the next pickle of a file would fill the memory.
 
-    Python's unpickler makes room for all numbers below the greatest that a
-    pickle calls a value by; a flipped bit can ask for tens of GB. Nobody
-    counts higher than the pickle has bytes.
+    Python's unpickler allocates its memo for all indices up to the highest
+    one in the pickle, which a flipped bit can make tens of GB. An intact
+    pickle has no index above its number of bytes.
 
     Args:
-        file: goes on where it was afterwards.
+        file: its position stays.
 
     Raises:
-        pickle.UnpicklingError: if it counts higher.
+        pickle.UnpicklingError: if an index is higher.
         ValueError: if it is no pickle.
     """
     start = file.tell()

@@ -1,4 +1,4 @@
-"""Quantizers: modules that hold the state of ``functional``'s formulas."""
+"""Quantizers: modules with the parameters of ``functional``'s formulas."""
 from typing import Any, Optional, Sequence, Union
 
 import torch
@@ -8,18 +8,19 @@ from isvit_det.core.functional import (StraightThrough, log_encode,
                                        log_position, log_table, sulq_table,
                                        table_decode, uniform_decode,
                                        uniform_encode)
-from isvit_det.core.search import (AttentionObserver, RangeObserver, Samples,
-                                   search_affine, search_log, search_sulq)
-from isvit_det.core.spec import QuantConfig
+from isvit_det.core.observers import AttentionObserver, RangeObserver, Samples
+from isvit_det.core.search import search_affine, search_log, search_sulq
+from isvit_det.core.settings import QuantConfig
 
 Observer = Union[RangeObserver, AttentionObserver]
 
 
 class Quantizer(nn.Module):
-    """State, modes and straight-through forward that all quantizers share.
+    """Base class: fake quantization with a straight-through gradient.
 
-    A quantizer is off until it has been fitted or loaded; ``precision``
-    turns it on and off. Every buffer has its final shape from the start.
+    A quantizer is disabled until it is fitted or its state is loaded;
+    ``precision`` enables and disables it. Every buffer has its final shape
+    from the start.
 
     Args:
         bits: width of the codes, 2..8.
@@ -27,12 +28,14 @@ class Quantizer(nn.Module):
 
     Attributes:
         enabled: whether ``forward`` quantizes.
-        observer: sees what ``forward`` sees while ranges are searched.
-        num_calls: times ``forward`` has quantized values, the proof that a
-            site ran.
+        observer: is given the input of ``forward`` while ranges are
+            searched.
+        num_calls: number of times that ``forward`` has quantized values; it
+            proves that a site ran.
 
     Buffers:
-        fitted: uint8, the bits that the state is for, or 0 without any.
+        fitted: uint8, the bits that the quantizer is fitted for, or 0 if it
+            is not.
     """
     fitted: Tensor
 
@@ -57,11 +60,11 @@ class Quantizer(nn.Module):
         return 'tensor'
 
     def new_observer(self) -> Observer:
-        """An observer of the kind that ``fit_`` reads."""
+        """An observer of the kind that ``fit_`` takes."""
         raise NotImplementedError
 
     def search_(self, observer: Any) -> None:
-        """Set the state from what an observer has seen."""
+        """Set the parameters by what an observer has recorded."""
         raise NotImplementedError
 
     def encode(self, x: Tensor) -> Tensor:
@@ -69,28 +72,28 @@ class Quantizer(nn.Module):
         raise NotImplementedError
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Reals that codes stand for."""
+        """Real values of codes."""
         raise NotImplementedError
 
     def inside(self, x: Tensor) -> Tensor:
-        """Where ``x`` lies inside the representable range, as booleans."""
+        """Where ``x`` is not clipped, as booleans."""
         raise NotImplementedError
 
     def mark_fitted_(self) -> None:
-        """Declare the state valid."""
+        """Declare the parameters valid."""
         self.fitted.fill_(self.bits)
         self._is_fitted = True
 
     def fit_(self, observer: Observer) -> None:
-        """Search the ranges on what ``observer`` has seen."""
+        """Set the parameters by what ``observer`` has recorded."""
         self.search_(observer)
         self.mark_fitted_()
 
     def forward(self, x: Tensor) -> Tensor:
-        """``decode(encode(x))``, or ``x`` itself while turned off.
+        """``decode(encode(x))``, or ``x`` itself while disabled.
 
         Raises:
-            RuntimeError: if it is turned on before ``fit_``.
+            RuntimeError: if it is enabled before ``fit_``.
         """
         if self.observer is not None:
             self.observer.update(x)
@@ -108,8 +111,8 @@ class Quantizer(nn.Module):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        # A calibrated model runs quantized wherever it is loaded, and one
-        # that takes float weights anew does not.
+        # A model that loads a calibrated state runs quantized, and one that
+        # loads float weights again does not.
         self._is_fitted = self.enabled = bool(self.fitted)
 
     def extra_repr(self) -> str:
@@ -122,13 +125,13 @@ class UniformQuantizer(Quantizer):
     Args:
         bits: width of the codes.
         role: ``'weight'`` or ``'act'``.
-        percentiles: grid that ranges are searched in.
-        num_channels: C, or None for one scale of the whole tensor.
+        percentiles: grid of the range search.
+        num_channels: C, or None for one scale for the whole tensor.
         axis: dimension of the channels.
 
     Buffers:
         scale: float, shape () or (C,).
-        zero_point: int32, same shape; may lie outside of the code range.
+        zero_point: int32, same shape; may be outside of the code range.
     """
     scale: Tensor
     zero_point: Tensor
@@ -160,7 +163,7 @@ class UniformQuantizer(Quantizer):
                                   observer.high, self.percentiles, self.bits))
 
     def fit_tensor_(self, x: Tensor) -> None:
-        """Search the ranges on all of one tensor, exactly: for weights."""
+        """Fit to all values of one tensor, such as a weight."""
         x = x.detach()
         rows = (
             x.reshape(1, -1) if self.num_channels is None else x.movedim(
@@ -202,11 +205,11 @@ class UniformQuantizer(Quantizer):
 
 
 class AttentionQuantizer(Quantizer):
-    """Quantizer of post-softmax attention whose codes index a table.
+    """Quantizer of post-softmax attention with a table of values.
 
     Buffers:
         low: exponent of code 0, scalar.
-        step: distance of two codes in the exponent, scalar.
+        step: difference of the exponents of adjacent codes, scalar.
     """
     low: Tensor
     step: Tensor
@@ -222,11 +225,11 @@ class AttentionQuantizer(Quantizer):
 
     @property
     def offset(self) -> Tensor:
-        """What is added to the attention before the logarithm, scalar."""
+        """Value added to the attention before the logarithm, scalar."""
         return self.low.new_zeros(())
 
     def table(self) -> Tensor:
-        """Value of every code, shape (2**bits,), none negative."""
+        """Value of every code, shape (2**bits,), not negative."""
         raise NotImplementedError
 
     def encode(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Files of weights: torch's, numpy's and safetensors', read as plain data."""
+"""Reading files of torch, safetensors and numpy without running code."""
 import io
 import json
 import math
@@ -14,7 +14,7 @@ from isvit_det.core.errors import QuantError
 from isvit_det.core.unpickling import (RefusedName, SafeUnpickler, Storage,
                                        arrays_as_tensors)
 
-# What torch wrote before 1.6 begins with, unpickled.
+# The first two values in a file that torch before 1.6 wrote.
 MAGIC, PROTOCOL = 0x1950a86a20f9469cfc6c, 1001
 PICKLES = (b'\x80\x02', b'\x80\x03', b'\x80\x04', b'\x80\x05')
 SAFETENSORS = dict(
@@ -31,19 +31,22 @@ SAFETENSORS = dict(
 
 
 class _Wrong(Exception):
-    """What is wrong with a file, in words that follow its path."""
+    """An error in a file; the message follows the file's path."""
 
 
 def read_file(path: Path) -> Any:
-    """Content of a file, tensors on the CPU; nothing in it is run.
+    """Read a file, without running code that it may hold.
 
     Args:
-        path: of a file of ``torch.save``, of safetensors, or a pickle of
-            numpy's arrays, which become tensors.
+        path: of a file written by ``torch.save`` or by safetensors, or of a
+            pickle of numpy arrays, which become tensors.
+
+    Returns:
+        Its content, with tensors on the CPU.
 
     Raises:
-        QuantError: if there is no such file, it is damaged or of no such
-            kind, or holds what could not be read without running it.
+        QuantError: if the file does not exist, is damaged, has another
+            format, or holds objects that cannot be read safely.
     """
     if not path.is_file():
         raise QuantError(f'checkpoint: there is no file {path}; give the '
@@ -52,7 +55,7 @@ def read_file(path: Path) -> Any:
         return _reader(path)(path)
     except _Wrong as error:
         raise QuantError(f'checkpoint: {path} {error}') from error
-    # A damaged file raises anything.
+    # A damaged file can raise any exception.
     except Exception as error:
         if isinstance(error, RefusedName) and error.is_name:
             raise QuantError(
@@ -82,13 +85,13 @@ def _reader(path: Path) -> Callable[[Path], Any]:
 
 
 def _read_pickle(path: Path) -> Any:
-    """A pickle of numpy's arrays, as Detectron2 publishes them."""
+    """A pickle of numpy arrays, the format of Detectron2's model zoo."""
     with open(path, 'rb') as file:
         return arrays_as_tensors(SafeUnpickler(file).load())
 
 
 def _read_archive(path: Path) -> Any:
-    """A zip archive, as torch writes since 1.6."""
+    """A zip archive, the format of torch since 1.6."""
     with zipfile.ZipFile(path) as archive:
         sizes = {info.filename: info.file_size for info in archive.infolist()}
         roots = [name[:-len('data.pkl')] for name in sizes
@@ -122,7 +125,7 @@ def _read_archive(path: Path) -> Any:
 
 
 def _read_legacy(path: Path) -> Any:
-    """A row of pickles with the storages behind, as torch wrote before."""
+    """Several pickles and the storages after them, the format before 1.6."""
     size = path.stat().st_size
     storages: Dict[str, Tuple[bytearray, Storage, int]] = {}
 
@@ -136,7 +139,7 @@ def _read_legacy(path: Path) -> Any:
             if not 0 <= length * itemsize <= size:
                 raise pickle.UnpicklingError('a storage beyond the file')
             data = bytearray(length * itemsize)
-            # Filled once the storages are reached.
+            # Filled when the storages are read, after the pickles.
             storages[key] = data, Storage(_as_tensor(data), dtype), itemsize
         data, whole, itemsize = storages[key]
         if view is None:
@@ -165,7 +168,7 @@ def _read_legacy(path: Path) -> Any:
 
 
 def _read_safetensors(path: Path) -> Dict[str, Tensor]:
-    """A header in JSON, and the tensors' bytes behind."""
+    """A header in JSON, followed by the bytes of the tensors."""
     size = path.stat().st_size
     with open(path, 'rb') as file:
         length = int.from_bytes(_read(file, 8), 'little')
@@ -173,7 +176,7 @@ def _read_safetensors(path: Path) -> Dict[str, Tensor]:
             raise EOFError
         header = json.loads(_read(file, length))
         start = 8 + length
-        found = {}
+        tensors = {}
         for name, entry in header.items():
             if name == '__metadata__':
                 continue
@@ -191,29 +194,29 @@ def _read_safetensors(path: Path) -> Dict[str, Tensor]:
             file.seek(start + first)
             data = bytearray(end - first)
             _fill(data, file)
-            found[name] = _as_tensor(data).view(dtype).view(shape)
-    return found
+            tensors[name] = _as_tensor(data).view(dtype).view(shape)
+    return tensors
 
 
 def _as_tensor(data: bytearray) -> Tensor:
-    """Bytes as a tensor that shares them."""
+    """A tensor of bytes that shares their memory."""
     if not data:
         return torch.empty(0, dtype=torch.uint8)
     return torch.frombuffer(data, dtype=torch.uint8)
 
 
 def _read(file: BinaryIO, length: int) -> bytes:
-    found = file.read(length)
-    if len(found) != length:
+    content = file.read(length)
+    if len(content) != length:
         raise EOFError
-    return found
+    return content
 
 
 def _fill(data: bytearray, file: Any) -> None:
-    """Read as many bytes as there is room for."""
-    room = memoryview(data)
-    while room:
-        count = file.readinto(room)
+    """Fill a buffer from a file."""
+    rest = memoryview(data)
+    while rest:
+        count = file.readinto(rest)
         if not count:
             raise EOFError
-        room = room[count:]
+        rest = rest[count:]

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from isvit_det.core.layers import QuantLinear
 from isvit_det.core.quantizers import UniformQuantizer
 
-# Channels narrower than this share of the median range are widened to it: a
-# constant one would send its zero point out of bounds.
+# Channels with a range below this share of the median range are widened to it,
+# because the zero point of a constant channel would be out of bounds.
 NARROWEST = 1e-3
 
 
@@ -18,10 +18,13 @@ class PaddingOwner(Protocol):
 
 
 class NormLinear(NamedTuple):
-    """A LayerNorm whose output, quantized, feeds just one linear layer.
+    """A LayerNorm whose output is the input of exactly one linear layer.
 
-    ``padding`` owns the value that stands between the two for positions
-    outside of a map, if there are any.
+    Attributes:
+        norm: the LayerNorm.
+        linear: the linear layer.
+        padding: the module whose ``padding_value`` replaces the output of the
+            norm outside of a map; None without padding.
     """
     norm: nn.LayerNorm
     linear: QuantLinear
@@ -29,15 +32,15 @@ class NormLinear(NamedTuple):
 
 
 def use_channel_scales_(pair: NormLinear) -> None:
-    """Give the linear layer's input one scale per channel, for stage 1."""
+    """Make the linear layer's input quantizer per channel, for stage 1."""
     pair.linear.input_quantizer = _successor(pair.linear.input_quantizer,
                                              pair.linear.in_features)
 
 
 def widen_narrow_channels_(quantizer: UniformQuantizer) -> None:
-    """Widen channels whose range is under 1e-3 of the median range.
+    """Widen channels whose range is below 1e-3 of the median range.
 
-    The centre of the range stays where it was.
+    The centre of each range stays.
     """
     scale, zero_point = quantizer.scale, quantizer.zero_point
     wide = torch.clamp(scale, min=NARROWEST * scale.median().item())
@@ -55,19 +58,21 @@ def fold_channel_scales_(pair: NormLinear) -> None:
     With the channel scales s and zero points z, ``s~ = mean(s)``,
     ``z~ = median(z)``, ``r1 = s / s~`` and ``r2 = z - z~``, LayerNorm
     becomes ``gamma / r1`` and ``(beta + s r2) / r1`` and the layer
-    ``W[:, j] r1[j]`` and ``b - W (s r2)`` (I&S-ViT, Eq. 11 to 14). The paper
-    has ``z~ = mean(z)``, which is no integer, so that codes were none; any
-    integer leaves them as they are, and the median keeps sums in float32
-    small when one narrow channel has a large zero point. Another s~, such as
-    AdaLog's clipped mean, multiplies all of W by one number, which the
-    weights' scales per output channel take up: stage 3 starts from the same
-    codes, and goes on as with another learning rate for this layer.
-    Padding p becomes ``(p + s r2) / r1``: a position outside of the map
-    keeps meaning what it meant.
+    ``W[:, j] r1[j]`` and ``b - W (s r2)`` (I&S-ViT, Eq. 11 to 14). The
+    padding p becomes ``(p + s r2) / r1``, so that it still stands for the
+    same value.
+
+    Departure from the paper: its ``z~ = mean(z)`` is no integer, so the codes
+    would be none either. With any integer the codes stay; the median keeps
+    sums in float32 small if one narrow channel has a large zero point. The
+    choice of s~ matters little: another one, such as AdaLog's clipped mean,
+    multiplies all of W by one number, which the weights' scales absorb. Stage
+    3 then starts from the same codes, and continues as with another learning
+    rate for this layer.
 
     Args:
-        pair: its linear layer's input quantizer is per channel and fitted;
-            it is replaced by one per tensor.
+        pair: the input quantizer of its linear layer is per channel and
+            fitted; a quantizer per tensor replaces it.
     """
     norm, linear, padding = pair
     channel = linear.input_quantizer
@@ -101,7 +106,7 @@ def fold_channel_scales_(pair: NormLinear) -> None:
 
 def _successor(old: UniformQuantizer,
                num_channels: Optional[int]) -> UniformQuantizer:
-    """An unfitted quantizer of another granularity in the same modes."""
+    """An unfitted quantizer of another granularity in the same mode."""
     new = UniformQuantizer(old.bits, old.role, old.percentiles, num_channels)
     new.to(old.scale).train(old.training)
     new.enabled = old.enabled

@@ -1,4 +1,4 @@
-"""Rotating the channels of attention heads, without changing a model."""
+"""Rotation of the channels of attention heads, which changes no output."""
 from typing import Any, NamedTuple, Tuple
 
 import torch
@@ -6,23 +6,24 @@ from torch import Tensor
 
 
 class Heads(NamedTuple):
-    """The layers around a multi-head attention.
+    """The layers before and after a multi-head attention.
 
     Attributes:
         qkv: linear layer of 3 * C outputs, by query, key and value, then by
             head, then by channel.
-        proj: linear layer that reads the values that heads return.
-        num_heads: heads of D = C / num_heads channels.
-        of_query: tables (L, D) that queries are multiplied with, if any.
+        proj: linear layer after the heads.
+        num_heads: number of heads, of D = C / num_heads channels each.
+        query_tables: tables (L, D) that queries are multiplied with, such as
+            those of relative positions.
     """
     qkv: Any
     proj: Any
     num_heads: int
-    of_query: Tuple[Tensor, ...] = ()
+    query_tables: Tuple[Tensor, ...] = ()
 
 
 def hadamard(size: int) -> Tensor:
-    """An orthogonal matrix that spreads each channel over many others.
+    """An orthogonal matrix that mixes each channel with many others.
 
     A Hadamard matrix of the largest power of 2 that divides ``size``,
     repeated along the diagonal; float64, shape (size, size).
@@ -38,13 +39,14 @@ def hadamard(size: int) -> Tensor:
 
 @torch.no_grad()
 def rotate_heads_(heads: Heads) -> None:
-    """Fold a rotation R of each head's channels into the layers around.
+    """Fold a rotation R of each head's channels into the adjacent layers.
 
-    ``(Q R)(K R)^T = Q K^T`` and ``(P V R)(R^T W) = P V W``: the function
-    stays, and no channel of query, key or value stands out, so that one
-    scale serves all (QuaRot, arXiv 2404.00456, section 4).
+    ``(Q R)(K R)^T = Q K^T`` and ``(P V R)(R^T W) = P V W``, so the output
+    stays the same. The channels of query, key and value become similar in
+    range, so that one scale suits all of them (QuaRot, arXiv 2404.00456,
+    section 4).
     """
-    qkv, proj, num_heads, of_query = heads
+    qkv, proj, num_heads, query_tables = heads
     size = proj.weight.shape[1] // num_heads
     rotation = hadamard(size).to(qkv.weight.device)
 
@@ -57,5 +59,5 @@ def rotate_heads_(heads: Heads) -> None:
     if qkv.bias is not None:
         rotate_(qkv.bias)
     rotate_(proj.weight)
-    for table in of_query:
+    for table in query_tables:
         rotate_(table)

@@ -1,16 +1,16 @@
-"""Layers exchanged in a model for their quantized twins, and back."""
+"""Replacing layers of a model by quantized ones, and back."""
 from typing import Iterable, Mapping
 
 from torch import nn
 
 from isvit_det.core.layers import QuantConv2d, QuantLinear
-from isvit_det.core.spec import QuantConfig
+from isvit_det.core.settings import QuantConfig
 
 QUANTIZED_LAYERS = (QuantLinear, QuantConv2d)
 
 
 def quantized_twin(layer: nn.Module, config: QuantConfig) -> nn.Module:
-    """A quantized layer with the parameters of a float one."""
+    """A quantized layer that shares the parameters of a float one."""
     if isinstance(layer, nn.Linear):
         twin: nn.Module = QuantLinear(layer, config)
     else:
@@ -20,7 +20,7 @@ def quantized_twin(layer: nn.Module, config: QuantConfig) -> nn.Module:
 
 
 def float_twin(layer: nn.Module) -> nn.Module:
-    """A plain layer with the parameters of a quantized one."""
+    """A float layer that shares the parameters of a quantized one."""
     if isinstance(layer, QuantLinear):
         twin: nn.Module = nn.Linear(
             layer.in_features,
@@ -46,7 +46,7 @@ def float_twin(layer: nn.Module) -> nn.Module:
 
 
 def replace_(model: nn.Module, twins: Mapping[nn.Module, nn.Module]) -> None:
-    """Replace modules by others, wherever in the model they occur."""
+    """Replace modules of a model by others, at all places where they occur."""
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):
             if child is not None and child in twins:
@@ -54,14 +54,13 @@ def replace_(model: nn.Module, twins: Mapping[nn.Module, nn.Module]) -> None:
 
 
 def make_float_(model: nn.Module, names: Iterable[str]) -> None:
-    """Turn quantized layers back into plain ones with the same parameters.
+    """Turn quantized layers back into float ones with the same parameters.
 
-    A layer that occurs at several places is turned back at all of them.
+    A layer that occurs several times in the model is turned back everywhere.
 
     Args:
-        model: holds the layers.
-        names: of the layers, at any of their places; those that are of no
-            quantized layer are left out.
+        model: has the layers.
+        names: of the layers; names of other modules are ignored.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     layers = {modules[name] for name in names if name in modules}

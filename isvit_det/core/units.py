@@ -1,4 +1,4 @@
-"""Units: the steps of a backbone's forward pass, each able to run alone."""
+"""Units: the parts of a backbone that are calibrated one after the other."""
 from typing import Any, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
@@ -10,12 +10,13 @@ from isvit_det.core.rotation import Heads
 
 
 class State(NamedTuple):
-    """What flows between units for one image.
+    """Input or output of a unit for one image.
 
     Attributes:
-        x: an image (1, 3, H, W), or tokens (1, H * W, C), behind those
-            that a backbone puts before the patches; (1, 1, classes) at the
-            end of a classifier, which runs batches as well.
+        x: an image (1, 3, H, W), or tokens (1, N, C), where the H * W patches
+            may follow prefix tokens such as a class token. The output of a
+            classifier is (1, 1, classes). In a classifier's forward pass the
+            first dimension may be a batch.
         size: (H, W) of ``x``.
     """
     x: Tensor
@@ -23,23 +24,24 @@ class State(NamedTuple):
 
 
 class Unit:
-    """One step of a backbone: it runs whole maps, or a draw of its items.
+    """A part of a backbone, which runs on whole images or on single items.
 
-    Items are what a unit computes independently of each other, such as the
-    windows of a Swin block. Running all units in order is the backbone's
-    forward pass up to its output norms.
+    Calibration items are parts of a unit's input that it processes
+    independently of each other, such as the windows of a Swin block.
+    Reconstruction draws its minibatches from them. Running all units in order
+    is the backbone's forward pass without its output norms.
 
-    Where the items of an image share most of their work, such as the keys
-    that all query rows of global attention attend to, some items are drawn
-    of each of a few images, and not some of all images alike.
+    If the items of an image share most of their computation, such as the keys
+    of global attention, which all query rows attend to, a minibatch has
+    several items of each of a few images instead of items of all images.
 
     Args:
-        name: the module's name in the backbone.
-        module: what reconstruction optimises, an ``nn.Module``.
-        batch: items per iteration when the settings leave it open; with
-            ``items_per_image``, items that the images drawn have together.
-        items_per_image: items drawn of an image whose items share work; 0
-            draws from all images alike.
+        name: name of the module in the backbone.
+        module: the ``nn.Module`` that reconstruction optimises.
+        batch: items of a minibatch if the settings do not say; with
+            ``items_per_image``, the sum over its images.
+        items_per_image: items drawn from each image of a minibatch; 0 draws
+            from all images alike.
     """
 
     def __init__(self,
@@ -53,44 +55,44 @@ class Unit:
         self.items_per_image = items_per_image
 
     def pairs(self) -> List[NormLinear]:
-        """Pairs that stage 2 reparameterizes."""
+        """Pairs of a norm and a linear layer that stage 2 reparameterizes."""
         raise NotImplementedError
 
     def last_layer(self) -> Optional[QuantLinear]:
-        """The layer whose output is the unit's, or is added to the rest.
+        """The layer whose output is the unit's output, or is added to it.
 
-        Its rows are all tokens of the output in order. None if no layer is
-        like that.
+        The rows of its output are the tokens of the unit's output, in order.
+        None if the unit has no such layer.
         """
         return None
 
     def heads(self) -> List[Heads]:
-        """Attention whose heads may be rotated."""
+        """Attention layers whose heads may be rotated."""
         return []
 
     def forward(self, state: State) -> State:
-        """Advance the state of one image by this step."""
+        """Run the unit on one image."""
         raise NotImplementedError
 
     def num_items(self, size: Tuple[int, int]) -> int:
-        """Number of items in a map of this size."""
+        """Number of items in an input of this size (H, W)."""
         raise NotImplementedError
 
     def gather(self, state: State, items: Tensor) -> Any:
-        """Input of some items of one image.
+        """Collect the input of some items of one image.
 
         Args:
             state: input state of the image.
             items: indices below ``num_items``, shape (n,).
 
         Returns:
-            A named tuple of tensors with n rows, or None, each; or a tuple
-            of anything, if ``collate`` is the unit's own.
+            A named tuple, each field of which is None or a tensor with n
+            rows; a unit with its own ``collate`` may return another tuple.
         """
         raise NotImplementedError
 
     def collate(self, batches: Sequence[Any]) -> Any:
-        """Join what ``gather`` returned for several images."""
+        """Concatenate the results of ``gather`` for several images."""
         if len(batches) == 1:
             return batches[0]
         return type(
@@ -99,7 +101,7 @@ class Unit:
 
     def gather_target(self, state: State, size: Tuple[int, int],
                       items: Tensor) -> Tensor:
-        """Rows of an output state that ``run`` gives for the same items.
+        """Collect the output of some items, in the layout of ``run``.
 
         Args:
             state: output state of the image.
@@ -112,12 +114,12 @@ class Unit:
         raise NotImplementedError
 
     def run(self, batch: Any) -> Tensor:
-        """Output of the items of ``gather``, shape (tokens, C)."""
+        """Compute the output of items, shape (tokens, C)."""
         raise NotImplementedError
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """A batch of ``Unit.gather`` with its tensors on a device."""
+    """Move the tensors of a minibatch of ``Unit.gather`` to a device."""
     if isinstance(batch, Tensor):
         return batch.to(device)
     if not isinstance(batch, tuple):

@@ -1,9 +1,9 @@
-"""Pickles read without running anything that they name.
+"""Unpickling without running code that a pickle names.
 
-A pickle may name any function and have it called. Here only what makes
-tensors and plain containers is done, by functions of this module; classes
-that files of training often hold besides stand for themselves and hold
-nothing; anything else is refused.
+A pickle may name any function and have it called. Here, tensors and plain
+containers are made by functions of this module. Objects of classes that are
+common in training checkpoints are replaced by empty placeholders. All other
+names are refused.
 """
 import pickle
 import re
@@ -16,9 +16,9 @@ from torch import Tensor
 
 from isvit_det.core.opcodes import check_memo
 
-# Names of Python 2, which older protocols write.
+# Modules of Python 2, which older protocols name.
 RENAMED = {'__builtin__': 'builtins', 'copy_reg': 'copyreg'}
-# Of training logs, arguments and states; nothing of them is needed.
+# Classes of training logs, arguments and states, none of which is needed.
 INERT = {
     'argparse.Namespace',
     'builtins.getattr',
@@ -56,7 +56,7 @@ INERT = {
     'lightning.fabric.utilities.data.AttributeDict',
     'pytorch_lightning.utilities.parsing.AttributeDict',
 }
-# Modules of nothing but such.
+# Modules that have only such classes.
 INERT_MODULES = ('datetime', 'numpy.dtypes', 'omegaconf', 'pathlib', 'typing',
                  'yacs.config')
 STORAGES = dict(
@@ -73,7 +73,7 @@ STORAGES = dict(
     ComplexFloatStorage=torch.complex64,
     ComplexDoubleStorage=torch.complex128,
     UntypedStorage=torch.uint8)
-# numpy's codes of little endian numbers.
+# numpy's type codes of little endian numbers.
 ARRAYS = dict(
     f2=torch.float16,
     f4=torch.float32,
@@ -87,21 +87,22 @@ ARRAYS = dict(
 
 
 class RefusedName(pickle.UnpicklingError):
-    """What a pickle names and must not have.
+    """A pickle names an object that is refused.
 
     Args:
-        name: with its module.
+        name: of the object, with its module.
     """
 
     def __init__(self, name: str) -> None:
         super().__init__(f'{name} is not read')
         self.name = name
-        # Else it is damage, and may hold what no terminal should see.
+        # Otherwise the file is damaged, and the name may contain control
+        # characters.
         self.is_name = re.fullmatch(r'[\w.]+', name) is not None
 
 
 class Inert:
-    """Stands for an object of a class that is not made; it holds nothing."""
+    """An empty placeholder for an object of another class."""
     __slots__ = ()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -124,7 +125,7 @@ class Inert:
 
 
 class PlainDict(dict):
-    """A dict that keeps torch's versions of modules and no other state."""
+    """A dict whose only attribute is the metadata of torch's state dicts."""
     # As torch calls it.
     __slots__ = ('_metadata', )
 
@@ -133,9 +134,9 @@ class PlainDict(dict):
         self._metadata: Mapping[Any, Any] = {}
 
     def __setstate__(self, state: Any) -> None:
-        found = state.get('_metadata') if isinstance(state, dict) else None
-        if isinstance(found, dict):
-            self._metadata = found
+        metadata = state.get('_metadata') if isinstance(state, dict) else None
+        if isinstance(metadata, dict):
+            self._metadata = metadata
 
 
 class Storage(NamedTuple):
@@ -150,7 +151,7 @@ class Storage(NamedTuple):
 
 
 class DType:
-    """A type of numpy's, of which its code and its byte order are known."""
+    """A dtype of numpy: its type code and its byte order."""
     __slots__ = ('code', 'order')
 
     def __init__(self, code: Any = '', *args: Any) -> None:
@@ -161,7 +162,7 @@ class DType:
         self.order = state[1]
 
     def tensor(self, shape: Sequence[int], raw: Any) -> Optional[Tensor]:
-        """Numbers as a tensor; None if they are no such numbers."""
+        """Bytes as a tensor; None if the type is not supported."""
         dtype = ARRAYS.get(self.code if isinstance(self.code, str) else '')
         if dtype is None or self.order == '>':
             return None
@@ -174,7 +175,7 @@ class DType:
 
 
 class Array:
-    """An array of numpy's, which comes before what is in it."""
+    """An array of numpy, which a pickle creates before it sets its state."""
     __slots__ = ('value', )
 
     def __init__(self, *args: Any) -> None:
@@ -191,7 +192,7 @@ class Array:
 
 
 class Call:
-    """A function that a pickle may call and not change."""
+    """A function that a pickle may call, but not modify."""
     __slots__ = ('_function', )
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -206,7 +207,7 @@ class Call:
 
 def _tensor(storage: Storage, offset: int, size: Sequence[int],
             stride: Sequence[int], *args: Any) -> Tensor:
-    """A tensor on a storage; what follows is of its training."""
+    """A tensor on a storage; further arguments concern its gradient."""
     dtype = args[2] if len(args) > 2 and isinstance(args[2],
                                                     torch.dtype) else None
     dtype = dtype or storage.dtype
@@ -231,7 +232,7 @@ def _of_subclass(function: Any, kind: Any, args: Sequence[Any],
 
 
 def _encode(text: str, encoding: str = 'latin1') -> bytes:
-    """How pickles of protocol 2 write bytes."""
+    """Bytes, as pickles of protocol 2 encode them."""
     if encoding not in ('latin1', 'latin-1'):
         raise pickle.UnpicklingError('bytes in another encoding')
     return text.encode('latin1')
@@ -260,7 +261,7 @@ NUMPY: Dict[str, Callable[..., Any]] = dict(
     _frombuffer=_of_buffer,
     dtype=DType,
 )
-# What is called, by module and name.
+# Functions that a pickle may call, by module and name.
 CALLED: Dict[str, Dict[str, Callable[..., Any]]] = {
     'collections':
     dict(
@@ -301,11 +302,11 @@ CALLED: Dict[str, Dict[str, Callable[..., Any]]] = {
 
 
 class SafeUnpickler(pickle.Unpickler):
-    """Makes tensors and plain values, and runs nothing else.
+    """An unpickler that makes tensors and plain values only.
 
     Args:
         file: to read from.
-        storage: what makes a storage of its name in the pickle.
+        storage: makes a storage from its description in the pickle.
     """
 
     def __init__(self,
@@ -322,14 +323,14 @@ class SafeUnpickler(pickle.Unpickler):
             return Call(CALLED[module][name])
         if full in INERT or any(module == kept or module.startswith(f'{kept}.')
                                 for kept in INERT_MODULES):
-            # A class of its own: a pickle may change it.
+            # A new class each time, because a pickle may modify it.
             return type(name, (Inert, ), dict(__slots__=()))
         if module in ('torch', 'torch.cuda', 'torch.storage'):
             if name in STORAGES:
                 return STORAGES[name]
-            found = vars(torch).get(name)
-            if isinstance(found, torch.dtype):
-                return found
+            value = vars(torch).get(name)
+            if isinstance(value, torch.dtype):
+                return value
         raise RefusedName(full)
 
     def persistent_load(self, pid: Any) -> Storage:
@@ -340,7 +341,7 @@ class SafeUnpickler(pickle.Unpickler):
 
 
 def arrays_as_tensors(content: Any) -> Any:
-    """What was read, with tensors in place of numpy's arrays."""
+    """The content of a file, with tensors in place of numpy arrays."""
     seen = set()
     waiting: List[Any] = [content]
     while waiting:
@@ -366,11 +367,11 @@ def _without_array(item: Any) -> Any:
 
 def ordered(state: Mapping[str, Tensor],
             rename: Callable[[str], Optional[str]]) -> 'OrderedDict[str, Any]':
-    """A state dict under other names, with its versions of modules.
+    """A state dict with other names, its metadata included.
 
     Args:
         state: of a file.
-        rename: makes the new name of an old one, None to leave it out.
+        rename: returns the new name for an old one, or None to drop it.
     """
     renamed: 'OrderedDict[str, Any]' = OrderedDict()
     for key, value in state.items():

@@ -1,4 +1,4 @@
-"""Which tensors of a file are the weights that its trainer evaluates."""
+"""Finding the weights in a checkpoint: those that its trainer evaluates."""
 import re
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
@@ -10,20 +10,20 @@ from isvit_det.core.errors import QuantError
 from isvit_det.core.reading import read_file
 from isvit_det.core.unpickling import Inert, ordered
 
-# Entries that hold weights, the first of them wins. timm evaluates the
-# averaged ones and names its best checkpoint by them. Of a file of DeiT's
-# 'model' is what DeiT evaluates; in MMEngine's 'state_dict' are the averaged
-# ones and 'ema_state_dict' has those that training goes on from.
+# Entries that hold weights, in order of preference. timm evaluates the
+# averaged weights and chooses its best checkpoint by them. DeiT evaluates
+# 'model'. In files of MMEngine, 'state_dict' has the averaged weights, and
+# 'ema_state_dict' those from which training continues.
 ENTRIES = ('state_dict_ema', 'state_dict', 'model', 'model_state_dict')
-# Taken where there is none of those.
+# Entries that are used if the file has none of those.
 ONLY = ('model_ema', 'ema_state_dict', 'ema', 'teacher')
-# What wrappers put before every name: of several processes, of a compiler,
-# of Lightning's modules. No model that is supported has but one child of such
-# a name.
+# Prefixes that wrappers add to every name: DistributedDataParallel,
+# torch.compile, Lightning. No supported model has a single child of such a
+# name.
 PREFIXES = ('module.', '_orig_mod.', 'model.')
-# What models that average others count beside their 'module.'.
+# Counters that averaged models have beside their 'module.'.
 COUNTERS = ('n_averaged', 'steps')
-# Types that weights are trained and published in.
+# Types of weights that are accepted.
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -32,8 +32,8 @@ class Weights(NamedTuple):
 
     Attributes:
         state_dict: tensors by name, as ``load_state_dict`` takes them.
-        rest: what else the file has beside its weights.
-        summary: a line that says what was taken.
+        rest: the other entries of the file.
+        summary: a line that says which entry was used.
     """
     state_dict: Dict[str, Tensor]
     rest: Dict[str, Any]
@@ -41,7 +41,7 @@ class Weights(NamedTuple):
 
 
 def read_weights(path: Path) -> Weights:
-    """Weights of a file, those that its own trainer would evaluate.
+    """Read the weights of a file, those that its trainer would evaluate.
 
     Raises:
         QuantError: if it cannot be read or holds no weights.
@@ -51,35 +51,35 @@ def read_weights(path: Path) -> Weights:
 
 def check_values(state: Mapping[str, Tensor], model: Mapping[str,
                                                              Tensor]) -> None:
-    """Check that what is to become a model's floating tensors are numbers.
+    """Check that the floating tensors of a state are finite.
 
-    Integers of the model, such as counters and indices, are let pass, and so
-    are tensors that either one lacks.
+    Integers of the model, such as counters and indices, are not checked, nor
+    are tensors that the state or the model lacks.
 
     Args:
         state: tensors of a file by name.
-        model: those of the model that is to load them, by the same names.
+        model: tensors of the model that is to load them, by the same names.
 
     Raises:
-        QuantError: naming the first tensor that is of no floating type, or
-            is NaN or infinite in the model's type where the model's own one
-            is not.
+        QuantError: naming the first tensor that has no floating type, or that
+            has NaN or infinite values in the model's type where the model has
+            none.
     """
-    for key, wanted in model.items():
+    for key, own in model.items():
         value = state.get(key)
-        if value is None or not wanted.is_floating_point():
+        if value is None or not own.is_floating_point():
             continue
         if value.dtype not in FLOATS:
             raise QuantError(f'weights: {key!r} is of {value.dtype}, expected '
                              f'one of {list(map(str, FLOATS))}; give float '
                              'weights.')
-        # What has no memory has no values either.
-        if not wanted.is_meta and wanted.isfinite().all():
-            check_finite(key, value.to(wanted.dtype))
+        # A tensor on the meta device has no values.
+        if not own.is_meta and own.isfinite().all():
+            check_finite(key, value.to(own.dtype))
 
 
 def check_finite(name: str, value: Tensor) -> None:
-    """Raise, naming it, if a tensor holds NaN or infinite values."""
+    """Raise QuantError if a tensor holds NaN or infinite values."""
     if not value.isfinite().all():
         raise QuantError(f'weights: {name!r} holds NaN or infinite values in '
                          f'{value.dtype}; its training diverged or the file '
@@ -87,14 +87,16 @@ def check_finite(name: str, value: Tensor) -> None:
 
 
 def weights_of(content: Any, path: Path) -> Weights:
-    """Weights in what a file holds, by names without wrappers' prefixes.
+    """Find the weights in the content of a file.
+
+    Prefixes that wrappers add to the names are removed.
 
     Args:
         content: of the file.
         path: of the file, for messages.
 
     Raises:
-        QuantError: if there are none, or something among them is no tensor.
+        QuantError: if there are no weights, or not all of them are tensors.
     """
     entries, state = _find_entry(content, path)
     rest = {}
@@ -124,7 +126,7 @@ def weights_of(content: Any, path: Path) -> Weights:
 
 def _find_entry(content: Any,
                 path: Path) -> Tuple[List[str], Mapping[Any, Any]]:
-    """Names that lead to the weights, none if the file is them."""
+    """The weights, and the names of the nested entries that lead to them."""
     entries: List[str] = []
     while True:
         if not isinstance(content, dict):
@@ -151,11 +153,11 @@ def _find_entry(content: Any,
 def _choose(content: Mapping[Any, Any]) -> Optional[str]:
     order = [*ENTRIES, *ONLY]
     if 'meta' in content:
-        # Of MMEngine and MMCV, which read no other.
+        # Files of MMEngine and MMCV, which use this entry alone.
         order.insert(0, 'state_dict')
     for key in order:
         value = content.get(key)
-        # timm leaves an entry that is not there as None.
+        # timm writes None for an entry that it does not have.
         if key in content and value is not None and not isinstance(
                 value, Tensor):
             return key
@@ -169,7 +171,7 @@ def _has_tensors(value: Any) -> bool:
 
 def _without_prefixes(
         state: Mapping[str, Tensor]) -> Tuple[Dict[str, Tensor], str]:
-    """A state without what wrappers put before its names, and that."""
+    """A state without the prefixes of wrappers, and these prefixes."""
     stripped = ''
     renamed: Dict[str, Tensor] = ordered(state, lambda key: key)
     while True:
@@ -194,10 +196,10 @@ def _strip(state: Mapping[str, Tensor], prefix: str) -> Dict[str, Tensor]:
 
 
 def _averaging_copies(state: Mapping[str, Tensor]) -> List[str]:
-    """Names of the copies that MMDetection 2's averaging keeps.
+    """Names of the copies of weights in files of MMDetection 2's EMA hook.
 
-    It keeps what training goes on from, under the names of the averaged
-    weights with underscores for points.
+    The copies are the weights from which training continues. Their names are
+    those of the averaged weights with underscores instead of dots.
     """
     known = {key.replace('.', '_') for key in state}
     copies = [key for key in state if re.match(r'ema_\w+$', key)]

@@ -1,4 +1,4 @@
-"""Drawing one picture of the drawn data set with the masks of its objects."""
+"""Drawing one image of the drawn data set, with the masks of its objects."""
 from typing import List, NamedTuple, Tuple
 
 import cv2
@@ -7,7 +7,7 @@ import numpy as np
 from isvit_det.datasets.shapes import SHAPES
 
 CLASSES = tuple(SHAPES)
-# An object of which less than this share shows is not annotated.
+# An object of which less than this share is visible is not annotated.
 MIN_VISIBLE = .45
 
 
@@ -19,11 +19,11 @@ class Picture(NamedTuple):
 
 
 def draw_picture(seed: Tuple[int, ...]) -> Picture:
-    """Draw the picture that a seed stands for.
+    """Draw the image of a seed.
 
     Args:
-        seed: any integers, such as (seed, split, index); pictures do not
-            depend on the order they are drawn in.
+        seed: integers such as (seed, split, index), on which alone the image
+            depends.
     """
     rng = np.random.Generator(np.random.PCG64(seed))
     height, width = (int(side) for side in rng.integers(160, 257, 2))
@@ -31,7 +31,7 @@ def draw_picture(seed: Tuple[int, ...]) -> Picture:
     _clutter(rng, pixels)
     owner = np.full((height, width), -1, np.int32)
     labels, areas = [], []
-    # Large ones first: small ones lie on top, as things in the front do.
+    # Large objects are drawn first, so that small ones are in front.
     count = int(rng.integers(4, 12))
     sides = np.sort(np.exp(rng.uniform(np.log(18), np.log(180), count)))[::-1]
     for index, side in enumerate(sides):
@@ -58,7 +58,7 @@ def _color(rng: np.random.Generator) -> np.ndarray:
 
 def _background(rng: np.random.Generator, height: int,
                 width: int) -> np.ndarray:
-    """A muted gradient under blobs and, at times, stripes."""
+    """A muted gradient with blobs and sometimes stripes."""
     y, x = np.mgrid[:height, :width].astype(np.float64)
     angle = rng.uniform(0, 2 * np.pi)
     ramp = (x * np.cos(angle) + y * np.sin(angle)) / max(height, width)
@@ -76,7 +76,7 @@ def _background(rng: np.random.Generator, height: int,
 
 
 def _clutter(rng: np.random.Generator, pixels: np.ndarray) -> None:
-    """Lines, arcs and specks that belong to no class."""
+    """Lines, arcs and dots of no class."""
     height, width = pixels.shape[:2]
     for _ in range(int(rng.integers(3, 12))):
         color = (pixels.mean((0, 1)) + rng.normal(0, 40, 3)).tolist()
@@ -96,7 +96,7 @@ def _clutter(rng: np.random.Generator, pixels: np.ndarray) -> None:
 
 def _place(rng: np.random.Generator, label: int, side: float,
            owner: np.ndarray) -> np.ndarray:
-    """Mask of an object at the least crowded of a few random places."""
+    """Mask of an object at the least occupied of three random positions."""
     height, width = owner.shape
     outline = SHAPES[CLASSES[label]]()
     angle = rng.normal(0, .3)
@@ -121,7 +121,7 @@ def _place(rng: np.random.Generator, label: int, side: float,
 
 def _paint(rng: np.random.Generator, pixels: np.ndarray, mask: np.ndarray,
            label: int) -> None:
-    """Fill an object: a tint that leans to its class, texture, an edge."""
+    """Paint an object: a colour by its class, a texture and an edge."""
     if not mask.any():
         return
     around = pixels[mask].mean(0)

@@ -1,4 +1,4 @@
-"""The drawn data set: COCO format, generated on first use, deterministic."""
+"""The drawn data set, in COCO format, which is generated on first use."""
 import json
 import os
 import shutil
@@ -17,7 +17,7 @@ from isvit_det.registry import DATASETS
 from isvit_det.screen.output import say
 
 SEED = 2311
-# Raised when the same seed draws other pictures.
+# Must change when the same seed gives other images.
 VERSION = '1'
 NUM_PICTURES = dict(train=3000, val=320)
 
@@ -65,17 +65,17 @@ def _annotation(annotation_id: int, image_id: int, mask: np.ndarray,
 
 
 def generate(root: Path, sizes: Dict[str, int]) -> None:
-    """Make the data set at ``root`` unless it is there.
+    """Generate the data set in ``root`` unless it exists.
 
-    It appears under its name only when it is whole; of two processes that
-    draw it at once, one wins and the other's work is removed.
+    It is drawn in a temporary folder, which is renamed at the end. If two
+    processes do so at once, the result of one of them is removed.
 
     Args:
-        root: the folder to make.
-        sizes: pictures of each split.
+        root: folder of the data set.
+        sizes: number of images of each split.
 
     Raises:
-        QuantError: if what is there was drawn by another version.
+        QuantError: if another version has drawn the existing data set.
     """
     note = root / 'version'
     if root.exists():
@@ -102,10 +102,10 @@ def generate(root: Path, sizes: Dict[str, int]) -> None:
 
 @DATASETS.register_module()
 class DrawnDataset(CocoDataset):
-    """COCO-format pictures of ten shapes that the project draws itself.
+    """Synthetic images of ten shapes, in COCO format.
 
-    Takes ``CocoDataset``'s arguments; ``data_root`` is generated on first
-    use.
+    The arguments are those of ``CocoDataset``. ``data_root`` is generated on
+    first use.
     """
     METAINFO: Dict[str, Any] = dict(
         classes=CLASSES,
@@ -118,7 +118,7 @@ class DrawnDataset(CocoDataset):
                  data_root: str,
                  lazy_init: bool = False,
                  **kwargs: Any) -> None:
-        # Whoever wants the class names only is not made to wait.
+        # The class names do not need the images.
         if not lazy_init:
             generate(Path(data_root), NUM_PICTURES)
         super().__init__(

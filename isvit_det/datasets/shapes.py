@@ -7,7 +7,7 @@ Outline = np.ndarray
 
 
 def _polar(radii: np.ndarray, start: float = -np.pi / 2) -> Outline:
-    """Points at these radii, at equal angles."""
+    """Points at these radii and at equal angles."""
     angles = start + np.arange(len(radii)) * 2 * np.pi / len(radii)
     return np.stack([radii * np.cos(angles), radii * np.sin(angles)], 1)
 

@@ -5,14 +5,14 @@ from typing import Any, List, Optional
 from mmengine.dist import is_main_process
 from mmengine.logging import MMLogger
 
-from isvit_det.calibration.sos import UnitRecord, calibrate
+from isvit_det.calibration.events import UnitRecord
+from isvit_det.calibration.sos import calibrate
+from isvit_det.core.distributed import broadcast_
 from isvit_det.core.errors import QuantError
-from isvit_det.core.layers import set_precision_
-from isvit_det.core.ranks import take_first_
-from isvit_det.core.spec import SOSConfig
+from isvit_det.core.layers import is_calibrated, set_precision_
+from isvit_det.core.settings import SOSConfig
 from isvit_det.engine.heads import calibrate_heads_, find_products
 from isvit_det.engine.images import Images
-from isvit_det.packed_state import is_calibrated
 from isvit_det.report.progress import CalibrationProgress, announcement
 
 # Folder in the work directory for the state of an unfinished calibration.
@@ -74,5 +74,5 @@ def calibrate_detector_(model: Any,
     if not is_calibrated(model):
         raise QuantError('quant: nothing in the model was quantized.')
     # The heads are equal up to the order of sums; end the same.
-    take_first_(list(model.state_dict().values()))
+    broadcast_(list(model.state_dict().values()))
     return records

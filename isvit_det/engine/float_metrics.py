@@ -1,4 +1,4 @@
-"""FloatMetrics: a finished float evaluation, kept for the next start."""
+"""FloatMetrics: the metrics of the float model, kept for the next run."""
 import json
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional
@@ -6,29 +6,29 @@ from typing import Any, Dict, List, Mapping, Optional
 from mmengine.runner import Runner
 from torch import nn
 
-from isvit_det.checkpoint import plain
 from isvit_det.core.digests import checksum, digest_of
+from isvit_det.core.distributed import broadcast_object, world_size
 from isvit_det.core.files import write_atomically
-from isvit_det.core.ranks import num_ranks, of_first
+from isvit_det.core.plain import plain
 from isvit_det.evaluation.data_state import dataset_state, metric_state
 from isvit_det.inputs.datasets import unwrap
 from isvit_det.report.provenance import versions
 
 
 def sources_of(runner: Runner, model: nn.Module) -> List[Any]:
-    """What a model's predictions depend on, pictures and annotations too.
+    """Everything that the predictions of a model depend on, in plain values.
 
     Args:
-        runner: about to evaluate.
+        runner: of the evaluation.
         model: its model, on its device.
     """
     cfg, dataset = runner.cfg, runner.test_loop.dataloader.dataset
     return [
         checksum(model.state_dict()),
         versions(),
-        # Processes of a run have GPUs of their own.
+        # Each process may have another GPU.
         next(model.parameters()).device.type,
-        num_ranks(),
+        world_size(),
         [cfg.model, cfg.test_dataloader,
          cfg.get('test_cfg')],
         [dataset_state(data) for data in unwrap(dataset)]
@@ -36,7 +36,7 @@ def sources_of(runner: Runner, model: nn.Module) -> List[Any]:
 
 
 def prediction_key(sources: List[Any]) -> str:
-    """One string for all that a model's predictions depend on.
+    """A digest of everything that the predictions of a model depend on.
 
     Args:
         sources: of ``sources_of``.
@@ -45,12 +45,12 @@ def prediction_key(sources: List[Any]) -> str:
 
 
 class FloatMetrics:
-    """One JSON file that names everything its metrics depend on.
+    """A JSON file with metrics and a digest of what they depend on.
 
     Args:
         directory: of the file.
-        runner: about to evaluate.
-        sources: of ``sources_of`` the model with float weights.
+        runner: of the evaluation.
+        sources: of ``sources_of``, for the model with float weights.
     """
 
     def __init__(self, directory: Path, runner: Runner,
@@ -63,12 +63,12 @@ class FloatMetrics:
                    metric_state(evaluator)]))
 
     def recall(self) -> Optional[Dict[str, Any]]:
-        """What was kept, or None if there is nothing of this key.
+        """The metrics in the file, or None if they are not of this run.
 
-        A file that was changed or damaged is told of and not used. All
-        processes are given what the first one reads.
+        A damaged file is ignored with a warning. All processes get what
+        process 0 reads.
         """
-        return of_first(self._read())
+        return broadcast_object(self._read())
 
     def _read(self) -> Optional[Dict[str, Any]]:
         try:
@@ -84,9 +84,9 @@ class FloatMetrics:
             return None
         return kept['found'] if kept['key'] == self.key else None
 
-    def keep(self, found: Mapping[str, Any]) -> None:
-        """Replace what was kept."""
-        kept = dict(key=self.key, found=plain(found))
+    def keep(self, metrics: Mapping[str, Any]) -> None:
+        """Write metrics to the file."""
+        kept = dict(key=self.key, found=plain(metrics))
         kept['checksum'] = digest_of(kept)
         text = json.dumps(kept).encode()
         write_atomically(self.path, lambda file: file.write(text))

@@ -10,19 +10,19 @@ from mmengine.logging import MMLogger
 from torch import nn
 
 from isvit_det.calibration.closed_form import correct_
+from isvit_det.core.distributed import own_indices, world_size
 from isvit_det.core.errors import QuantError, describe_error
 from isvit_det.core.layers import (fit_weights_, observe, precision,
                                    quantized_layers, quantizers)
 from isvit_det.core.quantizers import Quantizer
-from isvit_det.core.ranks import mine, num_ranks
-from isvit_det.core.spec import SOSConfig
+from isvit_det.core.settings import SOSConfig
 from isvit_det.core.swap import QUANTIZED_LAYERS, make_float_
 from isvit_det.engine.images import Images
 from isvit_det.engine.locations import Locations
 from isvit_det.engine.products import watch_products
 from isvit_det.screen.progress import track
 
-# What a model raises that does not fit its data, its settings or its host.
+# Exceptions of a model that does not fit its data, settings or packages.
 PREDICTION_ERRORS = (RuntimeError, ValueError, TypeError, LookupError,
                      AttributeError, AssertionError, ImportError)
 NOT_RUN = 'no prediction on the calibration images runs it'
@@ -32,23 +32,24 @@ def calibrate_heads_(model: nn.Module, images: Images, sos: SOSConfig,
                      logger: MMLogger) -> None:
     """Fit every quantizer outside of the backbone, without optimisation.
 
-    The detector predicts on the calibration images with its backbone as
-    calibrated and its other layers in float. A layer shared by the levels of
-    a pyramid sees all levels. Layers that only ever run on detections are
-    shown detections of any score if none passed the threshold. A layer that
-    does not run even then, for any image of any process, is turned back into
-    float and named in ``model.float_layers``.
+    The detector predicts on the calibration images, with its backbone
+    quantized and its other layers in float, and their quantizers observe. A
+    layer that is shared by the levels of a pyramid observes all levels. If a
+    layer runs on detections only, and no detection passes the score
+    threshold, it observes detections of any score. A layer that does not run
+    even then, on any process, is turned back into float and named in
+    ``model.float_layers``.
 
     Args:
         model: a detector whose backbone is calibrated.
-        images: to predict on, once or twice; once more to correct.
-        sos: says whether weights make up for rounding, in closed form, and
-            whether dense heads are calibrated where they find objects.
-        logger: is told of layers that no detection reached, and of those
-            turned back.
+        images: the calibration images.
+        sos: decides whether weights are corrected in closed form, and whether
+            dense heads are calibrated mostly where they find objects.
+        logger: gets a line on layers that no detection reached, and on those
+            that are turned back.
 
     Raises:
-        QuantError: naming the layers of a head of which none ran.
+        QuantError: if no layer of a head ran, naming its layers.
     """
     rest = _all_but_backbone(model)
     threshold: Callable[[], ContextManager] = nullcontext
@@ -61,7 +62,7 @@ def calibrate_heads_(model: nn.Module, images: Images, sos: SOSConfig,
             logger.warning('no detection reached some layers: calibrating '
                            'them on detections of any score')
             threshold = partial(_no_score_threshold, model)
-            # What was reached keeps the ranges of true predictions.
+            # The others keep the ranges of real predictions.
             unreached = nn.ModuleList(_unreached(rest).values())
             with observe(unreached), threshold():
                 _predict(model, images)
@@ -70,7 +71,7 @@ def calibrate_heads_(model: nn.Module, images: Images, sos: SOSConfig,
         if sos.correct_heads:
             with correct_(
                     quantized_layers(rest),
-                    locations=locations.of_layer) as correction, threshold():
+                    choose_rows=locations.of_layer) as correction, threshold():
                 _predict(model, images, correction.start_image)
         else:
             fit_weights_(rest)
@@ -79,15 +80,14 @@ def calibrate_heads_(model: nn.Module, images: Images, sos: SOSConfig,
 def find_products(model: Any, images: Images) -> List[str]:
     """Names of the modules that multiply activations by activations.
 
-    The detector predicts on the first image, detections of any score
-    included, in every process alike.
+    Every process predicts on the first image, with detections of any score.
 
     Args:
         model: with float weights, not calibrated.
-        images: to calibrate on.
+        images: the calibration images.
 
     Raises:
-        QuantError: if it cannot predict as it is.
+        QuantError: if the model cannot predict.
     """
     batch = images.read(0)
     try:
@@ -113,7 +113,7 @@ def _all_but_backbone(model: nn.Module) -> nn.ModuleDict:
 
 
 def _turn_back_unreached_(model: Any, logger: MMLogger) -> None:
-    """Turn layers that never ran into float.
+    """Turn layers that never ran back into float.
 
     Raises:
         QuantError: if no layer of a whole head ran.
@@ -142,8 +142,8 @@ def _turn_back_unreached_(model: Any, logger: MMLogger) -> None:
 def _silent_heads(model: nn.Module) -> List[str]:
     """Names of the parts of a detector of which no layer has run.
 
-    Its children are its parts, and so are those of a head of regions: what
-    finds their boxes, their masks and more.
+    The parts are the children of the detector, and instead of a RoI head the
+    children of that: its box head, its mask head and so on.
     """
     parts = dict(_all_but_backbone(model).items())
     for name, child in list(parts.items()):
@@ -155,9 +155,8 @@ def _silent_heads(model: nn.Module) -> List[str]:
             })
     layers = {name: quantized_layers(part) for name, part in parts.items()}
     return [
-        name for name, found in layers.items()
-        if found and not any(layer.input_quantizer.is_fitted
-                             for layer in found)
+        name for name, own in layers.items()
+        if own and not any(layer.input_quantizer.is_fitted for layer in own)
     ]
 
 
@@ -173,15 +172,15 @@ def _predict(model: Any,
              images: Images,
              start_image: Callable[[int], None] = lambda image: None) -> None:
     with torch.no_grad(), track('neck and heads', len(images)) as advance:
-        for image, batch in zip(mine(len(images)), images.batches()):
+        for image, batch in zip(own_indices(len(images)), images.batches()):
             start_image(image)
             model.test_step(batch)
-            advance(num_ranks())
+            advance(world_size())
 
 
 @contextlib.contextmanager
 def _no_score_threshold(model: nn.Module) -> Iterator[None]:
-    """Let detections of any score pass while the context lasts."""
+    """Set all score thresholds to 0 in this context."""
     changed: List[Any] = []
     for module in model.modules():
         cfg: Dict[str, Any] = getattr(module, 'test_cfg', None) or {}

@@ -1,4 +1,4 @@
-"""SOSCalibrationHook: calibrates a model once its weights are loaded."""
+"""SOSCalibrationHook: calibrates a model after its weights are loaded."""
 import contextlib
 import os
 from dataclasses import dataclass
@@ -10,12 +10,14 @@ from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 
-from isvit_det.calibration.sos import UnitRecord
+from isvit_det.calibration.events import UnitRecord
 from isvit_det.calibration.store import ActivationPool
-from isvit_det.checkpoint import is_packed, plain, save_packed
+from isvit_det.checkpoint import is_packed, save_packed
 from isvit_det.core.digests import checksum
 from isvit_det.core.errors import QuantError
-from isvit_det.core.spec import SOSConfig
+from isvit_det.core.layers import is_calibrated
+from isvit_det.core.plain import plain
+from isvit_det.core.settings import SOSConfig
 from isvit_det.engine.calibrate import WORKSPACE, calibrate_detector_
 from isvit_det.engine.heads import find_products
 from isvit_det.engine.images import CalibrationImages, calibration_images
@@ -23,8 +25,7 @@ from isvit_det.engine.tested_weights import take_tested_weights_
 from isvit_det.evaluation.tasks import metainfo
 from isvit_det.inputs.datasets import (dataset_of, evaluation_paths,
                                        refuse_overlap)
-from isvit_det.packed_header import check_others
-from isvit_det.packed_state import is_calibrated
+from isvit_det.packed.header import check_others
 from isvit_det.registry import HOOKS
 from isvit_det.report.provenance import describe_origin, fingerprint
 from isvit_det.report.tables import count_calls, list_sites_run
@@ -32,12 +33,12 @@ from isvit_det.report.tables import count_calls, list_sites_run
 
 @dataclass
 class Outcome:
-    """What a calibration did.
+    """Result of a calibration.
 
     Attributes:
-        records: one of each unit.
-        packed: the file written.
-        provenance: what the file says of its making.
+        records: a record for each unit.
+        packed: path of the packed file.
+        provenance: as in the packed file.
     """
     records: List[UnitRecord]
     packed: Path
@@ -46,26 +47,27 @@ class Outcome:
 
 @HOOKS.register_module()
 class SOSCalibrationHook(Hook):
-    """Calibrate in ``before_test``, and write the packed checkpoint there.
+    """Calibrate the model and write the packed file, in ``before_test``.
 
-    A model that is calibrated already is left alone, so a packed file can be
-    tested with the config it was made from. What is calibrated are the
-    weights that the test would evaluate: other hooks that exchange them
-    (EMA) do so once before it, and are left out from then on.
+    A model that is already calibrated stays as it is, so a packed file can be
+    tested with the config of its calibration. The hook calibrates the weights
+    that the test would evaluate: other hooks that change the weights (EMA)
+    are run once before the calibration, and are disabled from then on.
 
     Args:
         sos: values of ``SOSConfig``.
-        calib_dataloader: data loader config of which the data set is used;
-            None draws from the training split with the test pipeline.
+        calib_dataloader: config of a data loader, whose data set is the
+            calibration set; None draws from the training split with the test
+            pipeline.
         out: name of the packed file in the work directory.
         store_gb: memory for activations in GB (1e9 bytes); None takes half
-            of what is available.
+            of the available memory.
 
     Attributes:
         outcome: None until a calibration has ended.
-        teacher: a copy of the float backbone that calibration compares
-            with and leaves as it is; None has it make its own.
-        left_out: class names of the hooks that are left out.
+        teacher: a copy of the float backbone, which stays as it is; None
+            makes one.
+        left_out: class names of the hooks that are disabled.
     """
     priority = 'VERY_LOW'
 
@@ -89,7 +91,7 @@ class SOSCalibrationHook(Hook):
 
     @contextlib.contextmanager
     def postponed(self) -> Iterator[None]:
-        """Let a test run without calibration: the float evaluation."""
+        """Test without calibration in this context: the float evaluation."""
         self._postponed = True
         try:
             yield
@@ -116,24 +118,24 @@ class SOSCalibrationHook(Hook):
                              'name of a .pth file, without a folder: it lies '
                              'in the work directory.')
         self.sos_config(runner)
-        # Refuses a wrong budget.
+        # This checks the budget.
         ActivationPool(Path(runner.work_dir), self.store_gb)
 
     def after_load_checkpoint(self, runner: Runner,
                               checkpoint: Dict[str, Any]) -> None:
-        """Check what lies beside a packed state, which no model sees.
+        """Check the entries of a packed file that the model does not get.
 
         Raises:
-            QuantError: if it is not what the calibration wrote.
+            QuantError: if they were changed.
         """
         if is_packed(checkpoint):
             check_others(checkpoint)
 
     def sos_config(self, runner: Runner) -> SOSConfig:
-        """Settings of the run, on top of the method's.
+        """Settings of the calibration, on top of the method's preset.
 
         Raises:
-            QuantError: if the model is none of ours, or a setting is wrong.
+            QuantError: if the model is not quantized, or a setting is wrong.
         """
         quant = getattr(bare_model(runner), 'quant_config', None)
         if quant is None:
@@ -143,11 +145,11 @@ class SOSCalibrationHook(Hook):
         return SOSConfig.from_dict(self.sos_values, quant)
 
     def settle(self, runner: Runner, is_begun: bool = False) -> None:
-        """Decide which weights are meant, before anything is run.
+        """Let the other hooks change the weights, and note the result.
 
         Args:
-            runner: its float weights are loaded.
-            is_begun: whether its test has come to this hook.
+            runner: has loaded the float weights.
+            is_begun: whether the runner is in ``before_test`` of this hook.
         """
         if self._weights is None:
             self.left_out = take_tested_weights_(runner, self, is_begun)
@@ -157,7 +159,7 @@ class SOSCalibrationHook(Hook):
         self._weights = checksum(bare_model(runner).state_dict())
 
     def _check_weights(self, runner: Runner) -> None:
-        """Raise if the weights are not those that were noted last."""
+        """Raise if the weights have changed since they were noted."""
         if self._weights is None:
             return
         if checksum(bare_model(runner).state_dict()) != self._weights:
@@ -169,9 +171,13 @@ class SOSCalibrationHook(Hook):
                 'are calibrated; take it out.')
 
     def prepare(self, runner: Runner) -> CalibrationImages:
-        """Draw the calibration images and check what can be checked.
+        """Draw the calibration images and check them.
 
-        None may be evaluated, and the model must predict on the first.
+        None of them may be an evaluation image, and the model must be able to
+        predict on the first one.
+
+        Raises:
+            QuantError: if a check fails.
         """
         if self._images is None:
             source = runner.cfg.get('load_from')
@@ -199,17 +205,18 @@ class SOSCalibrationHook(Hook):
         return self._images
 
     def packed(self, runner: Runner) -> Path:
-        """The packed file, written or to be written."""
+        """Path of the packed file."""
         return Path(runner.work_dir) / self.out
 
     def before_test(self, runner: Runner) -> None:
-        """Calibrate, unless that has been done.
+        """Calibrate, unless the model is calibrated.
 
         Raises:
             QuantError: if the model is wrapped for test-time augmentation.
         """
         model = bare_model(runner)
-        # This runs in training mode; DropPath would corrupt the targets.
+        # The model is in training mode here; DropPath would corrupt the
+        # targets.
         model.eval()
         if self._postponed or is_calibrated(model):
             return
@@ -248,14 +255,14 @@ class SOSCalibrationHook(Hook):
         self._note_weights(runner)
 
     def before_test_epoch(self, runner: Runner) -> None:
-        """Note how often every site has run."""
+        """Note the number of calls of every quantizer."""
         self._calls = count_calls(bare_model(runner))
 
     def before_test_iter(self,
                          runner: Runner,
                          batch_idx: int,
                          data_batch: Any = None) -> None:
-        """Check before the first image that the weights are as calibrated.
+        """Check before the first image that the weights have not changed.
 
         Raises:
             QuantError: if another hook has changed them.
@@ -284,7 +291,7 @@ class SOSCalibrationHook(Hook):
     def after_test_epoch(self,
                          runner: Runner,
                          metrics: Optional[Dict[str, float]] = None) -> None:
-        """Check that the weights are still those of the first image.
+        """Check that the weights have not changed during the test.
 
         Raises:
             QuantError: if a hook has changed them.
@@ -293,7 +300,7 @@ class SOSCalibrationHook(Hook):
 
 
 def bare_model(runner: Runner) -> Any:
-    """The runner's model without wrappers (distributed, test time)."""
+    """The runner's model without wrappers (distributed, augmentation)."""
     model = runner.model
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module

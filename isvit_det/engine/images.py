@@ -1,4 +1,4 @@
-"""Calibration images: drawn from the training split, none from evaluation."""
+"""Calibration images, drawn from the training split."""
 import contextlib
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Sequence, Tuple
@@ -7,43 +7,43 @@ import torch
 from mmengine.dataset import pseudo_collate
 from torch import Tensor
 
+from isvit_det.core.distributed import own_indices
 from isvit_det.core.errors import QuantError, describe_error
-from isvit_det.core.ranks import mine
 from isvit_det.inputs.data_errors import guard_, names, preprocessing
 from isvit_det.inputs.datasets import base_datasets, build_dataset, dataset_of
 
 
 class Images:
-    """Images to calibrate on, numbered from 0."""
+    """Base class of calibration images, which are numbered from 0."""
 
     def __len__(self) -> int:
         raise NotImplementedError
 
     def read(self, index: int) -> Dict[str, Any]:
-        """What a data loader of batch size 1 would yield for an image.
+        """Read an image as a batch of one, as a data loader yields it.
 
         Raises:
-            QuantError: if it cannot be read, naming it.
+            QuantError: naming the image if it cannot be read.
         """
         raise NotImplementedError
 
     def batches(self) -> Iterator[Dict[str, Any]]:
-        """Images of this process, read lazily: several share them in turn.
+        """Batches of one image each, for the images of this process.
 
         Raises:
-            QuantError: naming what cannot be read.
+            QuantError: naming an image that cannot be read.
         """
-        return (self.read(index) for index in mine(len(self)))
+        return (self.read(index) for index in own_indices(len(self)))
 
     def tensors(self, model: Any, mirrored: bool) -> Iterator[Tensor]:
         """Images (1, 3, H, W), preprocessed and padded as at test time.
 
         Args:
-            model: whose preprocessor is used.
-            mirrored: append the mirror image of each, padded likewise as
-                far as ``img_shape`` leaves out padding.
+            model: its data preprocessor is used.
+            mirrored: append the mirror images of all images. The padding
+                outside of ``img_shape`` stays where it is.
         """
-        for index in mine(len(self) * (1 + mirrored)):
+        for index in own_indices(len(self) * (1 + mirrored)):
             data = self.read(index % len(self))
             with preprocessing(data):
                 batch = model.data_preprocessor(data, False)
@@ -58,24 +58,24 @@ class Images:
         """Read and preprocess each image of this process once.
 
         Raises:
-            QuantError: naming the first that fails.
+            QuantError: naming the first one that cannot be read.
         """
         for _ in self.tensors(model, False):
             pass
 
     @contextlib.contextmanager
     def blamed(self, model: Any) -> Iterator[None]:
-        """Name the image that a model fails on, if the context fails.
+        """If this context fails, find the image on which the model fails.
 
         Raises:
-            QuantError: if the model fails on one of them by itself as well.
+            QuantError: naming that image, if there is one.
         """
         try:
             yield
         except QuantError:
             raise
         except Exception as error:
-            for index in mine(len(self)):
+            for index in own_indices(len(self)):
                 batch = self.read(index)
                 label = ', '.join(names(batch))
                 try:
@@ -90,19 +90,19 @@ class Images:
 
 
 class CalibrationImages(Images):
-    """Images of one or more data sets, drawn by seed without replacement.
+    """A random sample of the images of data sets, without replacement.
 
     Args:
         datasets: built data sets that prepare images as at test time.
-        num_images: images to draw; all are taken if there are fewer.
-        seed: of the draw.
+        num_images: number of images to draw; if there are fewer, all.
+        seed: of the sample.
 
     Attributes:
         asked: ``num_images``.
-        picks: (data set, index in it) of every image drawn.
+        picks: data set, and index in it, of every image drawn.
 
     Raises:
-        QuantError: if the data sets hold no image.
+        QuantError: if the data sets have no image.
     """
 
     def __init__(self, datasets: Sequence[Any], num_images: int,
@@ -117,7 +117,7 @@ class CalibrationImages(Images):
                 'images.')
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(every), generator=generator)
-        # Another image than the one drawn is none of the draw.
+        # A data set must not replace an image that it cannot read.
         for dataset in datasets:
             guard_(dataset, may_skip=False)
         self.picks: List[Tuple[Any, int]] = []
@@ -127,7 +127,7 @@ class CalibrationImages(Images):
             if len(self.picks) == num_images:
                 break
             info = dataset.get_data_info(index)
-            # Data sets may share images; each counts once.
+            # Data sets may share images; each is drawn once.
             if info['img_path'] not in seen:
                 seen.add(info['img_path'])
                 self.picks.append((dataset, index))
@@ -145,7 +145,7 @@ class CalibrationImages(Images):
         return [info.get('img_id') for info in self._infos]
 
     def names(self) -> List[str]:
-        """Path of every image drawn within its data set's image folder."""
+        """Path of every image drawn, relative to its data set's folder."""
         names = []
         for (dataset, _), path in zip(self.picks, self.paths()):
             prefixes = getattr(dataset, 'data_prefix', None) or {}
@@ -156,8 +156,8 @@ class CalibrationImages(Images):
         return names
 
     def read(self, index: int) -> Dict[str, Any]:
-        dataset, place = self.picks[index]
-        return pseudo_collate([dataset[place]])
+        dataset, position = self.picks[index]
+        return pseudo_collate([dataset[position]])
 
 
 def calibration_images(cfg: Mapping[str, Any], dataset: Any, num_images: int,
@@ -166,10 +166,10 @@ def calibration_images(cfg: Mapping[str, Any], dataset: Any, num_images: int,
 
     Args:
         cfg: a whole MMDetection config.
-        dataset: config of a calibration set, or None: the data sets of the
-            training split with the test pipeline.
-        num_images: images to draw.
-        seed: of the draw.
+        dataset: config of the calibration set; None takes the data sets of
+            the training split with the test pipeline.
+        num_images: number of images to draw.
+        seed: of the sample.
 
     Raises:
         QuantError: if a data set's files are missing or it is empty.
@@ -195,10 +195,10 @@ def calibration_images(cfg: Mapping[str, Any], dataset: Any, num_images: int,
 
 
 def _take_prompt_(config: Dict[str, Any]) -> None:
-    """Let a training set bring the names of its classes, as a prompt.
+    """Make a training set return the names of its classes, as a prompt.
 
     Raises:
-        QuantError: if what it brings is of no use in a prediction.
+        QuantError: if it returns a prompt that predictions cannot use.
     """
     name = str(config.get('type', '')).split('.')[-1]
     if name == 'ODVGDataset':

@@ -1,7 +1,7 @@
-"""Where on their maps the dense heads of a detector find objects.
+"""Locations at which the dense heads of a detector find objects.
 
-Most of a map is background, and what a dense head says there changes no
-detection: its layers are calibrated where its scores are high.
+Most of a map is background, where the errors of a dense head change no
+detection. So its layers are calibrated mostly where its scores are high.
 """
 from typing import Any, Dict, List, Optional, Tuple
 
@@ -9,27 +9,27 @@ import torch
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from torch import Tensor, nn
 
-from isvit_det.calibration.closed_form import (ROWS_PER_CALL, Layer,
-                                               is_correctable, rows_of_input)
+from isvit_det.calibration.layer_inputs import (Layer, input_rows,
+                                                is_matrix_product)
+from isvit_det.calibration.moments import ROWS_PER_CALL
 from isvit_det.core.layers import QuantConv2d
-from isvit_det.core.search import RangeObserver
+from isvit_det.core.observers import RangeObserver
 
 Size = Tuple[int, int]
-# Share of locations drawn by the scores, beside those drawn from all.
+# Share of the locations that are drawn by score; the others are uniform.
 SHARE_BY_SCORE = .8
 
 
 class Locations:
-    """Draws locations of an image's maps by the scores of its dense heads.
+    """Draws locations of the maps of each image by the scores of dense heads.
 
-    While it watches, predictions of one image each give the locations, and
-    the values that the heads' convolutions read there give their ranges;
-    both are kept, the locations of each image for ``of_layer``.
-
-    Heads without sigmoid scores on maps are left alone.
+    In its context, the model predicts one image at a time. The scores of the
+    heads decide the locations, which are kept for ``of_layer``, and the input
+    values of the heads' convolutions at these locations are observed for
+    their ranges. Heads without sigmoid scores on maps are ignored.
 
     Args:
-        model: a detector, or the part of it that is watched.
+        model: a detector, or a part of it.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -40,7 +40,7 @@ class Locations:
         ]
         self.layers: List[QuantConv2d] = [
             layer for head in self.heads for layer in head.modules()
-            if isinstance(layer, QuantConv2d) and is_correctable(layer)
+            if isinstance(layer, QuantConv2d) and is_matrix_product(layer)
         ]
         self.observers: Dict[QuantConv2d, RangeObserver] = {
             layer: layer.input_quantizer.new_observer()
@@ -65,7 +65,7 @@ class Locations:
             handle.remove()
 
     def start_image(self, image: int) -> None:
-        """Say which image is predicted next."""
+        """Announce the image that the model predicts next."""
         self._image = image
         self._drawn[image] = {}
         self._calls.clear()
@@ -76,7 +76,7 @@ class Locations:
         self._calls.append((layer, args[0], _size(output)))
 
     def _draw(self, head: nn.Module, args: Any, outputs: Any) -> None:
-        """Draw locations by a head's scores; show them to its layers."""
+        """Draw locations by a head's scores, and observe its layers there."""
         generator = torch.Generator().manual_seed(self._image)
         drawn = self._drawn[self._image]
         for scores in _score_maps(outputs):
@@ -90,17 +90,17 @@ class Locations:
                 generator=generator)
         for layer, x, size in self._calls:
             if size in drawn:
-                rows = rows_of_input(layer, x, drawn[size])
+                rows = input_rows(layer, x, drawn[size])
                 self.observers[layer].update(rows)
         self._calls.clear()
 
     def of_layer(self, layer: Layer, image: int,
                  size: Size) -> Optional[Tensor]:
-        """Locations of an image's map, None if none were drawn.
+        """Locations in the map of an image, None if none were drawn.
 
         Args:
-            layer: what runs.
-            image: its number.
+            layer: the layer that runs.
+            image: number of the image.
             size: (H, W) of the layer's output.
 
         Returns:
@@ -111,7 +111,7 @@ class Locations:
         return self._drawn.get(image, {}).get(size)
 
     def fit_(self) -> None:
-        """Fit the quantizers of the inputs that were seen at locations."""
+        """Fit the input quantizers of the layers that were observed."""
         for layer, observer in self.observers.items():
             observer.merge_(layer.weight)
             if observer.counts is not None:
@@ -123,7 +123,7 @@ def _size(x: Tensor) -> Size:
 
 
 def _score_maps(outputs: Any) -> List[Tensor]:
-    """The maps of logits, (1, C, H, W), that come first in MMDetection."""
+    """The maps of logits (1, C, H, W), the first output of dense heads."""
     first = outputs[0] if isinstance(outputs, tuple) and outputs else ()
     return [
         scores

@@ -1,4 +1,4 @@
-"""Which modules multiply activations by activations, found as they do it."""
+"""Finding the modules that multiply activations by activations."""
 import contextlib
 import sys
 from typing import Any, Dict, Iterator, List, Optional, Set, Tuple
@@ -13,8 +13,8 @@ from torch.utils._pytree import tree_flatten
 from isvit_det.core.layers import QuantMatMul
 from isvit_det.core.swap import QUANTIZED_LAYERS
 
-# Positions of the two factors among the arguments of torch's operators. What
-# einsum, matmul and the convolutions of any dimension do, these do for them.
+# Positions of the two factors among the arguments of torch's operators.
+# einsum, matmul and all convolutions are implemented by these.
 FACTORS = {
     'mm': (0, 1),
     'bmm': (0, 1),
@@ -29,25 +29,25 @@ FACTORS = {
 }
 FUSED_ATTENTION = '_scaled_dot_product_'
 SAMPLING = ('grid_sampler_2d', 'grid_sampler_3d')
-# These hand on what was sampled as it is; views do so by themselves.
+# Operators that copy sampled values; views share their storage.
 MOVES = ('stack', 'cat', 'clone', '_to_copy', 'copy_')
-# mmcv's operators that multiply features by weights, or by features, that
-# were computed from the image. Torch does not see them run.
+# mmcv's operators that multiply features by computed weights or by features.
+# They are not dispatched by torch.
 MMCV_PRODUCTS = ('ms_deform_attn_forward', 'carafe_forward',
                  'carafe_naive_forward', 'correlation_forward')
 
 
 class Products(TorchDispatchMode):
-    """Notes which modules of a model multiply activations by activations.
+    """Records the modules of a model that multiply activations.
 
-    Matrix products, convolutions by a computed weight, and sampling times
-    computed weights (deformable attention) count. Parameters and buffers are
-    no activations, nor is what is computed from them alone. A product belongs
-    to the innermost module of which a method is running, ``forward`` or
-    another. What quantized layers do is left out.
+    Such products are matrix products, convolutions with a computed weight,
+    and sampled values times computed weights (deformable attention).
+    Parameters, buffers and values that depend on these alone are no
+    activations. A product is attributed to the innermost module of which a
+    method is running. Products in quantized layers are ignored.
 
     Args:
-        model: that predicts while this lasts.
+        model: predicts in this context.
 
     Attributes:
         found: the modules.
@@ -57,10 +57,10 @@ class Products(TorchDispatchMode):
         super().__init__()
         self.modules = set(model.modules())
         self.found: Set[nn.Module] = set()
-        held = [*model.parameters(), *model.buffers()]
-        # Storages, which views share. References to them, weak ones, are
-        # unique as long as they are kept.
-        self.constant = {_storage(value) for value in held}
+        constants = [*model.parameters(), *model.buffers()]
+        # Views share a storage. A weak reference to it is unique as long as
+        # it exists.
+        self.constant = {_storage(value) for value in constants}
         self.sampled: Set[StorageWeakRef] = set()
 
     def __torch_dispatch__(self,
@@ -76,7 +76,7 @@ class Products(TorchDispatchMode):
         return output
 
     def note(self) -> None:
-        """Note the module that is running."""
+        """Record the module that is running."""
         frame = sys._getframe(1)
         while frame is not None:
             names = frame.f_code.co_varnames
@@ -103,9 +103,10 @@ class Products(TorchDispatchMode):
 
     def _follow(self, name: str, inputs: List[Tensor],
                 outputs: List[Tensor]) -> None:
-        """Say of an operator's outputs what its inputs say of them.
+        """Propagate from an operator's inputs whether outputs are constant.
 
-        What is made of nothing may be filled by what torch does not see.
+        And whether they are sampled. An output without inputs counts as an
+        activation, since other code than torch's may fill it.
         """
         inputs = [x for x in inputs if x.ndim > 0]
         is_constant = bool(inputs) and not any(
@@ -123,7 +124,7 @@ class Products(TorchDispatchMode):
 
 @contextlib.contextmanager
 def watch_products(model: nn.Module) -> Iterator[Products]:
-    """Watch which modules multiply activations while a model predicts."""
+    """Record in this context the modules that multiply activations."""
     products = Products(model)
     before = {
         name: getattr(mmcv_operators, name)

@@ -1,4 +1,4 @@
-"""One run from a config to AP: float, calibration, quantized, report."""
+"""A run: float evaluation, calibration, quantized evaluation, report."""
 import contextlib
 import copy
 import shutil
@@ -15,7 +15,8 @@ from mmengine.runner.checkpoint import load_state_dict
 from isvit_det.checkpoint import read_checkpoint
 from isvit_det.core.errors import QuantError
 from isvit_det.core.files import check_writable
-from isvit_det.core.spec import QuantConfig
+from isvit_det.core.layers import is_calibrated
+from isvit_det.core.settings import QuantConfig
 from isvit_det.detector import float_modules
 from isvit_det.engine.calibrate import WORKSPACE
 from isvit_det.engine.float_metrics import (FloatMetrics, prediction_key,
@@ -31,7 +32,6 @@ from isvit_det.evaluation.trial import try_log, try_metrics
 from isvit_det.inputs.configs import config_errors
 from isvit_det.inputs.data_errors import TestWatch, read
 from isvit_det.inputs.hooks import hook_errors
-from isvit_det.packed_state import is_calibrated
 from isvit_det.report.tables import (ERROR_IMAGES, backbone_error, count_calls,
                                      list_sites_run, peak_memory, sum_calls,
                                      weight_bytes, write_result)
@@ -51,10 +51,10 @@ class _WatchedRunner(Runner):
 
 
 class QuantizationRun:
-    """Evaluates a float model, calibrates it, evaluates it quantized.
+    """Evaluates a float model, calibrates it, and evaluates it quantized.
 
-    A model that is calibrated when loaded is evaluated only. Whatever can be
-    checked is checked at construction, before the first evaluation.
+    A packed model is only evaluated. The constructor checks all input, before
+    the first evaluation.
 
     Args:
         cfg: a quantized config with a ``SOSCalibrationHook``, ``work_dir``
@@ -99,7 +99,7 @@ class QuantizationRun:
             self.runner.call_hook('before_run')
         content = read_checkpoint(self.checkpoint)
         self.given_bytes = weight_bytes(content['state_dict'])
-        # What a packed file says of its making, and was made with.
+        # Of a packed file: its provenance and its settings.
         self.origin = content.get('provenance', {})
         quant = content.get('quant')
         with hook_errors():
@@ -114,7 +114,7 @@ class QuantizationRun:
                 self.hook.settle(self.runner)
             self.model = bare_model(self.runner)
             self.model.eval()
-        # A packed file often lies beside the report of its calibration.
+        # The report of the calibration is often in the same folder.
         name = 'result_packed.json' if self.calibrated else 'result.json'
         self.report = self.work_dir / name
         if not self.calibrated:
@@ -128,20 +128,20 @@ class QuantizationRun:
         self.plan.notes.extend(data_notes)
 
     def run(self, float_eval: bool) -> Dict[str, Any]:
-        """Go through all phases and write the report, a JSON file.
+        """Run all phases and write the report, a JSON file.
 
         Args:
             float_eval: whether to evaluate the float model.
 
         Returns:
-            What the file holds.
+            The content of the file.
         """
         found: Dict[str, Any] = {}
         teacher = None
         if not self.calibrated:
             if float_eval:
                 found['float'] = self._evaluate_float()
-            # Calibration compares with it too: one copy serves both.
+            # The calibration and the final comparison share one copy.
             teacher = self.hook.teacher = copy.deepcopy(self.model.backbone)
             with self._timed('calibration'):
                 self.hook.before_test(self.runner)
@@ -166,19 +166,19 @@ class QuantizationRun:
         if is_main_process():
             write_result(self.report, result)
             if not self.calibrated:
-                # Nothing is left to resume.
+                # There is nothing left to resume.
                 shutil.rmtree(self.work_dir / WORKSPACE, ignore_errors=True)
         evaluation.file.settle()
         return result
 
     def close(self) -> None:
-        """Tell the hooks that the run has ended, once its table is shown."""
+        """Call ``after_run`` of the hooks, after the table is shown."""
         with hook_errors():
             self.runner.call_hook('after_run')
 
     @contextlib.contextmanager
     def _test_errors(self) -> Iterator[None]:
-        """Turn what a test raises into one line."""
+        """Turn exceptions of a test into QuantErrors."""
         with self.watch.errors(), hook_errors():
             yield
 
@@ -248,11 +248,11 @@ class QuantizationRun:
 
     @property
     def packed(self) -> Path:
-        """The packed file, written or read."""
+        """Path of the packed file that was written or read."""
         outcome = self.hook.outcome
         if outcome is None:
             return self.checkpoint
-        # As the user named the folder, not as MMEngine resolved it.
+        # With the folder as the user gave it, which MMEngine resolves.
         return self.work_dir / outcome.packed.name
 
     @contextlib.contextmanager
@@ -263,14 +263,14 @@ class QuantizationRun:
 
 
 def load_weights_(runner: Runner, model: Any, content: Dict[str, Any]) -> None:
-    """Load a file's weights into a runner's model, as MMEngine would.
+    """Load weights into the model of a runner, as MMEngine does.
 
-    MMEngine's own reader takes ``state_dict`` alone and refuses what some
-    trainings leave beside it.
+    MMEngine's own reader knows the entry ``state_dict`` only, and refuses
+    some objects that training leaves in other entries.
 
     Args:
-        runner: whose hooks are told.
-        model: that loads them.
+        runner: its hooks are called.
+        model: loads the weights.
         content: of ``read_checkpoint``.
     """
     runner.logger.info(content.pop('taken'))

@@ -1,10 +1,9 @@
-"""Which weights of a run are meant: those that its own test would evaluate.
+"""Loading the weights that the test of a run would evaluate.
 
-A hook may give the model other weights when a test begins: MMEngine's
-``EMAHook`` exchanges the model's with its averaged copy, others prune, or
-load an average. Run again after a calibration, such a hook would bring float
-weights back without a word. So it is run once, on the float model, and left
-out from then on.
+A hook may change the weights when a test begins: MMEngine's ``EMAHook`` swaps
+them with the averaged ones, and other hooks prune them or load an average.
+After the calibration, such a hook would silently restore float weights. So it
+is run once, on the float model, and disabled from then on.
 """
 from typing import Any, Dict, Iterable, List, Sequence
 
@@ -13,15 +12,15 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-# What a hook may do before the first image, in this order.
+# Methods of a hook that run before the first image, in this order.
 STAGES = ('before_test', 'before_test_epoch')
 
 
 class LeftOutHook(Hook):
-    """Stands in a runner's list for a hook that is left out.
+    """Replaces a hook that is disabled in a runner's list.
 
     Args:
-        hook: which one.
+        hook: the hook that it replaces.
     """
 
     def __init__(self, hook: Any) -> None:
@@ -32,18 +31,17 @@ def take_tested_weights_(runner: Runner, own: Hook,
                          is_begun: bool) -> List[str]:
     """Give a runner's model the weights that its test would evaluate.
 
-    All hooks do what they do when a test begins. Those that write to the
-    model, or put another in its place, are replaced by stand-ins that do
-    nothing.
+    All hooks are run as when a test begins. Those that write to the model, or
+    replace it, are disabled.
 
     Args:
-        runner: its weights are loaded; the model holds float ones.
-        own: a hook that is passed by.
-        is_begun: whether the test has come to ``before_test`` of ``own``:
-            hooks that stand before it have had theirs.
+        runner: has loaded float weights.
+        own: a hook that is not run.
+        is_begun: whether the runner is in ``before_test`` of ``own``; then
+            the hooks before it have run theirs.
 
     Returns:
-        Class names of the hooks that are left out.
+        Class names of the hooks that are disabled.
     """
     hooks: List[Any] = runner._hooks
     place = hooks.index(own)
@@ -61,7 +59,7 @@ def take_tested_weights_(runner: Runner, own: Hook,
                 writers.add(index)
     left_out = []
     for index in sorted(writers):
-        # In place, since MMEngine may be walking along the list.
+        # In place, since MMEngine may be iterating over the list.
         hooks[index] = LeftOutHook(hooks[index])
         left_out.append(hooks[index].name)
     if left_out:
@@ -74,7 +72,7 @@ def take_tested_weights_(runner: Runner, own: Hook,
 
 
 def _storages(model: nn.Module) -> Dict[str, int]:
-    """Where a model's tensors lie, by name."""
+    """Addresses of the memory of a model's tensors, by name."""
     return {
         name: value.untyped_storage().data_ptr()
         for name, value in model.state_dict().items()
@@ -82,13 +80,13 @@ def _storages(model: nn.Module) -> Dict[str, int]:
 
 
 class _Writes(TorchDispatchMode):
-    """Notes whether anything writes to some storages while it is entered.
+    """Detects writes to some storages in its context.
 
     Args:
-        storages: their addresses.
+        storages: addresses of the storages.
 
     Attributes:
-        seen: whether something has.
+        seen: whether there was a write.
     """
 
     def __init__(self, storages: Iterable[int]) -> None:

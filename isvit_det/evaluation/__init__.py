@@ -1,1 +1,1 @@
-"""What the evaluators of a config measure, and on what."""
+"""Evaluation: what the metrics of a config measure, and on which data."""

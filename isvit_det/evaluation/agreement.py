@@ -1,4 +1,4 @@
-"""Agreement: of classes, heads, images and annotation files, before work."""
+"""Checks that classes, heads, images and annotation files agree."""
 import difflib
 from typing import (Any, Dict, FrozenSet, List, Mapping, NamedTuple, Optional,
                     Sequence)
@@ -21,13 +21,14 @@ from isvit_det.inputs.datasets import unwrap
 
 
 class Plan(NamedTuple):
-    """What an evaluation is going to measure.
+    """What an evaluation will measure.
 
     Attributes:
         tasks: its metrics.
-        annotated: ids of the images of their annotation files, None where
-            there is no such file.
-        indices: of the loader's data set that are going to be predicted.
+        annotated: for each metric, the ids of the images in its annotation
+            file, or None without a file.
+        indices: of the images that will be predicted, in the data set of the
+            loader.
         nothing: the tasks that have nothing to measure.
         notes: sentences for the user.
     """
@@ -43,13 +44,13 @@ def plan_evaluation(runner: Runner, model: nn.Module,
     """Check that an evaluation measures what its config says.
 
     Args:
-        runner: whose test loop evaluates.
-        model: that it evaluates.
+        runner: its test loop evaluates.
+        model: the model that it evaluates.
         files: annotation files of the metrics.
 
     Raises:
-        QuantError: if classes, heads, images and annotations do not belong
-            together, naming the first that does not.
+        QuantError: if classes, heads, images and annotations do not agree,
+            naming the first disagreement.
     """
     loader = runner.test_loop.dataloader
     annotated = [
@@ -86,7 +87,8 @@ def plan_evaluation(runner: Runner, model: nn.Module,
 def check_heads(model: nn.Module, classes: Sequence[str]) -> None:
     """Check that heads predict as many classes as a data set has.
 
-    Proposals have one class, and detectors that read text any number.
+    Heads for proposals have one class; detectors with text prompts may have
+    any number.
 
     Raises:
         QuantError: naming the head.
@@ -111,7 +113,7 @@ def check_heads(model: nn.Module, classes: Sequence[str]) -> None:
 
 def _check_classes(dataset: Any, contents: Dict[str,
                                                 Any]) -> Dict[int, List[str]]:
-    """Names that labels have by the files of CocoDatasets, by data set."""
+    """Names of the labels in the files of CocoDatasets, by data set."""
     orders = {}
     for base in unwrap(dataset):
         if not isinstance(base, CocoDataset):
@@ -120,19 +122,19 @@ def _check_classes(dataset: Any, contents: Dict[str,
         if path not in contents:
             contents[path] = load(path, backend_args=base.backend_args)
         categories = contents[path]['categories']
-        found = {entry['id']: entry['name'] for entry in categories}
+        names = {entry['id']: entry['name'] for entry in categories}
         classes = base.metainfo['classes']
         if len(base.cat_ids) != len(classes):
             _refuse_classes('test_dataloader.dataset.metainfo', path, classes,
-                            list(found.values()))
-        orders[id(base)] = [found[key] for key in base.cat_ids]
+                            list(names.values()))
+        orders[id(base)] = [names[key] for key in base.cat_ids]
     return orders
 
 
 def _check_order(task: Task, file: Annotations,
                  categories: Mapping[int, List[str]]) -> None:
-    """Check that labels mean the same to a CocoMetric and to its data set."""
-    # LVIS counts categories by their number alone.
+    """Check that a CocoMetric and its data set have the same labels."""
+    # LVIS identifies categories by their ids alone.
     if isinstance(task.metric, LVISMetric):
         return
     classes = task.object_classes
@@ -140,10 +142,10 @@ def _check_order(task: Task, file: Annotations,
     if len(order) != len(classes):
         _refuse_classes('test_evaluator.ann_file', file.path, classes,
                         file.names())
-    wanted = categories.get(id(unwrap(task.dataset)[0]))
-    if wanted is None or task.config.get('sort_categories'):
+    names = categories.get(id(unwrap(task.dataset)[0]))
+    if names is None or task.config.get('sort_categories'):
         return
-    for label, (here, there) in enumerate(zip(order, wanted)):
+    for label, (here, there) in enumerate(zip(order, names)):
         if here != there:
             raise QuantError(
                 f'test_evaluator.ann_file: label {label} is {here!r} by the '
@@ -189,7 +191,7 @@ def _check_images(file: Annotations, images: Sequence[Planned]) -> None:
 
 def _nothing(task: Task, file: Optional[Annotations],
              images: Sequence[Planned]) -> Optional[str]:
-    """Why a metric has nothing to measure, None if it has something."""
+    """Reason why a metric has nothing to measure, None if it has."""
     metric, classes = task.metric, task.object_classes
     if not is_known(metric) or not images:
         return None
@@ -210,13 +212,13 @@ def _nothing(task: Task, file: Optional[Annotations],
 
 
 def is_known(metric: Any) -> bool:
-    """Whether a metric is one of MMDetection or MMEngine themselves."""
+    """Whether the class of a metric is MMDetection's or MMEngine's own."""
     return type(metric).__module__.split('.')[0] in ('mmdet', 'mmengine')
 
 
 def _part(task: Task, file: Optional[Annotations],
           images: Sequence[Planned]) -> List[str]:
-    """What to say of images that are left out, or that come twice."""
+    """Notes on images that are left out, or that are predicted twice."""
     ids = [image.id for image in images]
     unique = set(ids)
     notes = []
@@ -234,6 +236,6 @@ def _part(task: Task, file: Optional[Annotations],
 
 
 def counts_part(task: Task) -> bool:
-    """Whether a metric can be told which images to count."""
+    """Whether a metric can be limited to some images."""
     return (is_coco(type(task.metric)) and not task.split
             and not isinstance(task.metric, LVISMetric))

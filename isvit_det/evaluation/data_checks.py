@@ -1,4 +1,4 @@
-"""What can be known of the evaluation's data before any image is predicted."""
+"""Checks of the evaluation's data before any image is predicted."""
 import contextlib
 import os
 from pathlib import Path
@@ -23,14 +23,18 @@ from isvit_det.inputs.datasets import (base_datasets, build_dataset,
 from isvit_det.inputs.truth_checks import (check_dataset, check_metric,
                                            measures_masks)
 
-# EXIF tag of how a picture was held; from 5 on, height and width change.
+# EXIF tag of the orientation; from 5 on, height and width are swapped.
 ORIENTATION = 0x0112
 Size = Tuple[int, int]
 
 
 @contextlib.contextmanager
 def test_data_errors(cfg: Config) -> Iterator[None]:
-    """Name the file at fault if a config's test loop cannot be built."""
+    """Find the wrong file if a config's test loop cannot be built here.
+
+    Raises:
+        QuantError: naming the file.
+    """
     try:
         yield
     except (QuantError, FileNotFoundError):
@@ -48,20 +52,19 @@ def test_data_errors(cfg: Config) -> Iterator[None]:
 
 def check_test_data(runner: Runner,
                     truth: Sequence[Optional[Annotations]]) -> List[str]:
-    """Check all of the evaluation's data that is cheap to check.
+    """Check the data of an evaluation, as far as that is cheap.
 
-    The data sets' pipelines name the image that one of them fails on from
-    then on. The annotations are read as the metrics read them, every picture
-    is opened, and some are prepared as the test prepares them: the first,
-    the one that is longest for its width, and those that Pillow cannot read.
+    The annotations are read as the metrics read them. Every image file is
+    opened, and some images are prepared as in the test: the first one, the
+    one with the highest aspect ratio, and those that Pillow cannot read. From
+    then on, the pipelines of the data sets name the image on which they fail.
 
     Args:
-        runner: whose test loop evaluates.
+        runner: its test loop evaluates.
         truth: annotation files of its metrics.
 
     Returns:
-        What does not agree without being refused, in sentences that are
-        logged, too.
+        Sentences on disagreements that are no errors; they are logged, too.
 
     Raises:
         QuantError: naming the file and what is wrong with it.
@@ -78,20 +81,20 @@ def check_test_data(runner: Runner,
 
 def _faults(runner: Runner,
             truth: Sequence[Optional[Annotations]]) -> Iterator[str]:
-    """What ``check_test_data`` finds without refusing it."""
+    """Sentences on disagreements that ``check_test_data`` accepts."""
     loop, paths = runner.test_loop, truth_files(runner.cfg)
     measuring = list(map(measures_masks, loop.evaluator.metrics))
     masks = any(measuring)
-    # Metrics without a file take masks as the data set gives them.
+    # Metrics without a file use the masks of the data set.
     is_drawn = any(drawn and not path for drawn, path in zip(measuring, paths))
     contents = {file.path: file.content for file in truth if file is not None}
-    # Another class of data set has no such list of images.
+    # Other classes of data sets have no list of images.
     datasets = [
         dataset for dataset in unwrap(loop.dataloader.dataset)
         if isinstance(dataset, BaseDataset) and len(dataset)
     ]
     tried = []
-    # A wrong size comes first: all else is measured by it.
+    # Sizes are checked first, since the other checks depend on them.
     for dataset in datasets:
         guard_(dataset, may_skip=not dataset.test_mode)
         note, indices = _look_up(dataset, masks)
@@ -108,7 +111,7 @@ def _faults(runner: Runner,
 
 
 def _content(dataset: Any, contents: Mapping[str, Any]) -> Any:
-    """What the annotation file of a data set holds; None if not COCO's."""
+    """Content of a data set's annotation file; None if it is not COCO's."""
     if not isinstance(dataset, CocoDataset):
         return None
     path = str(dataset.ann_file)
@@ -119,14 +122,15 @@ def _content(dataset: Any, contents: Mapping[str, Any]) -> Any:
 
 def _look_up(dataset: BaseDataset,
              masks: bool) -> Tuple[Optional[str], List[int]]:
-    """Open the pictures of a data set.
+    """Open the image files of a data set.
 
     Args:
-        dataset: any of MMEngine's.
+        dataset: the data set.
         masks: whether a metric measures masks.
 
     Returns:
-        What is wrong with sizes, and the images to prepare.
+        A sentence on wrong sizes, if there are any, and the indices of the
+        images to prepare.
     """
     reads_masks = _reads_masks(dataset.pipeline)
     longest: Tuple[float, int] = (0., 0)
@@ -170,13 +174,13 @@ def _reads_masks(pipeline: Any) -> bool:
 
 
 def _picture_sizes(info: Mapping[str, Any]) -> List[Size]:
-    """Height and width of a picture, none if they are not known.
+    """Height and width of an image file; empty if they are not known.
 
-    Two pairs if the file says how the camera was held: the data set's reader
-    may turn the picture or not.
+    Two pairs if the file has an orientation, because the reader of the data
+    set may or may not rotate the image.
 
     Raises:
-        QuantError: if there is no such file or it holds nothing.
+        QuantError: if the file does not exist or is empty.
     """
     path = str(info.get('img_path') or '')
     if not path or '://' in path:
@@ -193,7 +197,7 @@ def _picture_sizes(info: Mapping[str, Any]) -> List[Size]:
         with Image.open(path) as picture:
             width, height = picture.size
             turned = picture.getexif().get(ORIENTATION, 1) >= 5
-    # The pipeline may read what Pillow does not.
+    # The pipeline may be able to read what Pillow cannot.
     except Exception:
         return []
     if not height or not width:
@@ -203,9 +207,9 @@ def _picture_sizes(info: Mapping[str, Any]) -> List[Size]:
 
 
 def _is_picture(info: Mapping[str, Any]) -> bool:
-    """Whether an image is on this machine, and named as Pillow's are.
+    """Whether a local file has the extension of an image format of Pillow.
 
-    If Pillow does not read it, it is damaged, or another reader has to tell.
+    If Pillow cannot read it, it is damaged, or it needs another reader.
     """
     path = Path(str(info.get('img_path') or ''))
     return (path.suffix.lower() in Image.registered_extensions()
@@ -214,16 +218,16 @@ def _is_picture(info: Mapping[str, Any]) -> bool:
 
 def _contradiction(info: Mapping[str, Any], sizes: Sequence[Size],
                    masks: bool) -> Optional[str]:
-    """What an image's annotations say of its size that is not so."""
-    told: Any = (info.get('height'), info.get('width'))
+    """A sentence if the annotations of an image give another size."""
+    stated: Any = (info.get('height'), info.get('width'))
     path, size = info.get('img_path'), sizes[0]
-    if None not in told and told not in sizes:
+    if None not in stated and stated not in sizes:
         return (f'image {path} is {size[0]} high and {size[1]} wide, and its '
-                f'annotations say {told[0]} and {told[1]}')
+                f'annotations say {stated[0]} and {stated[1]}')
     for one in info.get('instances', []) if masks else []:
         mask = one.get('mask')
-        told = mask.get('size') if isinstance(mask, dict) else None
-        if isinstance(told, list) and tuple(told) not in sizes:
+        stated = mask.get('size') if isinstance(mask, dict) else None
+        if isinstance(stated, list) and tuple(stated) not in sizes:
             return (f'image {path} is {size[0]} high and {size[1]} wide, and '
-                    f'a mask of it is of size {told}')
+                    f'a mask of it is of size {stated}')
     return None

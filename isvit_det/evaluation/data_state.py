@@ -1,31 +1,32 @@
-"""State of data: what tells the files of an evaluation from changed ones."""
+"""State of data: digests by which changed files are recognised."""
 import hashlib
 import json
 import os
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Optional
 
-from isvit_det.checkpoint import file_hash, plain
+from isvit_det.core.digests import file_hash
+from isvit_det.core.plain import plain
 from isvit_det.evaluation.tasks import OUTPUTS
 
 
 def dataset_state(dataset: Any) -> Dict[str, Any]:
-    """What is read of a data set, in plain values that change with it.
+    """Plain values that change when the files of a data set change.
 
     Args:
-        dataset: built, no wrapper.
+        dataset: a built data set, no wrapper.
 
     Returns:
-        SHA-256 of the ``files`` that its attributes name (annotations,
-        proposals, hierarchies), and one of all ``images``: of what the data
-        set knows of each, and of size and time of the picture and of other
-        files of it (XML, semantic and panoptic masks).
+        ``files``: SHA-256 of each file that an attribute names (annotations,
+        proposals, hierarchies). ``images``: one SHA-256 over the data set's
+        information on all images, and over size and modification time of
+        their files (images, XML, semantic and panoptic masks).
     """
     read = getattr(dataset, 'get_data_info', None)
     digest = hashlib.sha256()
     for info in map(read, range(len(dataset))) if read else ():
         states = [_state(value) for value in _texts(info.values())]
-        # Compared with plain(), this is fast on polygons.
+        # On polygons this is much faster than plain().
         text = json.dumps([info, states], default=plain, skipkeys=True)
         digest.update(f'{text}\n'.encode())
     files = sorted(set(filter(_is_file, _texts(vars(dataset).values()))))
@@ -35,23 +36,22 @@ def dataset_state(dataset: Any) -> Dict[str, Any]:
 
 
 def metric_state(config: Any) -> List[List[Any]]:
-    """What is read of the files and folders that evaluators name.
+    """Plain values that change when the input files of evaluators change.
 
     Args:
-        config: of one or several evaluators; what it says of files that are
-            written is left out.
+        config: of one or several evaluators; output files are ignored.
 
     Returns:
-        Each path, with SHA-256 of a file, or with size and time of all files
-        of a folder.
+        Each path, with the SHA-256 of a file, or with size and modification
+        time of all files in a folder.
     """
-    found: List[List[Any]] = []
+    states: List[List[Any]] = []
     for path in sorted(set(_inputs(config))):
         if _is_file(path):
-            found.append([path, file_hash(Path(path))])
+            states.append([path, file_hash(Path(path))])
         elif path and os.path.isdir(path):
-            found.append([path, list(_folder_states(path))])
-    return found
+            states.append([path, list(_folder_states(path))])
+    return states
 
 
 def _inputs(config: Any) -> Iterator[str]:
@@ -71,7 +71,7 @@ def _texts(values: Any) -> Iterator[str]:
 
 
 def _is_file(path: str) -> bool:
-    # What holds a NUL is no path.
+    # A path has no NUL.
     return '\0' not in path and os.path.isfile(path)
 
 
@@ -84,9 +84,9 @@ def _folder_states(folder: str) -> Iterator[List[Any]]:
 
 
 def _state(path: str) -> Optional[List[int]]:
-    """Size and time of change of a file; None if there is none."""
+    """Size and modification time of a file; None if it does not exist."""
     try:
-        found = os.stat(path)
+        stat = os.stat(path)
     except (OSError, ValueError):
         return None
-    return [found.st_size, found.st_mtime_ns]
+    return [stat.st_size, stat.st_mtime_ns]

@@ -1,30 +1,30 @@
-"""Figures: what the numbers of an evaluator mean, and how they are shown."""
+"""Figures: the values that metrics return, their units, and their display."""
 import math
 import re
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
 from mmdet.evaluation import CocoMetric, OpenImagesMetric, VOCMetric
 
-from isvit_det.checkpoint import plain
+from isvit_det.core.plain import plain
 from isvit_det.evaluation.tasks import Task
 
-# Metrics that give fractions of 1, and how they name them. Others give
-# percent (CocoPanopticMetric, SemSegMetric), or what only they know.
+# Metrics that return fractions of 1, and the names of these. Others return
+# percent (CocoPanopticMetric, SemSegMetric), or values of unknown unit.
 FRACTIONAL = (CocoMetric, VOCMetric, OpenImagesMetric)
 FRACTION = re.compile(r'((bbox|segm|proposal)_)?(m?AP|AR|recall)[\w@.]*|'
                       r'.*_precision')
-# Methods of a metric that decide what its figures are.
+# Methods of a metric that compute its figures.
 MEASURES = ('compute_metrics', 'evaluate')
 PRECISIONS = ('bbox_mAP', 'segm_mAP', 'bbox_AP', 'segm_AP')
-# Columns that a table has for figures other than box and mask AP, at most.
+# Most columns of a table for figures other than box and mask AP.
 NUM_COLUMNS = 6
 
 
 def fractions(metrics: Mapping[str, Any], tasks: Sequence[Task]) -> List[str]:
     """Names of the figures that are fractions of 1.
 
-    The metrics' classes decide this, whatever the values are, so that the
-    figures of a float and of a quantized model have the same unit.
+    This depends on the classes of the metrics and not on the values, so that
+    the figures of the float and of the quantized model have the same unit.
 
     Args:
         metrics: of an evaluator.
@@ -38,7 +38,7 @@ def fractions(metrics: Mapping[str, Any], tasks: Sequence[Task]) -> List[str]:
 
 def _is_precision(name: str, tasks: Sequence[Task],
                   fits: Callable[[Any], bool]) -> bool:
-    """Whether a figure is named like a fraction, and its metrics fit."""
+    """Whether the name is one of a fraction, and ``fits`` all its metrics."""
     owners = [task for task in tasks if task.owns(name)]
     return bool(owners) and all(
         fits(task.metric) and FRACTION.fullmatch(name[len(task.prefix):])
@@ -46,9 +46,9 @@ def _is_precision(name: str, tasks: Sequence[Task],
 
 
 def _is_fractional(metric: Any) -> bool:
-    """Whether MMDetection's own code computes a metric's fractions.
+    """Whether MMDetection's own code computes the fractions of a metric.
 
-    A class made from one of its metrics may compute percent, or anything.
+    A subclass of one of its metrics may compute percent or other values.
     """
     places = [getattr(type(metric), name).__module__ for name in MEASURES]
     return isinstance(metric, FRACTIONAL) and all(
@@ -56,7 +56,7 @@ def _is_fractional(metric: Any) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a figure is one number.
+    """Whether a figure is a number.
 
     >>> is_number(.5), is_number('a'), is_number(True)
     (True, False, False)
@@ -65,9 +65,9 @@ def is_number(value: Any) -> bool:
 
 
 def raw(metrics: Mapping[str, Any]) -> Dict[str, Any]:
-    """The figures of an evaluator in plain values, as it gave them.
+    """The figures of an evaluator as plain values.
 
-    JSON has no NaN and no infinity: these are None.
+    NaN and infinite values, which JSON does not have, become None.
 
     >>> raw({'coco/bbox_mAP_s': -1., 'seg/mIoU': float('nan')})
     {'coco/bbox_mAP_s': -1.0, 'seg/mIoU': None}
@@ -80,37 +80,37 @@ def raw(metrics: Mapping[str, Any]) -> Dict[str, Any]:
 
 def gaps(metrics: Mapping[str, Any], tasks: Sequence[Task],
          nothing: Sequence[Task]) -> List[str]:
-    """Names of the figures that are none: there was nothing to measure.
+    """Names of the figures for which there was nothing to measure.
 
-    COCO's evaluation says -1 then, and others NaN.
+    COCO's evaluation returns -1 for them, others return NaN.
 
     Args:
         metrics: of ``raw``.
         tasks: the metrics of the evaluator.
-        nothing: those that are known to have had nothing to measure.
+        nothing: those that are known to have nothing to measure.
     """
-    found = []
+    names = []
     for name, value in metrics.items():
         owners = [task for task in tasks if task.owns(name)]
         known = owners and all(task in nothing for task in owners)
-        # A class made from CocoMetric may leave this value as it is.
+        # A subclass of CocoMetric may return this value unchanged.
         if value is None or known or (value == -1 and _is_precision(
                 name, tasks, lambda metric: isinstance(metric, FRACTIONAL))):
-            found.append(name)
-    return found
+            names.append(name)
+    return names
 
 
-def explain_gaps(found: Mapping[str, Mapping[str, Any]],
+def explain_gaps(results: Mapping[str, Mapping[str, Any]],
                  nothing: Sequence[Task]) -> List[str]:
-    """Sentences on figures that are not there.
+    """Sentences on figures that are missing.
 
     Args:
-        found: of the models that were evaluated, by name.
-        nothing: metrics of which it is known why.
+        results: of the models that were evaluated, by name.
+        nothing: metrics for which the reason is known.
     """
     notes = []
     for model in ('float', 'quantized'):
-        each = found.get(model)
+        each = results.get(model)
         if each is None:
             continue
         if each['detections'] == 0:
@@ -129,9 +129,9 @@ def explain_gaps(found: Mapping[str, Mapping[str, Any]],
 
 def average_precision(metrics: Optional[Mapping[str, Any]],
                       kind: str) -> Optional[float]:
-    """AP of ``'bbox'`` or ``'segm'`` as a fraction, None if unknown.
+    """AP of ``'bbox'`` or ``'segm'`` as a fraction, None if it is missing.
 
-    MMDetection reports nothing when nothing at all was detected.
+    MMDetection returns no AP if nothing was detected.
     """
     name = precision_name(metrics or {}, kind)
     value = None if name is None else (metrics or {})[name]
@@ -139,7 +139,7 @@ def average_precision(metrics: Optional[Mapping[str, Any]],
 
 
 def precision_name(metrics: Mapping[str, Any], kind: str) -> Optional[str]:
-    """The first figure that is AP of boxes or masks, as COCO or LVIS has it.
+    """Name of the first figure that is COCO's or LVIS's AP.
 
     >>> precision_name({'coco/bbox_mAP': .5}, 'bbox')
     'coco/bbox_mAP'
@@ -151,23 +151,22 @@ def precision_name(metrics: Mapping[str, Any], kind: str) -> Optional[str]:
 
 
 def in_points(fraction: Optional[float]) -> str:
-    """AP in points.
+    """AP in points, as text.
 
     >>> in_points(.4567), in_points(None), in_points(-1.)
     ('45.7', '-', '-')
     """
-    # COCO's evaluation says -1 where there was nothing to measure.
+    # COCO's evaluation returns -1 if there was nothing to measure.
     if fraction is None or fraction < 0:
         return '-'
     return f'{100 * fraction:.1f}'
 
 
 class Figures:
-    """What the evaluators measured of a float and of a quantized model.
+    """The figures of the float and of the quantized model.
 
     Args:
-        found: what a run found of each of the models, empty if it was not
-            evaluated.
+        results: result of each model, empty if it was not evaluated.
 
     Attributes:
         names: of all figures.
@@ -176,16 +175,16 @@ class Figures:
         rest: names of the figures that have no column.
     """
 
-    def __init__(self, *found: Mapping[str, Any]) -> None:
-        self.found = found
+    def __init__(self, *results: Mapping[str, Any]) -> None:
+        self.results = results
         self.names: List[str] = []
-        for each in found:
+        for each in results:
             self.names += [n for n in _shown(each) if n not in self.names]
-        # AP in another unit stands under its own name.
+        # AP in another unit is shown under its own name.
         every = dict.fromkeys(
             name for name in self.names if any(
-                name in each.get('fractions', ()) for each in found))
-        split = any(each.get('split') for each in found)
+                name in each.get('fractions', ()) for each in results))
+        split = any(each.get('split') for each in results)
         self.columns: Dict[str, str] = {}
         for kind, title in (('bbox', 'box AP'), ('segm', 'mask AP')):
             name = None if split else precision_name(every, kind)
@@ -201,21 +200,21 @@ class Figures:
         ]
 
     def _is_detail(self, name: str) -> bool:
-        """Whether a figure has a column, or is a part of an AP."""
+        """Whether a figure has a column, or is a detail of an AP."""
         if name in self.columns.values() or name.endswith('_precision'):
             return True
         whole = [one for one in self.names if one.endswith(PRECISIONS)]
         return any(name != one and name.startswith(one[:one.rindex('_')])
                    for one in whole)
 
-    def cell(self, found: Mapping[str, Any], name: str) -> Optional[str]:
+    def cell(self, result: Mapping[str, Any], name: str) -> Optional[str]:
         """A figure of one of the models; fractions are shown in points."""
-        value = _shown(found).get(name)
+        value = _shown(result).get(name)
         if isinstance(value, str):
             return value
         if not is_number(value):
             return None
-        if name in found.get('fractions', ()):
+        if name in result.get('fractions', ()):
             return in_points(value)
         return f'{value:.4g}'
 
@@ -223,7 +222,7 @@ class Figures:
         """Lines that show the figures without a column, float first."""
         cells = [['', 'float', 'quantized']]
         cells += [[
-            name, *(self.cell(each, name) or '-' for each in self.found)
+            name, *(self.cell(each, name) or '-' for each in self.results)
         ] for name in self.rest]
         widths = [max(map(len, column)) for column in zip(*cells)]
         return [
@@ -235,7 +234,7 @@ class Figures:
         ]
 
 
-def _shown(found: Mapping[str, Any]) -> Dict[str, Any]:
-    """Figures of the images predicted; of all where that is the same."""
-    every = {**(found.get('metrics') or {}), **(found.get('part') or {})}
-    return {**every, **dict.fromkeys(found.get('gaps', ()))}
+def _shown(result: Mapping[str, Any]) -> Dict[str, Any]:
+    """Figures of the images that were predicted."""
+    every = {**(result.get('metrics') or {}), **(result.get('part') or {})}
+    return {**every, **dict.fromkeys(result.get('gaps', ()))}

@@ -1,4 +1,4 @@
-"""Ground truth: the annotation files that metrics count against."""
+"""Ground truth: the annotation files of the metrics."""
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence
@@ -10,18 +10,18 @@ from isvit_det.evaluation.tasks import is_coco, metric_class, metric_configs
 from isvit_det.inputs.annotations import (CATEGORY, ID, OBJECT, check_entries,
                                           check_layout, read_annotations)
 
-# What pycocotools builds its index on.
+# Fields from which pycocotools builds its index.
 INDEXED = dict(images=[ID], annotations=OBJECT, categories=CATEGORY)
 
 
 @dataclass
 class Annotations:
-    """What an annotation file holds.
+    """The content of an annotation file.
 
     Attributes:
         path: of the file.
-        content: all of it.
-        images: entries by id.
+        content: of the file.
+        images: entries of images by id.
     """
     path: str
     content: Dict[str, Any]
@@ -44,7 +44,7 @@ class Annotations:
         return [category['name'] for category in self.categories]
 
     def of_images(self, ids: Sequence[Any]) -> Dict[str, Any]:
-        """The content, of some images alone."""
+        """The content, limited to some images."""
         kept = set(ids)
         return dict(
             self.content,
@@ -55,7 +55,7 @@ class Annotations:
 
     def of_classes(self, classes: Sequence[str],
                    ids: Sequence[Any]) -> List[Mapping[str, Any]]:
-        """The annotations of some images that have a class among some."""
+        """The annotations of some images and some classes."""
         names = set(classes)
         kept = {c['id'] for c in self.categories if c['name'] in names}
         places = set(ids)
@@ -66,26 +66,27 @@ class Annotations:
 
 
 def read_truth(cfg: Config) -> List[Optional[Annotations]]:
-    """What a config's metrics count against, in order.
+    """Read the annotation files of a config's metrics.
 
     Returns:
-        None for metrics without an annotation file in COCO's form.
+        For each metric, its annotations, or None if it has no annotation file
+        in COCO's format.
 
     Raises:
-        QuantError: if a CocoMetric cannot build on its file, naming the
-            entry that is at fault.
+        QuantError: if a CocoMetric cannot use its file, naming the wrong
+            entry.
     """
     known: Dict[str, Optional[Annotations]] = {}
-    found: List[Optional[Annotations]] = []
+    files: List[Optional[Annotations]] = []
     for config in metric_configs(cfg):
         path = config.get('ann_file')
         if not isinstance(path, str) or not path.endswith('.json'):
-            found.append(None)
+            files.append(None)
             continue
         if path not in known:
             known[path] = _read(path, config)
-        found.append(known[path])
-    return found
+        files.append(known[path])
+    return files
 
 
 def _read(path: str, config: Mapping[str, Any]) -> Optional[Annotations]:
@@ -112,11 +113,11 @@ def _is_coco(content: Any) -> bool:
 
 def nothing_to_measure(file: Annotations, classes: Sequence[str],
                        ids: Sequence[Any]) -> Optional[str]:
-    """Why a file leaves nothing to measure; None if it does not.
+    """Reason why there is nothing to measure; None if there is something.
 
     Args:
-        file: of annotations.
-        classes: that are evaluated.
+        file: the annotations.
+        classes: the classes that are evaluated.
         ids: of the images that are predicted.
     """
     if not file.entries:
@@ -136,5 +137,5 @@ def nothing_to_measure(file: Annotations, classes: Sequence[str],
 
 
 def file_name(image: Mapping[str, Any]) -> str:
-    """Name of an image's file without folders and ending, or ''."""
+    """Name of an image's file without folder and extension, or ''."""
     return Path(str(image.get('file_name', ''))).stem

@@ -1,4 +1,4 @@
-"""Evaluation: a model's predictions, kept, and what they are worth."""
+"""Evaluation: predicting, keeping the predictions, and measuring them."""
 import contextlib
 import time
 import traceback
@@ -10,8 +10,8 @@ from mmengine.evaluator import Evaluator
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 
+from isvit_det.core.distributed import all_gather, rank, world_size
 from isvit_det.core.errors import QuantError, explain
-from isvit_det.core.ranks import gather, num_ranks, rank
 from isvit_det.evaluation.agreement import Plan, counts_part
 from isvit_det.evaluation.figures import (Figures, average_precision,
                                           fractions, gaps, raw)
@@ -19,25 +19,25 @@ from isvit_det.evaluation.predictions import PredictionFile
 from isvit_det.evaluation.tasks import Task, is_split
 from isvit_det.screen.progress import duration, track
 
-# Folder of the predictions in the work directory.
+# Folder of the predictions, in the work directory.
 PREDICTIONS = 'predictions'
 
 
 class Evaluation(Evaluator):
-    """Stands in for a runner's evaluator, and keeps what passes through.
+    """Replaces a runner's evaluator, and keeps the predictions in a file.
 
     Args:
         name: of the model, for people.
-        runner: whose test loop evaluates.
+        runner: its test loop evaluates.
         plan: of the evaluation.
         file: of the predictions.
-        describe: called when all images are predicted; plain values that
-            are kept with the predictions.
-        watching: turns what a test raises at an image into one line.
+        describe: is called when all images are predicted, and returns plain
+            values that are kept with the predictions.
+        watching: a context that turns exceptions of a test into QuantErrors.
 
     Attributes:
-        about: what ``describe`` gave when the images were predicted.
-        seconds: that predicting and evaluating took.
+        about: the values of ``describe``.
+        seconds: time of predicting and measuring.
     """
 
     def __init__(self, name: str, runner: Runner, plan: Plan,
@@ -63,15 +63,16 @@ class Evaluation(Evaluator):
         self._advance: Callable[[int], None] = lambda more: None
 
     def run(self) -> Dict[str, Any]:
-        """Predict and evaluate, or evaluate what an earlier run predicted.
+        """Predict and measure, or measure the predictions of an earlier run.
 
         Returns:
-            ``metrics`` as the evaluators gave them; ``part``, figures of the
-            images predicted alone, where these are not all; the names of
-            those that are ``fractions``, and ``gaps``, of those for which
-            there was nothing to measure; ``box_ap`` and ``mask_ap``;
-            ``images`` and ``detections``, how many; ``split``, whether each
-            metric has a data set of its own.
+            ``metrics``: the values as the evaluators return them.
+            ``part``: values for the predicted images alone, if these are not
+            all. ``fractions``: names of the values that are fractions of 1.
+            ``gaps``: names of the values for which there was nothing to
+            measure. ``box_ap`` and ``mask_ap``. ``images`` and
+            ``detections``: their numbers. ``split``: whether each metric has
+            its own data set.
 
         Raises:
             QuantError: with what an evaluator raises, or naming an image
@@ -105,18 +106,18 @@ class Evaluation(Evaluator):
     def process(self,
                 data_samples: Sequence[Any],
                 data_batch: Any = None) -> None:
-        """Keep predictions and hand them on."""
+        """Keep the predictions of a batch, and pass them to the metrics."""
         samples = [
             sample.to_dict() if isinstance(sample, BaseDataElement) else sample
             for sample in data_samples
         ]
-        # A metric may change what it is given.
+        # They are kept first, since a metric may change them.
         self.file.add(samples)
         self._process(samples, data_batch)
-        self._advance(len(samples) * num_ranks())
+        self._advance(len(samples) * world_size())
 
     def evaluate(self, size: int) -> Dict[str, Any]:
-        """Finish the file and evaluate."""
+        """Finish the file and measure."""
         self.about = dict(
             self.describe(), seconds=time.perf_counter() - self._start)
         self.file.finish(self.about)
@@ -152,9 +153,9 @@ class Evaluation(Evaluator):
         with self._errors():
             metrics = self.real.evaluate(size)
             keep = _first_places(self._ids, size)
-            parts = gather([self._ids[place] for place in keep])
+            parts = all_gather([self._ids[place] for place in keep])
             ids = [one for part in parts for one in part]
-            total = min(size, sum(gather(len(self._ids))))
+            total = min(size, sum(all_gather(len(self._ids))))
             for task, annotated in zip(self.plan.tasks, self.plan.annotated):
                 partial = annotated is not None and annotated != set(ids)
                 if id(task.metric) in held and (partial or len(ids) < total):
@@ -181,9 +182,9 @@ class Evaluation(Evaluator):
             fractions=parts,
             gaps=missing,
             images=len({one
-                        for ids in gather(self._ids)
+                        for ids in all_gather(self._ids)
                         for one in ids}),
-            detections=sum(gather(self._num_detections)),
+            detections=sum(all_gather(self._num_detections)),
             split=is_split(self.real))
 
     @contextlib.contextmanager
@@ -192,7 +193,7 @@ class Evaluation(Evaluator):
             yield
         except QuantError:
             raise
-        # A metric is the user's code: it may raise anything.
+        # A metric may be the user's code, and raise any exception.
         except Exception as error:
             if rank() > 0 and _is_connection(error):
                 raise QuantError('test_evaluator: process 0 did not evaluate; '
@@ -206,10 +207,10 @@ class Evaluation(Evaluator):
 
 def _measure_part(task: Task, results: List[Any],
                   ids: List[Any]) -> Dict[str, Any]:
-    """The figures of a CocoMetric on some images, each counted once.
+    """Values of a CocoMetric on some images, each of which counts once.
 
     Args:
-        task: of the metric, which ends as it was.
+        task: of the metric, whose state is restored.
         results: of the images that this process predicted.
         ids: of the images that all processes predicted.
     """
@@ -224,20 +225,20 @@ def _measure_part(task: Task, results: List[Any],
 
 
 def _is_connection(error: BaseException) -> bool:
-    """Whether another process ended while this one waited for it."""
+    """Whether an exception is of the connection to another process."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return 'distributed' in Path(frame.filename).name
 
 
 def _first_places(ids: Sequence[Any], size: int) -> List[int]:
-    """Places of this process's images that no place before has.
+    """Indices of this process's predictions that are the first of an image.
 
     Args:
         ids: of the images that this process predicted.
-        size: predictions of all processes, without those that were added to
-            give each as many.
+        size: number of predictions of all processes, without those that a
+            sampler added to give each process the same number.
     """
-    parts = gather(list(ids))
+    parts = all_gather(list(ids))
     seen = set()
     keep = []
     for place in range(max(map(len, parts), default=0)):

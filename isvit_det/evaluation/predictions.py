@@ -1,4 +1,4 @@
-"""Predictions: kept in a file while an evaluation lasts, and after it."""
+"""Files of predictions, which are written during an evaluation."""
 import contextlib
 import io
 import json
@@ -15,12 +15,12 @@ from mmengine.logging import MMLogger
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from isvit_det.core.ranks import gather, num_ranks, rank
+from isvit_det.core.distributed import all_gather, rank, world_size
 
-# Key of what stands for something else than a dict.
+# Key of a dict that encodes another object.
 KIND = '#kind'
 ABOUT = 'about.json'
-# What damaged files raise.
+# Exceptions when a damaged file is read.
 UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError,
               zlib.error, zipfile.BadZipFile)
 
@@ -28,17 +28,17 @@ UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError,
 class PredictionFile:
     """The predictions of one model: a zip file for each process.
 
-    Until ``settle`` is called its name says that they wait to be evaluated,
-    and the next run of the same key takes them over.
+    Until ``settle`` is called, the name of the file says that the predictions
+    are waiting to be measured, and the next run with the same key uses them.
 
     Args:
         directory: of the file.
         name: of the model.
-        key: of all that the predictions depend on.
+        key: digest of everything that the predictions depend on.
     """
 
     def __init__(self, directory: Path, name: str, key: str) -> None:
-        several = f'_{rank()}of{num_ranks()}' * (num_ranks() > 1)
+        several = f'_{rank()}of{world_size()}' * (world_size() > 1)
         self.kept = directory / f'{name}{several}.zip'
         self.waiting = directory / f'{name}{several}.waiting.zip'
         self.partial = directory / f'{name}{several}.partial.zip'
@@ -47,7 +47,7 @@ class PredictionFile:
         self._count = 0
 
     def start(self) -> None:
-        """Forget what was kept, and take new predictions."""
+        """Remove all predictions, and open a new file."""
         self.discard()
         with self._writing():
             self.partial.parent.mkdir(parents=True, exist_ok=True)
@@ -65,10 +65,10 @@ class PredictionFile:
             self._count += 1
 
     def finish(self, about: Mapping[str, Any]) -> None:
-        """Close the file; its predictions wait to be evaluated.
+        """Close the file; its predictions are waiting to be measured.
 
         Args:
-            about: plain values that ``find`` gives back.
+            about: plain values that ``find`` returns.
         """
         if self._file is None:
             return
@@ -80,12 +80,12 @@ class PredictionFile:
         self._file = None
 
     def find(self) -> Optional[Dict[str, Any]]:
-        """What ``finish`` was told, if predictions of this key wait.
+        """The values given to ``finish``, if predictions are waiting.
 
-        All processes find theirs, or none does.
+        None unless all processes have predictions with this key.
         """
         about = self._read_about()
-        return about if None not in gather(about) else None
+        return about if None not in all_gather(about) else None
 
     def read(self) -> Iterator[List[Dict[str, Any]]]:
         """The predictions, batch by batch, on the CPU."""
@@ -96,7 +96,7 @@ class PredictionFile:
                 yield [decode(sample) for sample in batch]
 
     def settle(self) -> None:
-        """Say that what was predicted has been evaluated."""
+        """Rename the file, whose predictions have been measured."""
         if self.waiting.exists():
             self.waiting.replace(self.kept)
 
@@ -108,7 +108,7 @@ class PredictionFile:
                 path.unlink()
 
     def abandon(self) -> None:
-        """Remove predictions that were not finished."""
+        """Remove an unfinished file."""
         self._close()
         with contextlib.suppress(OSError):
             self.partial.unlink()
@@ -116,7 +116,7 @@ class PredictionFile:
     def _close(self) -> None:
         if self._file is not None:
             file, self._file = self._file, None
-            # Closing writes a directory, for which there may be no room.
+            # Closing writes to the disk, which may be full.
             with contextlib.suppress(OSError):
                 file.close()
 
@@ -134,7 +134,7 @@ class PredictionFile:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Go on without a file where it cannot be written."""
+        """Continue without a file if it cannot be written."""
         try:
             yield
         except (OSError, RuntimeError, TypeError) as error:
@@ -144,10 +144,10 @@ class PredictionFile:
 
 
 def encode(value: Any) -> Any:
-    """Predictions in tensors and plain values, masks run-length encoded.
+    """Predictions as tensors and plain values, with run-length encoded masks.
 
     Raises:
-        TypeError: naming a type that is not kept.
+        TypeError: naming a type that is not supported.
     """
     if isinstance(value, BaseBoxes):
         name, _ = get_box_type(type(value))
@@ -160,7 +160,7 @@ def encode(value: Any) -> Any:
                 'shape': list(value.shape),
                 'counts': [_counts(mask) for mask in value.numpy()]
             }
-        # A view would bring all that it is a view of.
+        # torch.save would write the whole storage of a view.
         return value.clone()
     if isinstance(value, np.ndarray) and value.dtype.kind in 'biuf':
         return {
@@ -193,7 +193,7 @@ def encode(value: Any) -> Any:
 
 
 def decode(value: Any) -> Any:
-    """What ``encode`` was given."""
+    """Undo ``encode``."""
     if isinstance(value, (list, tuple)):
         return type(value)(map(decode, value))
     if not isinstance(value, dict):

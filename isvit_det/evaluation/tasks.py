@@ -1,4 +1,4 @@
-"""Tasks: each metric of an evaluator, and the images that it scores."""
+"""Tasks: the metrics of an evaluator, and the images that they score."""
 import itertools
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
@@ -10,11 +10,11 @@ from mmengine.evaluator import BaseMetric
 from mmengine.runner import Runner
 from torch.utils.data import Subset
 
+from isvit_det.core.distributed import all_gather, interleave
 from isvit_det.core.errors import QuantError
-from isvit_det.core.ranks import gather, interleave
 from isvit_det.inputs.datasets import unwrap
 
-# Settings of metrics that say where they write.
+# Settings of metrics that name output files.
 OUTPUTS = ('outfile_prefix', 'out_file_path', 'output_dir', 'out_path',
            'collect_dir', 'proposals_file')
 
@@ -23,11 +23,12 @@ class Task(NamedTuple):
     """One metric of an evaluator.
 
     Attributes:
-        metric: that measures in the evaluation.
-        config: that it was built from.
-        prefix: of the names of its figures, ending in ``/``, or empty.
-        dataset: whose images it scores, wrapped or not.
-        first: place of that data set's first image in the loader's.
+        metric: the metric.
+        config: of the metric.
+        prefix: of the names of its values, ending in ``/``, or empty.
+        dataset: of the images that it scores; may be a wrapper.
+        first: index of the first image of ``dataset`` in the data set of the
+            loader.
         split: whether other metrics score other data sets.
     """
     metric: BaseMetric
@@ -39,23 +40,23 @@ class Task(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The metric's class, for messages."""
+        """Class name of the metric, for messages."""
         return type(self.metric).__name__
 
     @property
     def classes(self) -> Optional[Sequence[str]]:
-        """Names of the classes that labels stand for, if there are any."""
+        """Names of the classes, in the order of the labels, if any."""
         meta = metainfo(self.dataset)
         return meta.get('classes')
 
     @property
     def object_classes(self) -> Sequence[str]:
-        """The classes that have boxes: things, where there is stuff too."""
+        """The classes with boxes: the things, if there is stuff too."""
         return metainfo(self.dataset).get('thing_classes', self.classes or ())
 
-    def owns(self, figure: str) -> bool:
-        """Whether a figure of that name may be this metric's."""
-        return figure.startswith(self.prefix)
+    def owns(self, name: str) -> bool:
+        """Whether a value of that name may be one of this metric."""
+        return name.startswith(self.prefix)
 
 
 def list_tasks(runner: Runner) -> List[Task]:
@@ -79,7 +80,7 @@ def list_tasks(runner: Runner) -> List[Task]:
 
 
 def is_split(evaluator: Any) -> bool:
-    """Whether each metric scores a data set of its own."""
+    """Whether each metric scores its own data set."""
     return isinstance(evaluator, MultiDatasetsEvaluator)
 
 
@@ -112,18 +113,18 @@ def _metrics(cfg: Config) -> List[Dict[str, Any]]:
 
 
 def metric_class(config: Mapping[str, Any]) -> Any:
-    """The class that a metric's config names, which may be a class itself."""
+    """The class of a metric, which its config names or contains."""
     kind = config.get('type')
     return METRICS.get(kind) if isinstance(kind, str) else kind
 
 
 def is_coco(kind: Any) -> bool:
-    """Whether a class is CocoMetric, or one made from it."""
+    """Whether a class is CocoMetric or a subclass."""
     return isinstance(kind, type) and issubclass(kind, CocoMetric)
 
 
 def metainfo(dataset: Any) -> Mapping[str, Any]:
-    """What a data set says of itself; of several sets, the first one."""
+    """Metainfo of a data set; of a concatenation, that of the first one."""
     meta = getattr(dataset, 'metainfo', None)
     if meta is None:
         inner = unwrap(dataset)[0]
@@ -132,13 +133,14 @@ def metainfo(dataset: Any) -> Mapping[str, Any]:
 
 
 class Planned(NamedTuple):
-    """An image that is going to be evaluated.
+    """An image that will be evaluated.
 
     Attributes:
-        id: as its data set gives it.
-        path: of its file.
-        num_objects: that the data set knows of; None if it knows of none.
-        num_ignored: those of them that no metric counts.
+        id: of the image in its data set.
+        path: of the file.
+        num_objects: number of annotated objects; None if the data set has no
+            annotations.
+        num_ignored: number of objects that no metric counts.
     """
     id: Any
     path: Path
@@ -147,30 +149,30 @@ class Planned(NamedTuple):
 
 
 def planned_images(task: Task, indices: Sequence[int]) -> List[Planned]:
-    """What is known, unread, of the images that a task is going to score.
+    """The images that a task will score, without reading them.
 
     Args:
-        task: one of them all.
-        indices: in the loader's data set.
+        task: the task.
+        indices: of images in the data set of the loader.
     """
     end = task.first + len(task.dataset)
     infos = (
         _image_info(task.dataset, index - task.first) for index in indices
         if task.first <= index < end)
-    found = []
+    planned = []
     for info in infos:
         if info is not None:
             objects = info.get('instances')
             ignored = [one for one in objects or () if one.get('ignore_flag')]
-            found.append(
+            planned.append(
                 Planned(
                     info.get('img_id'), Path(info.get('img_path') or ''),
                     None if objects is None else len(objects), len(ignored)))
-    return found
+    return planned
 
 
 def _image_info(dataset: Any, index: int) -> Optional[Mapping[str, Any]]:
-    """None for other data sets than MMEngine's, their wrappers and parts."""
+    """Information on an image; None if the data set is not MMEngine's."""
     if isinstance(dataset, Subset):
         return _image_info(dataset.dataset, dataset.indices[index])
     read = getattr(dataset, 'get_data_info', None)
@@ -178,14 +180,14 @@ def _image_info(dataset: Any, index: int) -> Optional[Mapping[str, Any]]:
 
 
 def planned_indices(loader: Any) -> List[int]:
-    """Places in the data set of what a loader yields, in order.
+    """Indices in the data set of the images that a loader yields, in order.
 
-    With several processes this is what all of them yield, without what was
-    added to give each of them as many.
+    With several processes these are the images of all of them, without those
+    that a sampler adds to give each process the same number.
     """
     batches = itertools.islice(loader.batch_sampler, len(loader))
     here = [int(index) for batch in batches for index in batch]
-    return interleave(gather(here))[:len(loader.dataset)]
+    return interleave(all_gather(here))[:len(loader.dataset)]
 
 
 def _prefix(*names: Optional[str]) -> str:

@@ -1,4 +1,4 @@
-"""Trial: each metric on a made prediction of every class, before the work."""
+"""Trial: each metric scores an artificial prediction before the evaluation."""
 import contextlib
 import copy
 import io
@@ -25,7 +25,7 @@ from isvit_det.evaluation.ground_truth import Annotations
 from isvit_det.evaluation.tasks import OUTPUTS, Task, is_coco, metainfo
 from isvit_det.inputs.data_errors import predicting
 
-# Settings that say what is evaluated, and on what.
+# Settings that decide what is evaluated, and on which data.
 MEANT = ('type', 'ann_file', 'metric', 'format_only')
 
 
@@ -33,21 +33,21 @@ def try_metrics(plan: Plan,
                 files: Sequence[Optional[Annotations]],
                 model: Any,
                 fp16: bool = False) -> None:
-    """Let copies of the metrics score a made prediction.
+    """Let copies of the metrics score an artificial prediction.
 
-    It has a box of every class, a mask where the model gives masks, and maps
-    where it gives maps. Metrics that are none of MMDetection's or MMEngine's
-    are left out: where they write and what they count on is their own.
+    The prediction has a box of every class, and masks or segmentation maps if
+    the model predicts them. Metrics other than MMDetection's and MMEngine's
+    are not tried: it is unknown where they write, and which state they need.
 
     Args:
         plan: of the evaluation.
         files: annotation files of its metrics.
-        model: that is evaluated; it predicts one image of each data set.
+        model: the model; it predicts one image of each data set.
         fp16: whether the test loop predicts in half precision.
 
     Raises:
-        QuantError: with what a metric raises and the setting that makes it
-            do so, or if none measures anything.
+        QuantError: with the exception of a metric and the setting that causes
+            it, or if no metric measures anything.
     """
     known = [task for task in plan.tasks if is_known(task.metric)]
     samples: Dict[int, List[Any]] = {}
@@ -67,7 +67,7 @@ def try_metrics(plan: Plan,
         made = make_prediction(sample, len(task.classes),
                                len(task.object_classes))
         if task.config.get('ann_file') and file is None:
-            # It may count on images that are not shown to it.
+            # It may need all images.
             silent = False
         elif _score(task, file, batch, made) or task in plan.nothing:
             silent = False
@@ -79,7 +79,7 @@ def try_metrics(plan: Plan,
 
 
 def _predict(task: Task, model: Any, index: int, fp16: bool) -> List[Any]:
-    """A batch with one image, and the model's prediction as a dict."""
+    """A batch of one image, and the model's prediction as a dict."""
     batch = pseudo_collate([task.dataset[index]])
     with torch.no_grad(), predicting(batch):
         sample = model.test_step(batch)[0]
@@ -100,8 +100,8 @@ def _check_outputs(task: Task, sample: Mapping[str, Any]) -> None:
     if not is_coco(type(task.metric)):
         return
     measures: Any = task.metric
-    found = sample.get('pred_instances') or {}
-    if 'segm' in measures.metrics and 'masks' not in found:
+    instances = sample.get('pred_instances') or {}
+    if 'segm' in measures.metrics and 'masks' not in instances:
         raise QuantError("test_evaluator.metric: 'segm' needs masks, and this "
                          "detector gives none; give metric='bbox'.")
     if not task.config.get('ann_file') and 'instances' not in sample:
@@ -113,32 +113,32 @@ def _check_outputs(task: Task, sample: Mapping[str, Any]) -> None:
 
 def make_prediction(sample: Mapping[str, Any], num_classes: int,
                     num_things: int) -> Dict[str, Any]:
-    """A prediction like one of a model, with something of every class.
+    """An artificial prediction with objects of every class.
 
     Args:
-        sample: of the model, as a dict.
-        num_classes: of the data set.
-        num_things: of its classes that have boxes, which come first.
+        sample: a prediction of the model as a dict, whose form is copied.
+        num_classes: number of classes of the data set.
+        num_things: number of classes with boxes, which come first.
     """
     made = dict(sample)
     height, width = sample['ori_shape'][:2]
     labels = torch.arange(num_classes)
     if 'pred_instances' in sample:
-        found = sample['pred_instances']
+        instances = sample['pred_instances']
         box = torch.tensor([0., 0., width / 2, height / 2])
         scores = torch.linspace(.9, .1, num_things)
         new = dict(
-            found,
-            bboxes=_like(box.repeat(num_things, 1), found['bboxes'])
-            if 'bboxes' in found else None,
+            instances,
+            bboxes=_like(box.repeat(num_things, 1), instances['bboxes'])
+            if 'bboxes' in instances else None,
             scores=scores,
             labels=labels[:num_things])
-        if 'mask_scores' in found:
+        if 'mask_scores' in instances:
             new['mask_scores'] = scores
-        if 'masks' in found:
+        if 'masks' in instances:
             mask = torch.zeros(1, height, width, dtype=torch.bool)
             mask[:, :-(-height // 2), :-(-width // 2)] = True
-            # One mask for all: they may be thousands of large ones.
+            # All share one mask, since there may be thousands of classes.
             new['masks'] = mask.expand(num_things, -1, -1)
         made['pred_instances'] = {
             key: value
@@ -149,24 +149,24 @@ def make_prediction(sample: Mapping[str, Any], num_classes: int,
     columns = labels.repeat(-(-width // num_classes))[:width]
     every = columns.expand(1, height, width)
     if 'pred_panoptic_seg' in sample:
-        found = sample['pred_panoptic_seg']
+        maps = sample['pred_panoptic_seg']
         made['pred_panoptic_seg'] = dict(
-            found, sem_seg=_like(every + INSTANCE_OFFSET, found['sem_seg']))
+            maps, sem_seg=_like(every + INSTANCE_OFFSET, maps['sem_seg']))
     if 'pred_sem_seg' in sample:
-        found = sample['pred_sem_seg']
+        maps = sample['pred_sem_seg']
         made['pred_sem_seg'] = dict(
-            found, sem_seg=_like(every.clone(), found['sem_seg']))
+            maps, sem_seg=_like(every.clone(), maps['sem_seg']))
     return made
 
 
 def _like(new: Tensor, old: Any) -> Tensor:
-    """A tensor with the type of another and on its device."""
+    """A tensor with the type and the device of another."""
     return new.to(old) if isinstance(old, Tensor) else new
 
 
 def _score(task: Task, file: Optional[Annotations], batch: Any,
            made: Dict[str, Any]) -> Dict[str, Any]:
-    """What a copy of a metric says of a made prediction."""
+    """Values of a copy of a metric for an artificial prediction."""
 
     def attempt(config: Mapping[str, Any]) -> Dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder, silence():
@@ -178,9 +178,9 @@ def _score(task: Task, file: Optional[Annotations], batch: Any,
     try:
         return attempt(task.config)
     except ArithmeticError:
-        # One image may leave nothing to divide by.
+        # With one image a metric may divide by 0.
         return dict(unknown=None)
-    # Whatever a metric raises is for its user to know.
+    # A metric may raise any exception, which the user gets to know.
     except Exception as error:
         key = culprit(task.config, attempt)
         if key is not None:
@@ -197,11 +197,11 @@ def _score(task: Task, file: Optional[Annotations], batch: Any,
 
 def culprit(config: Mapping[str, Any],
             attempt: Callable[[Mapping[str, Any]], Any]) -> Optional[str]:
-    """The setting without which something works; None if there is none.
+    """The setting without which an attempt works; None if there is none.
 
     Args:
-        config: with which ``attempt`` fails.
-        attempt: fails by any exception.
+        config: settings with which ``attempt`` fails.
+        attempt: raises any exception if it fails.
 
     >>> culprit(dict(a=1, b=2), lambda config: 1 / (2 - config.get('b', 0)))
     'b'
@@ -217,10 +217,10 @@ def culprit(config: Mapping[str, Any],
 
 
 def try_log(runner: Runner) -> None:
-    """Let a runner's log processor write of a test that has been run.
+    """Try a runner's log processor on an artificial test.
 
     Raises:
-        QuantError: naming the setting that it fails with.
+        QuantError: naming the setting with which it fails.
     """
     hub = MessageHub('trial of the log')
     for name in ('time', 'data_time'):
@@ -260,10 +260,11 @@ def _copy(settings: Mapping[str, Any], file: Optional[Annotations],
 
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
-    """Keep what is made up from being shown or logged as results.
+    """Suppress all output and logging in this context.
 
-    MMEngine's loggers are none of ``logging``'s own, which therefore does
-    not tell them to ask anew whether they are disabled.
+    MMEngine's loggers are not registered with ``logging``, so
+    ``logging.disable`` does not clear their caches; they are disabled one by
+    one.
     """
     loggers = list(MMLogger._instance_dict.values())
     before = logging.root.manager.disable, [log.disabled for log in loggers]

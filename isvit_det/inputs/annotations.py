@@ -1,4 +1,4 @@
-"""Annotation files in COCO's format: which entry lacks what."""
+"""Annotation files in COCO's format: reading and checking their entries."""
 import json
 import sys
 from pathlib import Path
@@ -8,18 +8,18 @@ from typing import (Any, Callable, Dict, Iterator, List, Mapping, NamedTuple,
 from isvit_det.core.errors import QuantError
 
 SECTIONS = ('images', 'annotations', 'categories')
-# What mmdet's data sets name otherwise than the file.
+# Keys that have another name in MMDetection's data sets than in the file.
 KEYS = {'mask': 'segmentation', 'bbox_label': 'category_id', 'img_id': 'id'}
 Path_ = Union[str, Path]
 
 
 class Need(NamedTuple):
-    """What an entry must have.
+    """A requirement on an entry.
 
     Attributes:
-        key: of the entry.
-        form: in words.
-        fits: whether a value is of that form.
+        key: that the entry must have.
+        form: form of the value, in words.
+        fits: whether a value has that form.
     """
     key: str
     form: str
@@ -55,7 +55,7 @@ BOX = Need('bbox',
            _is_box)
 CROWD = Need('iscrowd', '0 or 1', lambda value: value in (0, 1))
 SHAPE = [Need(key, 'a number', _is_number) for key in ('height', 'width')]
-# Its form is another module's.
+# Its form is checked in another module (geometry).
 MASK = Need('segmentation', 'polygons, or a dict with size and counts',
             lambda value: True)
 OBJECT_ID = Need(
@@ -66,7 +66,7 @@ LINKS = [
 ]
 OBJECT = [ID, *LINKS]
 CATEGORY = [ID, Need('name', 'a text', lambda value: isinstance(value, str))]
-# What mmdet's CocoDataset reads, and what pycocotools compares with.
+# What MMDetection's CocoDataset reads, and what pycocotools reads.
 DATASET: Dict[str, List[Need]] = dict(
     images=[
         ID,
@@ -82,10 +82,10 @@ METRIC: Dict[str, List[Need]] = dict(
 
 
 def read_annotations(path: Path_) -> Dict[str, Any]:
-    """The content of an annotation file.
+    """Read an annotation file.
 
     Raises:
-        QuantError: if it is no JSON, or not laid out as COCO's.
+        QuantError: if it is no JSON, or does not have COCO's lists.
     """
     try:
         content = json.loads(Path(path).read_bytes())
@@ -104,7 +104,7 @@ def read_annotations(path: Path_) -> Dict[str, Any]:
 def check_layout(path: Path_, content: Any) -> None:
     """Raise unless a file has COCO's lists of entries.
 
-    One without annotations is read as such.
+    The list of annotations may be missing.
     """
     if not isinstance(content, dict):
         raise QuantError(
@@ -124,16 +124,16 @@ def check_entries(path: Path_,
                   content: Mapping[str, Any],
                   needs: Mapping[str, Sequence[Need]],
                   counts: Callable[[Any], bool] = lambda entry: True) -> None:
-    """Raise unless every entry of a file has what is needed.
+    """Raise unless all entries of a file satisfy requirements.
 
     Args:
         path: of the file.
-        content: of it.
-        needs: of the entries, by list.
-        counts: whether an annotation is read at all.
+        content: of the file.
+        needs: requirements on the entries, by list.
+        counts: whether an annotation is read.
 
     Raises:
-        QuantError: naming the file, the first entry without, and what.
+        QuantError: naming the file, the first wrong entry, and what it lacks.
     """
     for section in SECTIONS:
         for place, entry in enumerate(content.get(section, [])):
@@ -151,27 +151,27 @@ def check_entries(path: Path_,
 
 
 def is_read(entry: Mapping[str, Any]) -> bool:
-    """Whether mmdet's data sets read an annotation."""
+    """Whether MMDetection's data sets read an annotation."""
     return not entry.get('ignore')
 
 
 def wrong(path: Path_, name: str, entry: Mapping[str, Any], key: str,
           form: str) -> QuantError:
-    """The error for an entry with a value of another form."""
+    """The error for an entry with a wrong value."""
     return QuantError(f'annotation file: {path}: {name} has {key!r} '
                       f'{short(entry[key])}, expected {form}; mend the '
                       'entry.')
 
 
 def missing(path: Path_, name: str, key: str, form: str = '') -> QuantError:
-    """The error for an entry without something."""
+    """The error for an entry without a key."""
     what = f' ({form})' if form else ''
     return QuantError(f'annotation file: {path}: {name} has no {key!r}{what}; '
                       'add it to all entries that lack it.')
 
 
 def entry_name(section: str, place: int, entry: Any) -> str:
-    """What an entry is called.
+    """Name of an entry in messages.
 
     >>> entry_name('annotations', 4, dict(id=7, image_id=2))
     'annotations[4] (id 7, image_id 2)'
@@ -184,19 +184,19 @@ def entry_name(section: str, place: int, entry: Any) -> str:
 
 
 def short(value: Any) -> str:
-    """A value in a few words."""
+    """A value as text, shortened."""
     text = repr(value)
     return text if len(text) < 60 else f'{text[:57]}...'
 
 
 def explain(path: Path_, error: BaseException, is_plain: bool) -> None:
-    """Raise a QuantError if the file is why something raised an error.
+    """Raise a QuantError if an annotation file is the cause of an error.
 
     Args:
         path: of the file.
-        error: of what read it.
-        is_plain: whether that was mmdet's ``CocoDataset`` or ``CocoMetric``,
-            whose needs are known.
+        error: the error of its reader.
+        is_plain: whether the reader is MMDetection's ``CocoDataset`` or
+            ``CocoMetric``, whose requirements are known.
     """
     content = read_annotations(path)
     if isinstance(error, KeyError) and error.args:
@@ -207,7 +207,7 @@ def explain(path: Path_, error: BaseException, is_plain: bool) -> None:
                 place for place, entry in enumerate(entries)
                 if isinstance(entry, dict) and key not in entry
             ]
-            # Without any entry that has it, it may belong to another list.
+            # If no entry has the key, it may belong to another list.
             known = section in _sections_of(key)
             if lacking and (known or len(lacking) < len(entries)):
                 name = entry_name(section, lacking[0], entries[lacking[0]])
@@ -217,14 +217,14 @@ def explain(path: Path_, error: BaseException, is_plain: bool) -> None:
 
 
 def _sections_of(key: str) -> Iterator[str]:
-    """Where a key belongs, even if no entry has it."""
+    """The lists whose entries need a key."""
     for section, needs in METRIC.items():
         if key in [need.key for need in (*needs, *DATASET[section])]:
             yield section
 
 
 def entry_without(path: Path_, image_id: Any, key: str) -> Optional[str]:
-    """Name of an image's first annotation without a value, if one is."""
+    """Name of an image's first annotation without a value, if there is one."""
     content = read_annotations(path)
     for place, entry in enumerate(content.get('annotations', [])):
         if entry.get('image_id') == image_id and not entry.get(key):

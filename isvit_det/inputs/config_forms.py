@@ -1,7 +1,7 @@
-"""One form of config: types by name, and tuples where classes want them.
+"""Normalising configs: types as names, and tuples where classes expect them.
 
 MMEngine's pure Python configs have classes as ``type``, and JSON and YAML
-have no tuples. Both become what a text config holds.
+have no tuples. Both are converted to the form of a text config.
 """
 import collections.abc
 import contextlib
@@ -20,12 +20,12 @@ from mmengine.utils import get_object_from_string
 
 from isvit_det.core.files import write_atomically
 
-# Keys whose values are built by MMEngine's registries.
+# Keys of the values that MMEngine's registries build.
 TYPE_KEYS = ('type', 'base')
-# Kinds of values that a JSON file writes as a list.
+# Types that a JSON file writes as a list.
 LISTS = (list, collections.abc.Sequence, collections.abc.Iterable,
          collections.abc.Collection)
-# What a value is if a hint says one of these.
+# Type hints, and the types of values that satisfy them.
 SCALARS: Mapping[Any, Any] = {
     int: int,
     float: (int, float),
@@ -37,14 +37,14 @@ SCALARS: Mapping[Any, Any] = {
 
 
 def name_types_(node: Any) -> None:
-    """Write the types of a config as names that registries know, in place.
+    """Replace the types in a config by names of registries, in place.
 
-    Classes, functions, MMEngine's lazy objects and import paths (which its
-    dumps of pure Python configs hold) become registered names where there is
-    one, and import paths where there is none.
+    Types are classes, functions, MMEngine's lazy objects, or import paths,
+    which MMEngine writes when it dumps pure Python configs. A type that is
+    not registered is replaced by its import path.
 
     Raises:
-        ImportError: if something is not to be imported.
+        ImportError: if a lazy object cannot be imported.
     """
     if isinstance(node, Config):
         node = node._cfg_dict
@@ -81,7 +81,7 @@ def _name(value: Any) -> Any:
 
 
 def _imported(path: str) -> Any:
-    # It raises what the modules on the path raise.
+    # Importing the modules of the path may raise any exception.
     try:
         return get_object_from_string(path)
     except Exception:
@@ -89,7 +89,7 @@ def _imported(path: str) -> Any:
 
 
 def _registries() -> Iterator[Registry]:
-    """Every registry of every package that has been imported."""
+    """All registries of the packages that are imported."""
     left = [
         value for value in vars(mmengine_registry).values()
         if isinstance(value, Registry)
@@ -101,10 +101,10 @@ def _registries() -> Iterator[Registry]:
 
 
 def restore_tuples_(node: Any) -> None:
-    """Turn lists into tuples where classes say so, in place.
+    """Turn lists into tuples where classes expect tuples, in place.
 
-    A class says so by the annotation or the default of an argument; lists
-    that it takes as they are stay lists.
+    This is decided by the type hint or the default of the argument. Other
+    lists stay lists.
     """
     if isinstance(node, dict):
         kind = class_of(node.get('type'))
@@ -112,7 +112,7 @@ def restore_tuples_(node: Any) -> None:
             if kind is not None and isinstance(value, list):
                 value = node[key] = _restored(kind, key, value)
             elif key == 'palette' and isinstance(value, list):
-                # Colours; a tuple of them would be a single one.
+                # A list of colours, each of which is a tuple.
                 node[key] = _as_default(value, [()])
             restore_tuples_(value)
     elif isinstance(node, (list, tuple)):
@@ -121,14 +121,14 @@ def restore_tuples_(node: Any) -> None:
 
 
 def has_lists(value: Any) -> bool:
-    """Whether a value of ``--cfg-options`` holds a list."""
+    """Whether a value of ``--cfg-options`` contains a list."""
     if isinstance(value, Mapping):
         return any(map(has_lists, value.values()))
     return isinstance(value, list)
 
 
 def class_of(name: Any) -> Any:
-    """The class or function that a config's type names, None if none is."""
+    """The class or function of a config's ``type``, None if there is none."""
     if not isinstance(name, str):
         return name if inspect.isclass(name) else None
     registries = (
@@ -136,7 +136,7 @@ def class_of(name: Any) -> Any:
         for key in ('TRANSFORMS', 'DATASETS', 'MODELS', 'TASK_UTILS',
                     'METRICS', 'DATA_SAMPLERS', 'HOOKS'))
     for registry in registries:
-        # What is in no registry is told when it is built.
+        # A name in no registry becomes an error when it is built.
         with contextlib.suppress(RuntimeError, ImportError, KeyError):
             found = registry.get(name)
             if found is not None:
@@ -145,7 +145,7 @@ def class_of(name: Any) -> Any:
 
 
 def _restored(kind: Any, key: str, value: List[Any]) -> Any:
-    """The argument of a class as its signature wants it."""
+    """The argument of a class, with the tuples of its signature."""
     for base in inspect.getmro(kind) if inspect.isclass(kind) else [kind]:
         call = base.__init__ if inspect.isclass(base) else base
         parameter = _parameters(call).get(key)
@@ -166,7 +166,7 @@ def _parameters(call: Callable) -> Mapping[str, inspect.Parameter]:
 
 
 def _hints(call: Callable) -> Mapping[str, Any]:
-    # Annotations are anybody's code.
+    # Evaluating annotations may raise any exception.
     try:
         return typing.get_type_hints(call)
     except Exception:
@@ -182,10 +182,10 @@ def _as_default(value: Any, default: Any) -> Any:
 
 
 def _fit(value: Any, hint: Any) -> Tuple[bool, Any]:
-    """Whether a value is what a hint says once lists are tuples, and it."""
+    """Whether a value fits a hint, with lists as tuples; and that value."""
     origin = typing.get_origin(hint) or hint
     args = typing.get_args(hint)
-    # Python 3.10's X | Y has an origin of its own.
+    # The origin of Python 3.10's X | Y is not typing.Union.
     if origin is typing.Union or type(hint).__name__ == 'UnionType':
         for arg in args:
             fits, found = _fit(value, arg)
@@ -221,10 +221,10 @@ def _fit_items(value: Any, kind: Any, is_tuple: bool,
 
 
 class WholeConfig(Config):
-    """A config whose Python file is written whole or not at all."""
+    """A config that writes Python files atomically."""
 
     def dump(self, file: Any = None) -> Any:
-        """Write a file, or give the text, as ``Config`` does.
+        """Write a file, or return the text, as ``Config`` does.
 
         Raises:
             QuantError: if a Python file cannot be written.
@@ -237,9 +237,9 @@ class WholeConfig(Config):
 
 
 def as_python(cfg: Config) -> Config:
-    """A config that MMEngine writes as Python, which keeps tuples.
+    """A config that MMEngine writes as Python, which preserves tuples.
 
-    What a killed run leaves of it is never half of a file.
+    It is written atomically.
     """
     path = Path(cfg.filename or 'config.py')
     if path.suffix != '.py':
@@ -247,6 +247,6 @@ def as_python(cfg: Config) -> Config:
             cfg._cfg_dict,
             cfg_text=cfg.text or '\n',
             filename=str(path.with_suffix('.py')))
-    # Config would take the attribute for one of its keys.
+    # Config's own __setattr__ would set a key.
     object.__setattr__(cfg, '__class__', WholeConfig)
     return cfg

@@ -1,4 +1,4 @@
-"""Configs: reading them, and turning a float one into the quantized one."""
+"""Configs: reading them, and turning a float one into a quantized one."""
 import contextlib
 import re
 from pathlib import Path
@@ -11,7 +11,8 @@ from isvit_det.backbones import QUANTIZED
 from isvit_det.backbones.others import advice
 from isvit_det.core.errors import QuantError, describe_error, explain
 from isvit_det.core.files import disk_error
-from isvit_det.core.spec import QuantConfig, optimises, parse_bits
+from isvit_det.core.presets import optimises
+from isvit_det.core.settings import QuantConfig, parse_bits
 from isvit_det.inputs.config_forms import (class_of, has_lists, name_types_,
                                            restore_tuples_)
 from isvit_det.inputs.hooks import is_calibration_hook
@@ -19,29 +20,29 @@ from isvit_det.inputs.overrides import check_overrides
 
 DETECTOR = 'isvit_det.quantized_detector'
 HOOK = 'isvit_det.SOSCalibrationHook'
-# What MMDetection's DETRs write into the config that they are built from, and
-# refuse to find there.
+# Keys that MMDetection's DETRs add to the config from which they are built,
+# and refuse if a config has them.
 WRITTEN = {
     'bbox_head': ('share_pred_layer', 'num_pred_layer', 'as_two_stage'),
     'dn_cfg': ('num_classes', 'embed_dims', 'num_matching_queries')
 }
-# What MMEngine and the classes it builds raise for a wrong config, and say
-# enough of it. Of anything else the line names the place.
+# Exceptions of MMEngine, and of the classes that it builds, for wrong configs,
+# whose messages are sufficient. For others the place in the code is named.
 CONFIG_ERRORS = (KeyError, TypeError, ValueError, AttributeError, OSError,
                  ImportError, SyntaxError)
 
 
 def load_config(name: str, overrides: Optional[Mapping[str, Any]]) -> Config:
-    """Read a config; it is of one form, whichever form the file is of.
+    """Read a config of any format, and normalise it.
 
     Args:
         name: path of a file, or ``mmdet::FOLDER/NAME.py``, or
             ``isvit_det::FOLDER/NAME.py``.
-        overrides: values by dotted key, as ``--cfg-options`` gives them.
+        overrides: values by dotted key, as in ``--cfg-options``.
 
     Raises:
-        QuantError: if there is no such config, or it cannot be read or has
-            no place for an override.
+        QuantError: if the config does not exist or cannot be read, or an
+            override does not fit it.
     """
     overrides = dict(overrides or {})
     with config_errors(), _user_code(name):
@@ -63,7 +64,7 @@ def load_config(name: str, overrides: Optional[Mapping[str, Any]]) -> Config:
 
 @contextlib.contextmanager
 def _user_code(name: str) -> Iterator[None]:
-    """Name the config in what else it raises: it may run any code."""
+    """Name the config in its exceptions; it may run any code."""
     try:
         yield
     except (QuantError, *CONFIG_ERRORS):
@@ -75,7 +76,7 @@ def _user_code(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def config_errors() -> Iterator[None]:
-    """Turn what a wrong config raises into one line for its author."""
+    """Turn exceptions from a wrong config into QuantErrors."""
     try:
         yield
     except QuantError:
@@ -89,13 +90,13 @@ def config_errors() -> Iterator[None]:
         full = disk_error(error)
         if full is not None:
             raise full from error
-        # MMEngine joins the bytes of all images, and there are none.
+        # MMEngine concatenates the records of all images; there are none.
         if 'at least one array' in str(error):
             raise QuantError('test_dataloader: no image is evaluated; check '
                              'ann_file, indices and filter_cfg.') from error
         raise QuantError(f'config: {describe_error(error)}') from error
     except Exception as error:
-        # mmdet's words on the packages that some of its classes need.
+        # Messages of MMDetection on packages that some classes need.
         is_plain = any(
             words in str(error)
             for words in ('not installed', 'Failed to import'))
@@ -104,7 +105,7 @@ def config_errors() -> Iterator[None]:
 
 
 def _refuse_imports(message: str) -> None:
-    """Raise if MMEngine says that custom imports of a config failed."""
+    """Raise if the message is of failed custom imports."""
     found = re.search(r"custom modules from .*'imports': (\[.*?\]|'.*?')",
                       message)
     if found is None:
@@ -118,11 +119,11 @@ def _refuse_imports(message: str) -> None:
 
 
 def quantize_config_(cfg: Config, quant: Mapping[str, Any]) -> None:
-    """Make a config's model quantized, in place.
+    """Make the model of a config quantized, in place.
 
-    A float config with a supported backbone becomes what our own configs
-    are, even after a model was built from it; one of ours takes the settings
-    over its own.
+    A float config with a supported backbone gets the form of this project's
+    own configs, also after a model was built from it. In a quantized config,
+    ``quant`` replaces settings.
 
     Args:
         cfg: a whole config.
@@ -160,7 +161,7 @@ def quantize_config_(cfg: Config, quant: Mapping[str, Any]) -> None:
             f'config: model.quant: expected a dict of settings, got '
             f'{settings!r}.')
     settings = dict(settings)
-    # There are two ways to name bits; the user's one counts.
+    # There are two ways to give bits; that of the user has precedence.
     if 'bits' in quant:
         settings.pop('weight_bits', None)
         settings.pop('act_bits', None)
@@ -175,15 +176,16 @@ def quantize_config_(cfg: Config, quant: Mapping[str, Any]) -> None:
 def configure_hook_(cfg: Config,
                     sos: Mapping[str, Any],
                     store_gb: Optional[float] = None) -> None:
-    """Give a quantized config its calibration hook, in place.
+    """Add the calibration hook to a quantized config, or change it, in place.
 
-    Iterations that a config asks for are those of a method that optimises:
-    one that does not takes none, unless ``sos`` says otherwise.
+    The iterations in a config are for a method with optimisation. A method
+    without ignores them, unless ``sos`` has iterations.
 
     Args:
         cfg: a whole config, after ``quantize_config_``.
         sos: values of ``SOSConfig`` that the user gave.
-        store_gb: memory for activations; None leaves it as it is.
+        store_gb: memory for activations in GB (1e9 bytes); None keeps the
+            value of the config.
 
     Raises:
         QuantError: if the config's hooks are no list of dicts.
@@ -216,7 +218,7 @@ def configure_hook_(cfg: Config,
 
 
 def is_replaceable(path: Path) -> bool:
-    """Whether a config is not there, or is one that a run has written."""
+    """Whether a config does not exist, or was written by a run."""
     if not path.exists():
         return True
     text = path.read_text(errors='replace')

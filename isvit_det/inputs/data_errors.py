@@ -1,4 +1,4 @@
-"""What goes wrong with data: one line that names the image and the step."""
+"""Errors of data, in one line that names the image and the step."""
 import contextlib
 from typing import Any, Iterable, Iterator, List, Mapping, Optional
 
@@ -16,9 +16,9 @@ SHOWN_IMAGES = 3
 
 
 class GuardedPipeline(Compose):
-    """A data set's transforms, which name the image that one fails on.
+    """The transforms of a data set, with errors that name the image.
 
-    It goes to worker processes with its data set.
+    Worker processes use it, too.
 
     Args:
         pipeline: of a built data set.
@@ -45,9 +45,9 @@ class GuardedPipeline(Compose):
                 data = transform(data)
             except QuantError:
                 raise
-            # Transforms are anybody's code.
+            # A transform may be the user's code, and raise any exception.
             except Exception as error:
-                raise self._explained(step, name, before, error) from error
+                raise self._error(step, name, before, error) from error
             if data is None:
                 if self.may_skip:
                     return None
@@ -56,15 +56,15 @@ class GuardedPipeline(Compose):
                                  'out, or the image.')
         return data
 
-    def _explained(self, step: str, name: str, data: Any,
-                   error: Exception) -> QuantError:
+    def _error(self, step: str, name: str, data: Any,
+               error: Exception) -> QuantError:
         message = _one_line(error)
         if isinstance(error, OSError) and error.errno is not None:
             place = '' if name in message else f'image {name}: '
             return QuantError(f'data set: {place}{message}; check data_root '
                               'and data_prefix.')
-        # Of mmcv's LoadImageFromFile: None, of OpenCV: no bytes; others are
-        # errors of their own.
+        # From mmcv's LoadImageFromFile for an unreadable image, and from
+        # OpenCV for an empty one.
         if ('failed to load image' in message or '!buf.empty()' in message
                 or isinstance(error, OSError)):
             return QuantError(f'data set: image {name}: {step} failed to load '
@@ -83,7 +83,7 @@ class GuardedPipeline(Compose):
 
     def _annotation_fault(self, data: Mapping[str, Any],
                           error: KeyError) -> Optional[str]:
-        """What an image's objects lack, if an error is of that."""
+        """What the objects of an image lack, if this causes an error."""
         key = error.args[0] if error.args else None
         if key not in KEYS or all(
                 key in one for one in data.get('instances', [])):
@@ -92,11 +92,11 @@ class GuardedPipeline(Compose):
 
 
 def guard_(dataset: Any, may_skip: bool) -> None:
-    """Make a data set's pipeline name the image that it fails on.
+    """Make the pipeline of a data set name the image on which it fails.
 
     Args:
-        dataset: built, no wrapper.
-        may_skip: of ``GuardedPipeline``.
+        dataset: a built data set, no wrapper.
+        may_skip: see ``GuardedPipeline``.
     """
     pipeline = getattr(dataset, 'pipeline', None)
     if pipeline is not None and not isinstance(pipeline, GuardedPipeline):
@@ -105,18 +105,18 @@ def guard_(dataset: Any, may_skip: bool) -> None:
 
 
 def data_set_error(config: Mapping[str, Any], error: Exception) -> QuantError:
-    """What to say of a data set that was not built.
+    """The error for a data set that cannot be built.
 
     Args:
         config: of the data set.
-        error: that building it raised.
+        error: the exception of building it.
     """
     kind = str(config.get('type'))
     problem = QuantError(f'data set: {kind}: {describe_error(error)}; mend '
                          'its config or its files.')
     try:
         dataset = DATASETS.build(dict(config, lazy_init=True))
-    # Its arguments are at fault, as the error says.
+    # Its arguments are wrong, as the error says.
     except Exception:
         return problem
     path = str(getattr(dataset, 'ann_file', ''))
@@ -135,30 +135,30 @@ def data_set_error(config: Mapping[str, Any], error: Exception) -> QuantError:
 
 
 def _failing_entry(dataset: Any) -> Optional[str]:
-    """What a data set could not parse, shortened; None if it is not that."""
+    """The entry that a data set cannot parse, shortened, if there is one."""
     parse = dataset.parse_data_info
-    at: List[Any] = []
+    current: List[Any] = []
 
-    def noted(raw: Any) -> Any:
-        at[:] = [raw]
-        found = parse(raw)
-        at.clear()
-        return found
+    def parse_and_record(raw: Any) -> Any:
+        current[:] = [raw]
+        parsed = parse(raw)
+        current.clear()
+        return parsed
 
-    dataset.parse_data_info = noted
+    dataset.parse_data_info = parse_and_record
     with contextlib.suppress(Exception):
         dataset.full_init()
-    if not at:
+    if not current:
         return None
-    raw = at[0]
-    # Of an image and its objects, the image tells which it is.
+    raw = current[0]
+    # An entry with an image and its objects is identified by the image.
     return short(
         raw.get('raw_img_info', raw) if isinstance(raw, dict) else raw)
 
 
 @contextlib.contextmanager
 def preprocessing(data: Any) -> Iterator[None]:
-    """Name the images of a batch if the detector's preprocessor fails."""
+    """Name the images of a batch if the data preprocessor fails on them."""
     try:
         yield
     except QuantError:
@@ -171,12 +171,12 @@ def preprocessing(data: Any) -> Iterator[None]:
 
 
 def lacking(ann_file: str, info: Mapping[str, Any], key: str) -> str:
-    """What an image's objects lack, in words.
+    """A description of what the objects of an image lack.
 
     Args:
         ann_file: of the data set.
-        info: of the image.
-        key: of an object, as mmdet's data sets name it.
+        info: information on the image.
+        key: of an object, as in MMDetection's data sets.
     """
     key, entry = KEYS[key], None
     with contextlib.suppress(QuantError):
@@ -186,7 +186,7 @@ def lacking(ann_file: str, info: Mapping[str, Any], key: str) -> str:
 
 
 def image_name(data: Any) -> str:
-    """The path of an image, or what else is known of it."""
+    """The path of an image, or its id."""
     if isinstance(data, Mapping):
         for key in ('img_path', 'img_id', 'sample_idx'):
             if data.get(key) is not None:
@@ -204,17 +204,17 @@ def _one_line(error: BaseException) -> str:
 
 
 def last_line(error: BaseException) -> str:
-    """An error's message without the traceback that a worker puts first."""
+    """The message of an error without the traceback of a worker process."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[-1].split('QuantError: ')[-1]
 
 
 @contextlib.contextmanager
 def loading_errors(loader: str) -> Iterator[None]:
-    """Turn what a data loader raises into one line.
+    """Turn exceptions of a data loader into QuantErrors.
 
     Args:
-        loader: what the config calls it.
+        loader: key of the loader in the config.
     """
     try:
         yield
@@ -231,14 +231,14 @@ def loading_errors(loader: str) -> Iterator[None]:
 
 
 def read(batches: Iterable[Any], loader: str) -> Iterator[Any]:
-    """The batches of a data loader.
+    """Iterate over the batches of a data loader.
 
     Args:
         batches: the loader.
-        loader: what the config calls it.
+        loader: key of the loader in the config.
 
     Raises:
-        QuantError: naming what cannot be read.
+        QuantError: naming an image that cannot be read.
     """
     with loading_errors(loader):
         iterator = iter(batches)
@@ -258,7 +258,7 @@ def predicting(batch: Any) -> Iterator[None]:
         yield
     except QuantError:
         raise
-    # A detector may be anybody's code.
+    # A detector may be the user's code, and raise any exception.
     except Exception as error:
         raise QuantError(
             f'test_dataloader: image {", ".join(names(batch))}: the detector '
@@ -267,11 +267,11 @@ def predicting(batch: Any) -> Iterator[None]:
 
 
 class TestWatch(Hook):
-    """Knows which images a test is at, and names them if it fails.
+    """Records the batch of a test, to name its images if the test fails.
 
     Attributes:
-        batch: what the detector is run on; None between batches.
-        left: batches that were not yet predicted.
+        batch: the batch on which the detector runs; None between batches.
+        left: number of batches that are not predicted yet.
     """
     __test__ = False
     priority = 'LOWEST'
@@ -299,9 +299,9 @@ class TestWatch(Hook):
 
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:
-        """Turn what a test raises at an image into one line.
+        """Turn exceptions of a test on an image into QuantErrors.
 
-        What it raises before and after all images is left as it is.
+        Exceptions before the first and after the last image stay.
         """
         self.batch, self.left = None, 0
         try:
@@ -322,14 +322,14 @@ class TestWatch(Hook):
 
 
 def names(batch: Any) -> List[str]:
-    """Paths of the images of a batch, the first few."""
+    """Paths of the first images of a batch."""
     samples = batch.get('data_samples') if isinstance(batch, Mapping) else None
     if isinstance(samples, Mapping) or samples is None:
         return ['without a path']
-    # Of test-time augmentation, several of an image.
+    # With test-time augmentation, each image has several samples.
     samples = [one[0] if isinstance(one, list) else one for one in samples]
-    found = [
+    shown = [
         image_name(getattr(one, 'metainfo', {}))
         for one in samples[:SHOWN_IMAGES]
     ]
-    return found + ['...'] * (len(samples) > SHOWN_IMAGES)
+    return shown + ['...'] * (len(samples) > SHOWN_IMAGES)

@@ -1,11 +1,11 @@
-"""Data sets of a config: built, unwrapped, and kept apart."""
+"""Data sets of a config: building, unwrapping, and finding overlaps."""
 import copy
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
 from mmdet.registry import DATASETS
 
-from isvit_det.checkpoint import file_hash
+from isvit_det.core.digests import file_hash
 from isvit_det.core.errors import QuantError
 from isvit_det.inputs.annotations import short
 from isvit_det.inputs.data_errors import data_set_error
@@ -16,10 +16,10 @@ def dataset_of(loader: Any, name: str) -> Mapping[str, Any]:
 
     Args:
         loader: the config.
-        name: what it is called.
+        name: key of the config, for messages.
 
     Raises:
-        QuantError: if it has none.
+        QuantError: if it has no data set.
     """
     if not isinstance(loader, Mapping) or 'dataset' not in loader:
         raise QuantError(f'{name}: {short(loader)} has no data set; give a '
@@ -36,10 +36,10 @@ def _checked(config: Any, name: str) -> Mapping[str, Any]:
 
 
 def base_datasets(config: Mapping[str, Any]) -> List[Dict[str, Any]]:
-    """Copies of the data sets that wrappers (Repeat, Concat, ...) hold.
+    """Copies of the configs inside of wrappers (Repeat, Concat, ...).
 
     Raises:
-        QuantError: if a wrapper holds something else.
+        QuantError: if a wrapper contains something else.
     """
     inside = f'data set: {config.get("type")}'
     if 'datasets' in config:
@@ -60,7 +60,7 @@ def build_dataset(config: Dict[str, Any]) -> Any:
     """Build a data set; an empty list if it is empty.
 
     Raises:
-        QuantError: naming the file, and the entry of it, that is at fault.
+        QuantError: naming the wrong file and its entry.
     """
     try:
         return DATASETS.build(config)
@@ -69,17 +69,17 @@ def build_dataset(config: Dict[str, Any]) -> Any:
             f'data set: {error.filename or error} does not exist; check '
             'data_root and ann_file.') from error
     except ValueError as error:
-        # MMEngine joins the bytes of all images, and there are none.
+        # MMEngine concatenates the records of all images; there are none.
         if 'at least one array' in str(error):
             return []
         raise data_set_error(config, error) from error
-    # Of what the data set's class, which may be the user's, raises.
+    # The class may be the user's, and raise any exception.
     except Exception as error:
         raise data_set_error(config, error) from error
 
 
 def unwrap(dataset: Any) -> List[Any]:
-    """The built data sets that built wrappers (Repeat, Concat, ...) hold."""
+    """The built data sets inside of wrappers (Repeat, Concat, ...)."""
     inner = getattr(dataset, 'datasets', None)
     if inner is None and hasattr(dataset, 'dataset'):
         inner = [dataset.dataset]
@@ -89,7 +89,7 @@ def unwrap(dataset: Any) -> List[Any]:
 
 
 def evaluation_paths(dataset: Any) -> List[Path]:
-    """Image paths of a built data set, wrapped ones included."""
+    """Paths of all images of a built data set, which may be a wrapper."""
     return [
         Path(base.get_data_info(index)['img_path']) for base in unwrap(dataset)
         for index in range(len(base))
@@ -101,16 +101,17 @@ def find_overlap(
         evaluation: Sequence[Path]) -> Tuple[List[str], Dict[Path, Path]]:
     """Find evaluation images that are calibration images.
 
-    The same resolved path or the same content counts; ids do not.
+    Images are the same if their resolved paths or their contents are equal.
+    Ids are not compared.
 
     Returns:
-        SHA-256 of every calibration image; and the calibration image that
-        an evaluation image is, for those that are one.
+        SHA-256 of every calibration image; and for each evaluation image that
+        is one of them, the calibration image.
 
     Raises:
         QuantError: naming an image that is missing.
     """
-    places = {path.resolve(): path for path in calibration}
+    resolved = {path.resolve(): path for path in calibration}
     hashes = []
     sizes: Dict[int, Dict[str, Path]] = {}
     for path in calibration:
@@ -119,9 +120,9 @@ def find_overlap(
         sizes.setdefault(size, {})[hashes[-1]] = path
     overlap = {}
     for path in evaluation:
-        twin = places.get(path.resolve())
+        twin = resolved.get(path.resolve())
         if twin is None:
-            # Files of different sizes differ: few need to be read.
+            # Only files of equal size need to be read.
             suspects = sizes.get(_size(path))
             twin = suspects.get(file_hash(path)) if suspects else None
         if twin is not None:

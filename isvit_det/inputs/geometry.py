@@ -1,24 +1,24 @@
-"""Boxes and masks of annotations: whether their numbers can be meant."""
+"""Plausibility checks of the boxes and masks in annotations."""
 import itertools
 import math
 from typing import Any, List, Mapping, Optional
 
 import numpy as np
 
-# Coordinates may lie outside of an image by a multiple of its longer side.
-# Far outside, pycocotools draws polygons beyond the memory.
+# Coordinates may be outside of an image, up to a multiple of its longer side.
+# For polygons far outside, pycocotools writes beyond its memory.
 MULTIPLE = 10
-# In pixels, where the size of an image is not known.
+# In pixels, if the size of the image is not known.
 FARTHEST = 1e6
 INSIDE = f"within {MULTIPLE} times the image's longer side"
 NUMBERS = {int, float}
 
 
 def farthest(image: Optional[Mapping[str, Any]]) -> float:
-    """The largest coordinate of an annotation, in pixels.
+    """The largest plausible coordinate of an annotation, in pixels.
 
     Args:
-        image: entry of its image.
+        image: entry of the image.
 
     >>> farthest(dict(height=30, width=40))
     400.0
@@ -31,7 +31,7 @@ def farthest(image: Optional[Mapping[str, Any]]) -> float:
 
 
 def lies_inside(numbers: Any, limit: float) -> bool:
-    """Whether a list holds numbers alone, none farther from 0 than a limit.
+    """Whether a value is a list of numbers with absolute values up to a limit.
 
     >>> lies_inside([1, 2.5], 3), lies_inside([1, '2'], 3)
     (True, False)
@@ -40,19 +40,19 @@ def lies_inside(numbers: Any, limit: float) -> bool:
     """
     if not isinstance(numbers, list) or not set(map(type, numbers)) <= NUMBERS:
         return False
-    # A NaN may pass min and max, but no sum.
+    # NaN may be lost in min and max, but not in a sum.
     return not numbers or (-limit <= min(numbers) and max(numbers) <= limit
                            and math.isfinite(sum(numbers)))
 
 
 def mask_fault(mask: Any, limit: float, is_drawn: bool) -> Optional[str]:
-    """What was expected instead of a segmentation; None if it is one.
+    """What is expected instead of a wrong segmentation; None if it is right.
 
     Args:
-        mask: of an annotation.
-        limit: of its coordinates, in pixels.
-        is_drawn: whether pycocotools draws it as it is. MMDetection's
-            ``LoadAnnotations`` leaves out polygons of less than three points.
+        mask: segmentation of an annotation.
+        limit: largest coordinate, in pixels.
+        is_drawn: whether pycocotools gets it unchanged. MMDetection's
+            ``LoadAnnotations`` drops polygons of less than three points.
     """
     if isinstance(mask, Mapping):
         return _runs_fault(mask)
@@ -62,8 +62,8 @@ def mask_fault(mask: Any, limit: float, is_drawn: bool) -> Optional[str]:
         return 'a list of polygons [x1, y1, x2, y2, ...]'
     if not lies_inside(list(itertools.chain(*mask)), limit):
         return f'polygons of numbers {INSIDE} ({limit:g} pixels)'
-    # pycocotools takes four numbers in the first place for a box, and draws
-    # nothing for them in another one.
+    # pycocotools takes a first polygon of four numbers for a box, and
+    # ignores a later one.
     lengths = [len(polygon) for polygon in mask]
     if is_drawn and (lengths[0] < 6 or min(lengths) < 4
                      or any(length % 2 for length in lengths)):
@@ -87,13 +87,13 @@ def _runs_fault(mask: Mapping[str, Any]) -> Optional[str]:
 
 
 def run_lengths(code: Any) -> Optional[List[int]]:
-    """The run lengths that a text of pycocotools stands for.
+    """Decode the run lengths of a compressed mask of pycocotools.
 
     Args:
-        code: ``counts`` of a compressed mask.
+        code: ``counts`` of the mask.
 
     Returns:
-        None if it is no such text.
+        The run lengths, or None if it is no valid code.
 
     >>> run_lengths('05S1'), run_lengths('zzz')
     ([0, 5, 35], None)
@@ -103,8 +103,8 @@ def run_lengths(code: Any) -> Optional[List[int]]:
     signs = np.frombuffer(code.encode(), np.uint8).astype(np.int64) - 48
     if signs.min() < 0 or signs.max() > 63 or signs[-1] & 32:
         return None
-    # Each run has some signs of five bits, the lowest first, and the sixth
-    # bit says that another one follows.
+    # Each run is coded in characters of five bits, the lowest first. The sixth
+    # bit says that another character follows.
     ends = np.flatnonzero(signs & 32 == 0)
     starts = np.concatenate([[0], ends[:-1] + 1])
     lengths = ends - starts + 1
@@ -113,7 +113,7 @@ def run_lengths(code: Any) -> Optional[List[int]]:
     shifts = 5 * (np.arange(len(signs)) - np.repeat(starts, lengths))
     runs = np.add.reduceat((signs & 31) << shifts, starts)
     runs -= np.where(signs[ends] & 16, 1 << (5 * lengths), 0)
-    # From the fourth on, they say how much longer than the last but one.
+    # From the fourth on, the difference to the last but one is coded.
     for first in (1, 2):
         runs[first::2] = np.cumsum(runs[first::2])
     return runs.tolist()

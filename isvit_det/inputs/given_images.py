@@ -1,4 +1,4 @@
-"""Images that somebody has at hand, as files or 8-bit arrays in BGR."""
+"""Calibration images from the caller: files, arrays or Pillow images."""
 import os
 from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
@@ -13,26 +13,26 @@ from isvit_det.core.errors import QuantError
 
 Image = Union[str, Path, np.ndarray]
 
-WANTED = ('give a list of files, or of uint8 arrays (H, W, 3) in BGR order, '
-          'as inference_detector takes them')
-# Modes that Pillow turns into 8-bit RGB without scaling values.
+EXPECTED = ('give a list of files, or of uint8 arrays (H, W, 3) in BGR order, '
+            'as inference_detector takes them')
+# Modes that Pillow converts to 8-bit RGB without scaling values.
 PIL_MODES = ('1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'RGBX', 'CMYK', 'YCbCr')
 
 
 def as_images(given: Any) -> List[Image]:
-    """Files and arrays of what was given as images.
+    """Convert images to files and arrays.
 
     Args:
-        given: one or more, in anything that yields them in an order: a file,
+        given: an image, or an ordered iterable of images. An image is a file,
             an array (H, W), (H, W, 1) or (H, W, 3) of uint8 or of floats in
-            0..255 in BGR order, or an image of Pillow. One array (N, H, W, C)
+            0..255 in BGR order, or an image of Pillow. An array (N, H, W, C)
             is N images.
 
     Returns:
         Paths, and arrays (H, W, 3) of uint8 or float32.
 
     Raises:
-        QuantError: naming the first that is none or may mean two things.
+        QuantError: naming the first object that is no image, or ambiguous.
     """
     if _is_one(given):
         given = [given]
@@ -42,13 +42,13 @@ def as_images(given: Any) -> List[Image]:
         given = list(np.atleast_1d(given)) if is_many else [given]
     elif isinstance(given, (Mapping, Set)) or not isinstance(given, Iterable):
         raise QuantError(f'calib_images: a {type(given).__name__} is no list; '
-                         f'{WANTED}.')
+                         f'{EXPECTED}.')
     elif isinstance(given, torch.Tensor):
         given = [given]
     images = [_as_image(image, f'calib_images[{place}]')
               for place, image in enumerate(given)]  # yapf: disable
     if not images:
-        raise QuantError(f'calib_images: there are none; {WANTED}, at least '
+        raise QuantError(f'calib_images: there are none; {EXPECTED}, at least '
                          '1.')
     return images
 
@@ -66,10 +66,10 @@ def _as_image(image: Any, name: str) -> Image:
         return _as_array(image, name)
     advice = ''
     if isinstance(image, torch.Tensor):
-        # Neither its order of axes and channels nor its scale is known.
+        # The order of its axes and channels and its scale are unknown.
         advice = ' with tensor.permute(1, 2, 0).numpy() if it is (3, H, W)'
     raise QuantError(f'{name}: a {type(image).__name__} is no file and no '
-                     f'array; {WANTED}{advice}.')
+                     f'array; {EXPECTED}{advice}.')
 
 
 def _as_file(path: Path, name: str) -> Path:
@@ -87,7 +87,7 @@ def _from_pillow(image: pil.Image, name: str) -> np.ndarray:
                          'has no 8-bit colours; scale it to 0..255 and give '
                          "it in mode 'RGB'.")
     try:
-        # As readers of files turn it.
+        # Readers of files apply the orientation, too.
         upright = ImageOps.exif_transpose(image)
         array = np.asarray(upright.convert('RGB'))
     except OSError as error:
@@ -116,7 +116,7 @@ def _as_array(array: np.ndarray, name: str) -> np.ndarray:
         raise QuantError(f'{name}: an array of {array.dtype}: its values may '
                          'mean anything; scale it to 0..255 and give uint8.')
     low, high = float(array.min()), float(array.max())
-    # A NaN is not in any range.
+    # This is also true for NaN, which is in no range.
     if not (low >= 0 and 1 < high <= 255):
         raise QuantError(f'{name}: an array of {array.dtype} with values from '
                          f'{low:g} to {high:g}; scale it to 0..255, without '

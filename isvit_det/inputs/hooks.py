@@ -1,4 +1,4 @@
-"""Hooks of the user: which are ours, and what to tell if one raises."""
+"""Errors of the user's hooks, and finding the calibration hook."""
 import contextlib
 from typing import Any, Iterator, Optional
 
@@ -14,25 +14,25 @@ def failing_hook(error: BaseException) -> Optional[str]:
     Args:
         error: with its traceback.
     """
-    trace, found = error.__traceback__, None
+    trace, name = error.__traceback__, None
     while trace is not None:
         code, owner = trace.tb_frame.f_code, trace.tb_frame.f_locals.get(
             'self')
-        # A hook of ours may run what belongs to others.
+        # A hook of this package may call others.
         if isinstance(
                 owner,
                 Hook) and not type(owner).__module__.startswith('isvit_det.'):
-            found = f'{type(owner).__name__}.{code.co_name}'
+            name = f'{type(owner).__name__}.{code.co_name}'
         trace = trace.tb_next
-    return found
+    return name
 
 
 @contextlib.contextmanager
 def hook_errors() -> Iterator[None]:
-    """Turn what a hook of the user raises into one line that names it.
+    """Turn exceptions of the user's hooks into QuantErrors.
 
     Raises:
-        QuantError: naming the hook, its method and what it raised.
+        QuantError: naming the hook, its method and the exception.
     """
     try:
         yield
@@ -50,9 +50,10 @@ def hook_errors() -> Iterator[None]:
 
 
 def is_calibration_hook(kind: Any) -> bool:
-    """Whether a class is ``SOSCalibrationHook`` or one of its children.
+    """Whether a class is ``SOSCalibrationHook`` or a subclass.
 
-    It is told by its name, since the hook is of a higher floor.
+    The name decides, since this module must not import the hook's (see
+    ``tests/test_floors.py``).
     """
     return any(base.__name__ == 'SOSCalibrationHook'
                for base in getattr(kind, '__mro__', ()))

@@ -9,15 +9,15 @@ from mmengine.config import DictAction
 from mmengine.runner import Runner
 
 from isvit_det.core.errors import QuantError
-from isvit_det.core.spec import QuantConfig, SOSConfig
+from isvit_det.core.settings import QuantConfig, SOSConfig
 
 FORMS = ('give KEY=VALUE, VALUE a number, True, False, None, a text without '
          'quotes and spaces, or a list [1,2] or tuple (1,2) of such; set '
          'what a dict holds key by key, such as model.backbone.depth=12, or '
          'write it into a config')
-# How a value begins that MMEngine leaves a text or cannot read.
+# First characters of values that MMEngine cannot parse.
 UNREAD = ('dict(', '{')
-# What MMEngine's Runner reads of a whole config.
+# Keys of a config that MMEngine's Runner reads.
 RUNNER_KEYS = (*(name for name in inspect.signature(Runner).parameters
                  if name != 'cfg'), 'model_wrapper_cfg', 'sync_bn',
                'find_unused_parameters', 'activation_checkpointing',
@@ -25,7 +25,7 @@ RUNNER_KEYS = (*(name for name in inspect.signature(Runner).parameters
 
 
 class OverrideAction(DictAction):
-    """Reads KEY=VALUE as MMEngine does; what it cannot read is one line."""
+    """Parses KEY=VALUE as MMEngine does, with errors in one line."""
 
     def __call__(self,
                  parser: argparse.ArgumentParser,
@@ -39,8 +39,8 @@ class OverrideAction(DictAction):
                                         1)[0], getattr(namespace, self.dest)
                 check_key(key)
                 is_read = not _is_unread(value[key])
-            # Of unbalanced brackets, of commas in brackets that it does not
-            # know, and of a missing "=".
+            # For unbalanced brackets, commas in unknown brackets, and a
+            # missing "=".
             except (AssertionError, RecursionError, ValueError):
                 is_read = False
             if not is_read:
@@ -49,13 +49,13 @@ class OverrideAction(DictAction):
 
 
 def check_key(key: str) -> None:
-    """Raise ValueError unless a key is names with dots between them."""
+    """Raise ValueError unless a key consists of names separated by dots."""
     if not all(part.strip() == part and part for part in key.split('.')):
         raise ValueError(key)
 
 
 def check_pairs(parser: argparse.ArgumentParser, pairs: Sequence[str]) -> None:
-    """Refuse, as ``parser``, what is to be handed on to another command."""
+    """Check options for another command; errors are those of ``parser``."""
     action = OverrideAction(['--cfg-options'], 'cfg_options')
     action(parser, argparse.Namespace(), pairs)
 
@@ -68,16 +68,16 @@ def _is_unread(value: Any) -> bool:
 
 def check_overrides(cfg: Mapping[str, Any], overrides: Mapping[str,
                                                                Any]) -> None:
-    """Check that a config has the places that overrides name.
+    """Check that overrides fit a config.
 
     Args:
         cfg: a whole config.
         overrides: values by dotted key.
 
     Raises:
-        QuantError: naming a key that leads through a value without keys, or
-            to an element that a list has not, or that another one contains,
-            or that begins with what neither the config nor the Runner has.
+        QuantError: naming a key that has a value without keys, or an element
+            that a list does not have, on its path; that contains another key;
+            or whose first name neither the config nor the Runner has.
     """
     for key, value in overrides.items():
         parts = key.split('.')
@@ -94,7 +94,7 @@ def check_overrides(cfg: Mapping[str, Any], overrides: Mapping[str,
 
 
 def _suggestion(key: str, cfg: Mapping[str, Any]) -> str:
-    """A question after the name that is nearest to one that nothing has."""
+    """A question with the most similar name, for an unknown key; or ''."""
     names: Dict[str, str] = {name: name for name in (*cfg, *RUNNER_KEYS)}
     settings = [('sos', one.name) for one in dataclasses.fields(SOSConfig)]
     settings += [('quant', one.name)
@@ -124,7 +124,7 @@ def _check_place(cfg: Mapping[str, Any], parts: List[str], value: Any) -> None:
             node = node[int(part)]
         elif isinstance(node, Mapping):
             if part not in node:
-                # A new key; what is below it are dicts.
+                # A new key, below which dicts are created.
                 numbers = [one for one in parts[depth:] if one.isdigit()]
                 if numbers:
                     raise QuantError(f'--cfg-options: {key}: there is no list '

@@ -1,4 +1,4 @@
-"""Annotations of an evaluation: whether each means what it seems to mean."""
+"""Checks of the annotations that metrics and data sets read."""
 from typing import Any, Callable, Dict, List, Mapping, Optional
 
 from mmdet.datasets import CocoDataset
@@ -13,18 +13,18 @@ from isvit_det.inputs.geometry import INSIDE, farthest, lies_inside, mask_fault
 
 
 def check_metric(metric: Any, path: Path_) -> List[str]:
-    """Check the annotations that a metric compares predictions with.
+    """Check the annotations of a metric.
 
     Args:
-        metric: any; those of COCO AP are checked.
+        metric: the metric; only COCO's AP is checked.
         path: of its annotation file.
 
     Returns:
-        What counts for nothing, in sentences for the user.
+        Sentences on annotations that are ignored.
 
     Raises:
-        QuantError: naming the file's entry that lacks something, or with a
-            value that pycocotools misreads.
+        QuantError: naming an entry that lacks something, or that has a value
+            which pycocotools misreads.
     """
     api = getattr(metric, '_coco_api', None)
     if not isinstance(metric, CocoMetric) or not isinstance(api, COCO):
@@ -36,7 +36,7 @@ def check_metric(metric: Any, path: Path_) -> List[str]:
         needs['images'] = [ID, *SHAPE]
 
     def counts(entry: Any) -> bool:
-        # pycocotools does not look at the others.
+        # pycocotools ignores the others.
         return entry['image_id'] in api.imgs
 
     check_entries(path, content, needs, counts)
@@ -58,17 +58,17 @@ def check_metric(metric: Any, path: Path_) -> List[str]:
 
 def check_dataset(dataset: Any, content: Optional[Mapping[str, Any]],
                   masks: bool, is_drawn: bool) -> None:
-    """Check the annotations that a data set in COCO's form reads.
+    """Check the annotations of a data set in COCO's format.
 
     Args:
-        dataset: built, no wrapper; those that read them in a way of their
-            own are not checked.
-        content: of its annotation file, None if it is in another form.
+        dataset: a built data set, no wrapper; a class with its own parser is
+            not checked.
+        content: of its annotation file, None if it has another format.
         masks: whether masks are used.
-        is_drawn: whether a metric takes them as they are.
+        is_drawn: whether a metric gets the masks unchanged.
 
     Raises:
-        QuantError: naming the file's entry and its value.
+        QuantError: naming the wrong entry and its value.
     """
     kind = type(dataset)
     if (content is None or not isinstance(dataset, CocoDataset)
@@ -81,12 +81,12 @@ def check_dataset(dataset: Any, content: Optional[Mapping[str, Any]],
 
 
 def measures_masks(metric: Any) -> bool:
-    """Whether a metric is COCO AP of masks."""
+    """Whether a metric measures COCO's AP of masks."""
     return isinstance(metric, CocoMetric) and 'segm' in metric.metrics
 
 
 def _check_ids(path: Path_, content: Mapping[str, Any]) -> None:
-    """Raise if ids of images or categories cannot be sorted."""
+    """Raise if the ids of images or of categories cannot be sorted."""
     for section in ('images', 'categories'):
         entries = content[section]
         for place, entry in enumerate(entries):
@@ -101,13 +101,13 @@ def _check_ids(path: Path_, content: Mapping[str, Any]) -> None:
 def _check_numbers(path: Path_, content: Mapping[str, Any],
                    counts: Callable[[Any], bool], masks: bool,
                    is_drawn: bool) -> None:
-    """Raise if a box or a mask lies where nothing can be meant."""
+    """Raise if the numbers of a box or a mask are not plausible."""
     limits: Dict[Any, float] = {
         image['id']: farthest(image)
         for image in content['images']
     }
     for place, entry in enumerate(content.get('annotations', [])):
-        # Those of unknown images are not read.
+        # Annotations of unknown images are not read.
         if entry['image_id'] not in limits or not counts(entry):
             continue
         key, limit = 'bbox', limits[entry['image_id']]

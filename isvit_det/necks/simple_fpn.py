@@ -1,4 +1,4 @@
-"""SimpleFPN: a feature pyramid of one map, for plain backbones."""
+"""SimpleFPN: a feature pyramid from one map, for plain backbones."""
 from typing import Any, List, Mapping, Optional, Sequence, Tuple
 
 from mmcv.cnn import ConvModule
@@ -17,7 +17,7 @@ NORM = dict(type='isvit_det.LayerNorm2d', eps=1e-6)
 class LayerNorm2d(nn.LayerNorm):
     """LayerNorm over the channels of a map (B, C, H, W).
 
-    A norm layer by the name ``isvit_det.LayerNorm2d`` in any ``norm_cfg``.
+    In a ``norm_cfg`` its name is ``isvit_det.LayerNorm2d``.
 
     Args:
         num_channels: C.
@@ -40,15 +40,16 @@ class LayerNorm2d(nn.LayerNorm):
 class SimpleFPN(BaseModule):
     """Maps of strides 4 to 32 from the last map of a plain backbone.
 
-    Transposed convolutions enlarge it and pooling makes it smaller; two
-    convolutions follow on every level (ViTDet, arXiv 2203.16527, section 3).
+    Transposed convolutions increase its resolution and pooling decreases it;
+    two convolutions follow at every level (ViTDet, arXiv 2203.16527, section
+    3).
 
     Args:
         in_channels: of the backbone's map.
         out_channels: of every level.
         in_stride: of the backbone's map, its patch size: 8 or 16.
-        num_outs: number of levels; those beyond the four are poolings of
-            the last.
+        num_outs: number of levels, at least 4; further levels are pooled
+            from the last.
         init_cfg: as in MMEngine.
 
     Raises:
@@ -100,7 +101,7 @@ class SimpleFPN(BaseModule):
 
 def _resize(channels: int, in_stride: int,
             out_stride: int) -> Tuple[nn.Sequential, int]:
-    """Layers from one stride to another, and the channels they give."""
+    """Layers from one stride to another, and their output channels."""
     layers: List[nn.Module] = []
     while in_stride > out_stride:
         if layers:

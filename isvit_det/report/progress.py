@@ -5,9 +5,9 @@ from typing import Any, Dict, Sequence
 from mmengine.logging import MMLogger
 from rich.progress import TaskID
 
-from isvit_det.calibration.sos import Event
+from isvit_det.calibration.events import Event
 from isvit_det.core.layers import quantized_layers
-from isvit_det.core.spec import QuantConfig, SOSConfig
+from isvit_det.core.settings import QuantConfig, SOSConfig
 from isvit_det.core.units import Unit
 from isvit_det.screen.progress import Pace, bars, duration
 

@@ -1,4 +1,4 @@
-"""Provenance: what a calibration was made from and with."""
+"""Provenance: the versions, settings and data of a calibration."""
 import hashlib
 import json
 import platform
@@ -8,17 +8,17 @@ from typing import Any, Dict, List, Mapping, Optional, Protocol, Sequence
 
 import torch
 
-from isvit_det.checkpoint import file_hash, plain
-from isvit_det.core.digests import checksum
-from isvit_det.core.ranks import num_ranks
-from isvit_det.core.spec import SOSConfig
+from isvit_det.core.digests import checksum, file_hash
+from isvit_det.core.distributed import world_size
+from isvit_det.core.plain import plain
+from isvit_det.core.settings import SOSConfig
 from isvit_det.version import __version__
 
 PACKAGES = ('torch', 'mmengine', 'mmcv', 'mmdet', 'timm')
 
 
 class DrawnImages(Protocol):
-    """Calibration images, whatever they were drawn from."""
+    """Calibration images of any source."""
     asked: int
 
     def __len__(self) -> int:
@@ -36,8 +36,8 @@ def describe_origin(model: Any, checkpoint: Optional[str], images: DrawnImages,
     """Everything that the codes of a calibration depend on.
 
     Args:
-        model: quantized, with its float weights and not calibrated.
-        checkpoint: path or address the weights were loaded from.
+        model: with float weights, not calibrated.
+        checkpoint: path or address of the weights.
         images: the calibration images.
         sos: settings of the run.
     """
@@ -57,22 +57,23 @@ def describe_origin(model: Any, checkpoint: Optional[str], images: DrawnImages,
 
 
 def versions() -> Dict[str, str]:
-    """Versions by import name, whichever distribution brings a package."""
-    found = {name: import_module(name).__version__ for name in PACKAGES}
-    return dict(found, isvit_det=__version__, python=platform.python_version())
+    """Versions of packages by import name."""
+    packages = {name: import_module(name).__version__ for name in PACKAGES}
+    return dict(
+        packages, isvit_det=__version__, python=platform.python_version())
 
 
 def fingerprint(origin: Mapping[str, Any], hashes: Sequence[str],
                 configs: Sequence[Any], model: Any) -> str:
-    """One string for all that the codes depend on.
+    """A digest of everything that the codes depend on.
 
     Args:
         origin: of ``describe_origin``.
         hashes: of the contents of the calibration images.
-        configs: of the model and of what prepares images.
+        configs: of the model and of the preparation of images.
         model: on its device.
     """
-    # A file that was renamed, or saved anew, holds the same weights.
+    # A renamed or re-saved file has the same weights.
     unnamed = {
         key: value
         for key, value in origin.items()
@@ -85,7 +86,7 @@ def fingerprint(origin: Mapping[str, Any], hashes: Sequence[str],
         # The order of float sums depends on these.
         str(next(model.parameters()).device),
         torch.get_num_threads(),
-        num_ranks()
+        world_size()
     ]
     text = json.dumps(plain(depends), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""What a run found: one table for people, one JSON file for programs."""
+"""The results of a run: a table for people, a JSON file for programs."""
 import json
 import resource
 from pathlib import Path
@@ -9,13 +9,13 @@ import torch
 from mmengine.dist import all_reduce, get_world_size
 from torch import Tensor, nn
 
-from isvit_det.checkpoint import plain
 from isvit_det.core.errors import QuantError
 from isvit_det.core.files import write_atomically
 from isvit_det.core.layers import list_sites
+from isvit_det.core.plain import plain
 from isvit_det.evaluation.figures import Figures
 
-# Images that the backbone's error is measured on, at most.
+# Most images on which the error of the backbone is measured.
 ERROR_IMAGES = 500
 
 
@@ -29,8 +29,8 @@ def backbone_error(model: Any, teacher: nn.Module, batches: Iterable[Any],
 
     Args:
         model: the quantized detector.
-        teacher: its backbone before calibration.
-        batches: of the evaluation's data loader.
+        teacher: its float backbone.
+        batches: of the data loader of the evaluation.
         advance: is told how many more images of the run are done.
     """
     limit = -(-ERROR_IMAGES // get_world_size())
@@ -48,14 +48,14 @@ def backbone_error(model: Any, teacher: nn.Module, batches: Iterable[Any],
     return (total[0] / total[1]).item()
 
 
-def relative_errors(found: Tensor, wanted: Tensor) -> Tensor:
-    """``||found - wanted||^2 / ||wanted||^2`` of every image, shape (B,).
+def relative_errors(student: Tensor, teacher: Tensor) -> Tensor:
+    """``||student - teacher||^2 / ||teacher||^2`` of each image, (B,).
 
     >>> relative_errors(torch.tensor([[1., 2.]]), torch.tensor([[0., 2.]]))
     tensor([0.2500], dtype=torch.float64)
     """
-    found, wanted = found.double().flatten(1), wanted.double().flatten(1)
-    return (found - wanted).square().sum(1) / wanted.square().sum(1)
+    student, teacher = (x.double().flatten(1) for x in (student, teacher))
+    return (student - teacher).square().sum(1) / teacher.square().sum(1)
 
 
 def format_table(rows: Sequence[Mapping[str, str]]) -> str:
@@ -80,7 +80,7 @@ def format_table(rows: Sequence[Mapping[str, str]]) -> str:
 
 
 def peak_memory() -> Dict[str, int]:
-    """Most bytes this process has held, on the host and on the GPU."""
+    """Peak memory of this process in bytes, on the host and on the GPU."""
     peak = {'host': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
     if torch.cuda.is_available():
         peak['cuda'] = torch.cuda.max_memory_allocated()
@@ -94,17 +94,17 @@ def weight_bytes(state: Mapping[str, Tensor]) -> int:
 
 
 def count_calls(model: nn.Module) -> Dict[str, int]:
-    """Times every quantized site has run so far, by name."""
+    """Number of calls of every quantizer so far, by name."""
     return {site.name: site.num_calls for site in list_sites(model)}
 
 
 def list_sites_run(model: nn.Module,
                    before: Mapping[str, int]) -> List[Dict[str, Any]]:
-    """Every quantized site, with the times it has run since ``before``.
+    """Every quantizer, with its number of calls since ``before``.
 
     Raises:
-        QuantError: naming sites of the backbone that did not run; those of
-            heads may not, for want of detections.
+        QuantError: naming quantizers of the backbone that did not run. Those
+            of heads may not run, if nothing is detected.
     """
     sites = [
         dict(site._asdict(), num_calls=site.num_calls - before[site.name])
@@ -130,12 +130,12 @@ def sum_calls(sites: Sequence[Mapping[str, Any]]) -> List[Dict[str, Any]]:
 
 
 def silent_sites(sites: Iterable[Mapping[str, Any]]) -> List[str]:
-    """Names of the sites that did not run."""
+    """Names of the quantizers that did not run."""
     return [site['name'] for site in sites if site['num_calls'] == 0]
 
 
 def write_result(path: Path, result: Mapping[str, Any]) -> None:
-    """Write a result as JSON, whole or not at all."""
+    """Write a result as JSON."""
     text = json.dumps(plain(result), indent=1).encode()
     write_atomically(path, lambda file: file.write(text))
 
@@ -144,7 +144,7 @@ def table_rows(result: Mapping[str, Any]) -> List[Dict[str, str]]:
     """The rows of the float and of the quantized model.
 
     Args:
-        result: of a run, as ``result.json`` holds it.
+        result: of a run, as in ``result.json``.
     """
     seconds = result['seconds']
     unquantized = result['float'] or {}
@@ -201,10 +201,10 @@ def table_rows(result: Mapping[str, Any]) -> List[Dict[str, str]]:
 
 
 def further_lines(result: Mapping[str, Any]) -> List[str]:
-    """What a table has no room for: other figures, and notes.
+    """Lines below the table: metrics without a column, and notes.
 
     Args:
-        result: of a run, as ``result.json`` holds it.
+        result: of a run, as in ``result.json``.
     """
     figures = Figures(result['float'] or {}, result['quantized'])
     lines = figures.list_rest() if figures.rest else []

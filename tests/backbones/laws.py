@@ -7,7 +7,7 @@ from isvit_det.core.layers import (observe, precision, quantizers,
 from isvit_det.core.reparam import (fold_channel_scales_, use_channel_scales_,
                                     widen_narrow_channels_)
 from isvit_det.core.rotation import rotate_heads_
-from isvit_det.core.spec import SOSConfig
+from isvit_det.core.settings import SOSConfig
 from isvit_det.core.units import State
 
 # Ends of the names of the layers that read a LayerNorm's output.

@@ -7,7 +7,7 @@ from mmengine.runner.checkpoint import load_state_dict as mmengine_load
 from isvit_det.backbones.swin import QuantSwinTransformer, QuantWindowMSA
 from isvit_det.core.errors import QuantError
 from isvit_det.core.layers import list_sites
-from isvit_det.core.spec import QuantConfig
+from isvit_det.core.settings import QuantConfig
 from tests.backbones.laws import (check_calibrates, check_equal_bit_for_bit,
                                   check_every_item_covered_once,
                                   check_items_run_alone, check_keys,

@@ -5,11 +5,13 @@ import pytest
 import torch
 from torch import nn
 
-from isvit_det.calibration import closed_form
-from isvit_det.calibration.closed_form import Moments, correct_
+from isvit_det.calibration import moments
+from isvit_det.calibration.closed_form import correct_
+from isvit_det.calibration.moments import Moments
+from isvit_det.calibration.weight_fitting import ridge_regression
 from isvit_det.core.layers import (QuantConv2d, QuantLinear, fit_weights_,
                                    observe, precision)
-from isvit_det.core.spec import QuantConfig
+from isvit_det.core.settings import QuantConfig
 
 CONFIG = QuantConfig(weight_bits=4, act_bits=4)
 
@@ -63,7 +65,7 @@ def error(layer, source, x):
 def test_a_corrected_layer_is_closer_to_float_on_unseen_maps(
         kind, most, monkeypatch):
     """A wide one too, which is corrected in parts."""
-    monkeypatch.setattr(closed_form, 'MAX_INPUTS', most)
+    monkeypatch.setattr(moments, 'MAX_INPUTS', most)
     plain, source = fitted(LAYERS[kind]), fitted(LAYERS[kind])
     corrected = copy.deepcopy(plain)
     fit_weights_(plain)
@@ -80,7 +82,7 @@ def test_a_corrected_layer_is_closer_to_float_on_unseen_maps(
 
 @pytest.mark.parametrize('most', [4096, 8])
 def test_the_mean_of_the_output_is_kept(most, monkeypatch):
-    monkeypatch.setattr(closed_form, 'MAX_INPUTS', most)
+    monkeypatch.setattr(moments, 'MAX_INPUTS', most)
     layer, source = fitted(LAYERS['linear']), fitted(LAYERS['linear'])
     # Every row of a map is looked at.
     maps = smooth_maps(12, seed=1)
@@ -127,50 +129,55 @@ def test_what_codes_were_rounded_from_has_the_same_codes():
     assert ((decoded - before).abs() <= .5001 * scale).all()
 
 
-def explained(num_images, num_rows, num_others=0, weight=1., first=0):
-    """A layer, corrected for what it is told that rows want.
+def fitted_to_residuals(num_images,
+                        num_rows,
+                        num_others=0,
+                        weight=1.,
+                        num_prefix=0):
+    """A layer, corrected for residuals that a linear map gives.
 
-    Some at the start want something else, and count so much more.
+    Some rows at the start have another target, and another weight.
 
     Returns:
-        The layer's weight, what most and what others want, and how often
-        rows counted.
+        The layer's weight, the targets of most rows and of the others, and
+        the sum of the weights.
     """
     torch.manual_seed(0)
     layer = nn.Sequential(LAYERS['linear']())
     with observe(layer):
         layer(torch.randn(200, 22))
-    wish, other = torch.randn(9, 22), torch.randn(9, 22)
+    target, other = torch.randn(9, 22), torch.randn(9, 22)
     weights = None
     if num_others:
         weights = torch.ones(num_rows, 1)
         weights[:num_others] = weight
     with precision(layer, weights=False, acts=True), torch.no_grad():
-        with correct_([*layer], explained=True) as correction:
+        with correct_([*layer], residual_given=True) as correction:
             for image in range(num_images):
-                correction.start_image(image, first)
+                correction.start_image(image, num_prefix)
                 x = torch.randn(num_rows, 22)
-                wanted = x @ wish.T
-                wanted[:num_others] = x[:num_others] @ other.T
-                correction.explain(layer[0], wanted - layer(x), weights)
-            watcher = correction.watchers[layer[0]]
-            count = sum(m.count for m in watcher.used + watcher.held)
-    return layer[0].weight, wish, other, count
+                output = x @ target.T
+                output[:num_others] = x[:num_others] @ other.T
+                correction.add_residual(layer[0], output - layer(x), weights)
+            collector = correction.collectors[layer[0]]
+            count = sum(m.count for m in collector.used + collector.held_out)
+    return layer[0].weight, target, other, count
 
 
 @pytest.mark.parametrize('weighted', [False, True])
-def test_a_layer_makes_up_for_what_the_output_lacks(weighted):
-    """Whatever the reason, as far as the layer's input tells it."""
-    weight, wish, other, _ = explained(20, 200, 50 if weighted else 0, 1e4)
-    target = other if weighted else wish
+def test_a_layer_is_fitted_to_the_residuals_given(weighted):
+    weight, target, other, _ = fitted_to_residuals(20, 200,
+                                                   50 if weighted else 0, 1e4)
+    target = other if weighted else target
     # 4 bits, of weights and of what they were learned from.
     assert (weight - target).norm() < .2 * target.norm()
 
 
 def test_a_class_token_is_looked_at_on_every_image():
     errors = []
-    for first in (0, 1):
-        weight, _, other, count = explained(60, 1000, 1, 1e6, first)
+    for num_prefix in (0, 1):
+        weight, _, other, count = fitted_to_residuals(60, 1000, 1, 1e6,
+                                                      num_prefix)
         errors.append((weight - other).norm() / other.norm())
     missed, seen = errors
     assert seen < .25 < missed
@@ -189,7 +196,7 @@ def test_pixels_that_are_not_looked_at_change_nothing():
             return torch.tensor([2 * 11 + 3, 3 * 11 + 4])
 
         with precision(layer, weights=False, acts=False), torch.no_grad():
-            with correct_([*layer], locations=two) as correction:
+            with correct_([*layer], choose_rows=two) as correction:
                 for image, x in enumerate(smooth_maps(12).split(1)):
                     # Rows 3 to 7 and columns 6 to 9 are read.
                     for outside in (x[..., :3, :], x[..., 8:, :], x[..., :6],
@@ -221,16 +228,17 @@ def test_layers_that_cannot_be_corrected_are_fitted_only(kind):
 
 def test_parts_make_up_for_their_rounding_alone(monkeypatch):
     """What the whole output lacks, they cannot share out."""
-    monkeypatch.setattr(closed_form, 'MAX_INPUTS', 8)
+    monkeypatch.setattr(moments, 'MAX_INPUTS', 8)
     found = []
-    for explained in (False, True):
+    for residual_given in (False, True):
         layer = fitted(LAYERS['linear'])
         with precision(layer, weights=False, acts=False), torch.no_grad():
-            with correct_([*layer], explained=explained) as correction:
+            with correct_([*layer],
+                          residual_given=residual_given) as correction:
                 for image, x in enumerate(smooth_maps(12).split(1)):
                     correction.start_image(image)
                     output = layer(x).flatten(0, -2)
-                    correction.explain(layer[0], torch.ones_like(output))
+                    correction.add_residual(layer[0], torch.ones_like(output))
         found.append(layer[0].weight)
     assert torch.equal(*found)
 
@@ -239,9 +247,9 @@ def test_noise_that_cannot_be_predicted_changes_nothing():
     """Held-out rows reject a fit of the rows it was made from."""
     torch.manual_seed(0)
     used, held = (Moments(40, 5, torch.device('cpu')) for _ in range(2))
-    for moments in (used, held):
-        moments.add(torch.randn(60, 40), torch.randn(60, 5))
-    delta = closed_form._ridge(used, held, True)
+    for sums in (used, held):
+        sums.add(torch.randn(60, 40), torch.randn(60, 5))
+    delta = ridge_regression(used, held, True)
     wild = torch.linalg.solve(*used.centred())
     zero = torch.zeros_like(delta)
     mean = used.outputs / used.count
@@ -264,11 +272,11 @@ def test_constant_inputs_are_rounded_without_a_covariance(value):
     assert layer[0].weight_quantizer.is_fitted
 
 
-def test_a_layer_that_did_not_run_has_nothing_to_explain():
+def test_a_layer_that_did_not_run_has_no_residual():
     layer = fitted(LAYERS['linear'])
-    with correct_([*layer], explained=True) as correction:
+    with correct_([*layer], residual_given=True) as correction:
         correction.start_image(0)
-        correction.explain(layer[0], torch.zeros(3, 9))
+        correction.add_residual(layer[0], torch.zeros(3, 9))
     assert layer[0].weight_quantizer.is_fitted
 
 
@@ -276,12 +284,12 @@ def test_inputs_far_from_zero_keep_their_small_covariance():
     torch.manual_seed(0)
     used, held = (Moments(90, 5, torch.device('cpu')) for _ in range(2))
     mix = torch.randn(90, 5) / 10
-    for moments in (used, held):
+    for sums in (used, held):
         for _ in range(4):
             q = .01 * torch.randn(30, 90)
-            moments.add(50 + q, q @ mix)
-    delta = closed_form._ridge(used, held, True)
-    # Most of what the inputs explain is found.
+            sums.add(50 + q, q @ mix)
+    delta = ridge_regression(used, held, True)
+    # Most of the residual that depends on the inputs is fitted.
     assert (delta - mix).norm() < .5 * mix.norm()
 
 
@@ -289,11 +297,11 @@ def test_the_error_of_moments_is_that_of_their_rows():
     torch.manual_seed(0)
     q, y = torch.randn(30, 4).double(), torch.randn(30, 3).double()
     delta, offset = torch.randn(4, 3).double(), torch.randn(3).double()
-    moments = Moments(4, 3, q.device)
-    moments.add(q[:10], y[:10])
-    moments.add(q[10:], y[10:])
+    sums = Moments(4, 3, q.device)
+    sums.add(q[:10], y[:10])
+    sums.add(q[10:], y[10:])
     wanted = (y - q @ delta - offset).square().sum(1).mean().item()
-    assert moments.error(delta, offset) == pytest.approx(wanted)
+    assert sums.error(delta, offset) == pytest.approx(wanted)
 
 
 def test_an_error_while_watching_leaves_layers_alone():

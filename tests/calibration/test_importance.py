@@ -3,12 +3,12 @@ import pytest
 import torch
 
 from isvit_det.backbones.quant_vit import QuantVisionTransformer
-from isvit_det.calibration import closed_form
+from isvit_det.calibration import closed_form, moments
 from isvit_det.calibration.importance import (NUM_IMAGES, prefix_importance,
                                               token_weights)
 from isvit_det.calibration.sos import calibrate
 from isvit_det.classifiers.vit import quantize_vit
-from isvit_det.core.spec import QuantConfig, SOSConfig
+from isvit_det.core.settings import QuantConfig, SOSConfig
 from isvit_det.core.units import State
 from tests.backbones.test_vit import timm_vit
 
@@ -61,13 +61,13 @@ def test_the_closed_form_looks_at_every_class_token(tmp_path, monkeypatch):
 
     class Spy(closed_form.Correction):
 
-        def start_image(self, image, first=0):
-            started.add(first)
-            super().start_image(image, first)
+        def start_image(self, image, num_prefix=0):
+            started.add(num_prefix)
+            super().start_image(image, num_prefix)
 
     monkeypatch.setattr(closed_form, 'Correction', Spy)
     # Of 65 tokens in each image.
-    monkeypatch.setattr(closed_form, 'ROWS_PER_CALL', 16)
+    monkeypatch.setattr(moments, 'ROWS_PER_CALL', 16)
     model = classifier()
     calibrate(model, [state.x for _, state in states(4)], model.quant_config,
               SOSConfig.from_dict(dict(iters=0), model.quant_config), tmp_path,

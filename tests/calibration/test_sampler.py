@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from isvit_det.calibration.reconstruct import ItemSampler
 from isvit_det.calibration.store import ActivationPool, ActivationStore
-from isvit_det.core.spec import SOSConfig
+from isvit_det.core.settings import SOSConfig
 from isvit_det.core.units import State, Unit
 
 SIZES = [(4, 5), (10, 10), (2, 3), (10, 10), (6, 6)]

@@ -9,7 +9,7 @@ from isvit_det.calibration.sos import calibrate
 from isvit_det.calibration.store import ActivationStore
 from isvit_det.core.errors import QuantError
 from isvit_det.core.layers import list_sites, precision, quantizers
-from isvit_det.core.spec import QuantConfig, SOSConfig
+from isvit_det.core.settings import QuantConfig, SOSConfig
 from isvit_det.core.units import State
 from tests.toy import MlpUnit, toy, toy_images
 
@@ -116,9 +116,9 @@ def test_the_ridge_is_judged_by_an_image_in_all_of_its_forms(
 
     class Spy(closed_form.Correction):
 
-        def start_image(self, image, first=0):
+        def start_image(self, image, num_prefix=0):
             started.append(image)
-            super().start_image(image, first)
+            super().start_image(image, num_prefix)
 
     monkeypatch.setattr(closed_form, 'Correction', Spy)
     calibrated(tmp_path, images=toy_images(10), iters=0, mirror_images=True)

@@ -7,7 +7,7 @@ from isvit_det.classifiers.head import is_same_function
 from isvit_det.classifiers.swin import quantize_swin
 from isvit_det.classifiers.vit import quantize_vit
 from isvit_det.core.layers import list_sites, observe
-from isvit_det.core.spec import QuantConfig
+from isvit_det.core.settings import QuantConfig
 from isvit_det.core.units import State
 from tests.backbones.laws import check_calibrates, check_stage_two
 

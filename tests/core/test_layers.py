@@ -6,7 +6,7 @@ from torch import nn
 from isvit_det.core.layers import (QuantConv2d, QuantLinear, QuantMatMul,
                                    fit_weights_, list_sites, observe,
                                    precision, quantizers)
-from isvit_det.core.spec import QuantConfig
+from isvit_det.core.settings import QuantConfig
 
 CONFIG = QuantConfig(weight_bits=4, act_bits=5)
 

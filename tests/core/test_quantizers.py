@@ -7,7 +7,7 @@ import torch
 from isvit_det.core.quantizers import (Log2Quantizer,
                                        ShiftUniformLog2Quantizer,
                                        UniformQuantizer, attention_quantizer)
-from isvit_det.core.spec import QuantConfig
+from isvit_det.core.settings import QuantConfig
 
 BITS = range(2, 9)
 

@@ -7,7 +7,7 @@ from isvit_det.core.layers import QuantLinear, observe, precision
 from isvit_det.core.reparam import (NormLinear, fold_channel_scales_,
                                     use_channel_scales_,
                                     widen_narrow_channels_)
-from isvit_det.core.spec import QuantConfig
+from isvit_det.core.settings import QuantConfig
 
 CHANNELS = 24
 

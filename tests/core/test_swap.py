@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from isvit_det.core.layers import QuantConv2d, QuantLinear
-from isvit_det.core.spec import QuantConfig
+from isvit_det.core.settings import QuantConfig
 from isvit_det.core.swap import (float_twin, make_float_, quantized_twin,
                                  replace_)
 

@@ -5,7 +5,7 @@ from mmengine.logging import MMLogger
 
 from isvit_det.core.errors import QuantError
 from isvit_det.core.layers import quantizers
-from isvit_det.core.spec import SOSConfig
+from isvit_det.core.settings import SOSConfig
 from isvit_det.core.swap import quantized_twin
 from isvit_det.engine import heads
 from isvit_det.engine.images import calibration_images

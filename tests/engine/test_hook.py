@@ -7,7 +7,7 @@ from mmdet.models import DetTTAModel
 
 from isvit_det.core.errors import QuantError
 from isvit_det.engine.hook import SOSCalibrationHook
-from isvit_det.packed_header import HEADER, describe_others, write_header
+from isvit_det.packed.header import HEADER, describe_others, write_header
 from tests.toy import toy
 
 

@@ -8,8 +8,8 @@ from mmdet.registry import DATASETS, MODELS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
+from isvit_det.core.distributed import interleave
 from isvit_det.core.errors import QuantError
-from isvit_det.core.ranks import interleave
 from isvit_det.engine import images
 from isvit_det.engine.images import calibration_images
 from isvit_det.inputs.datasets import evaluation_paths, refuse_overlap, unwrap
@@ -80,7 +80,9 @@ def test_several_processes_see_the_same_mirror_images(cfg, monkeypatch):
     parts = []
     for rank in range(2):
         monkeypatch.setattr(
-            images, 'mine', lambda count, rank=rank: range(rank, count, 2))
+            images,
+            'own_indices',
+            lambda count, rank=rank: range(rank, count, 2))
         parts.append(list(drawn.tensors(model, True)))
     together = interleave(parts)
     assert len(together) == len(alone) == 10

@@ -5,10 +5,10 @@ from mmdet.registry import MODELS
 from mmengine.registry import init_default_scope
 from torch import nn
 
-from isvit_det.calibration.closed_form import ROWS_PER_CALL
+from isvit_det.calibration.moments import ROWS_PER_CALL
 from isvit_det.core.layers import QuantConv2d
 from isvit_det.core.quantizers import UniformQuantizer
-from isvit_det.core.spec import QuantConfig
+from isvit_det.core.settings import QuantConfig
 from isvit_det.engine.locations import Locations
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from isvit_det.core.layers import QuantMatMul
-from isvit_det.core.spec import QuantConfig
+from isvit_det.core.settings import QuantConfig
 from isvit_det.core.swap import quantized_twin
 from isvit_det.engine.products import watch_products
 

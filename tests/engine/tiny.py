@@ -14,7 +14,7 @@ from mmengine.registry import init_default_scope
 from pycocotools import mask as coco_mask
 
 from isvit_det.datasets.drawn import generate
-from isvit_det.packed_header import HEADER
+from isvit_det.packed.header import HEADER
 
 REPO = Path(__file__).parents[2]
 FLOAT = REPO / 'configs/drawn/mask-rcnn_swin-mini_fpn_drawn.py'

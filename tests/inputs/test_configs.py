@@ -9,7 +9,7 @@ from mmengine.registry import init_default_scope
 
 from isvit_det.checkpoint import read_checkpoint
 from isvit_det.core.errors import QuantError
-from isvit_det.core.spec import QuantConfig, SOSConfig
+from isvit_det.core.settings import QuantConfig, SOSConfig
 from isvit_det.evaluation.tasks import metric_configs
 from isvit_det.inputs.configs import (DETECTOR, HOOK, config_errors,
                                       configure_hook_, load_config,

@@ -7,7 +7,7 @@ from mmengine.registry import init_default_scope
 from torch.nn import functional as F
 
 from isvit_det.core.errors import QuantError
-from isvit_det.core.spec import QuantConfig
+from isvit_det.core.settings import QuantConfig
 from isvit_det.detector import quantize_layers_
 from isvit_det.necks import LayerNorm2d, SimpleFPN
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from isvit_det.calibration.sos import Event
 from isvit_det.core.layers import QuantLinear
-from isvit_det.core.spec import QuantConfig, SOSConfig
+from isvit_det.core.settings import QuantConfig, SOSConfig
 from isvit_det.report import progress as report
 from isvit_det.report.progress import CalibrationProgress, announcement
 from isvit_det.screen import progress as screen

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from isvit_det.commands.quantize_det import main
 from isvit_det.core.layers import QuantConv2d, QuantLinear, QuantMatMul
 from isvit_det.detector import float_modules
-from isvit_det.packed_state import read_header
+from isvit_det.packed.header import read_header
 from tests.engine.shrunk import (DINO, DYHEAD, MASK2FORMER, MASK_RCNN,
                                  RETINANET, Shrunk, draw_coco, make_shrunk)
 from tests.engine.tiny import NUM_PICTURES, REPO, same_file_state

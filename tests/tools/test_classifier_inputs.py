@@ -16,7 +16,7 @@ from isvit_det.classifiers.models import build_classifiers
 from isvit_det.classifiers.run import ClassifierRun
 from isvit_det.commands.quantize_cls import main
 from isvit_det.core.errors import QuantError
-from isvit_det.core.spec import QuantConfig
+from isvit_det.core.settings import QuantConfig
 from isvit_det.datasets.drawn import generate
 from tests.engine.classifiers import (CLASSES, NAMES, SIZES, make_weights,
                                       vit_small_drawn_32)

@@ -11,8 +11,8 @@ import torch
 
 from isvit_det.commands.launch import joined
 from isvit_det.commands.quantize_det import main
+from isvit_det.core.bit_packing import unpack
 from isvit_det.core.errors import QuantError
-from isvit_det.core.packing import unpack
 from tests.engine.tiny import NUM_PICTURES, REPO, make_tiny, same_file_state
 from tests.processes import in_process
 

@@ -5,7 +5,7 @@ import torch
 
 from isvit_det.checkpoint import save_packed
 from isvit_det.commands.publish_float import main
-from isvit_det.core.spec import QuantConfig
+from isvit_det.core.settings import QuantConfig
 from tests.toy import toy
 
 

@@ -262,7 +262,7 @@ def test_isvit_rotates_heads(data, tmp_path, monkeypatch, method, options,
         seen.append(heads)
         rotate_heads_(heads)
 
-    monkeypatch.setattr('isvit_det.calibration.sos.rotate_heads_', rotate_)
+    monkeypatch.setattr('isvit_det.calibration.stages.rotate_heads_', rotate_)
     result = run(data, tmp_path, *short(data, '--method', method, *options))
     assert result['provenance']['sos']['rotate_heads'] == rotated
     # One for each of the blocks.
@@ -280,15 +280,15 @@ def test_isvit_calibrates_on_mirror_images_too(data, tmp_path, monkeypatch,
 
     def calibrate(student, images, quant, sos, *args, **kwargs):
         images = list(images)
-        seen.append((images, sos.rounds))
+        seen.append((images, sos.num_views))
         return original(student, images, quant, sos, *args, **kwargs)
 
     original = classifier_run.calibrate
     monkeypatch.setattr(classifier_run, 'calibrate', calibrate)
     result = run(data, tmp_path, *short(data, '--method', method, *options))
     assert result['provenance']['sos']['mirror_images'] == mirrored
-    (images, rounds), = seen
-    assert rounds == 1 + mirrored and len(images) == 6 * rounds
+    (images, views), = seen
+    assert views == 1 + mirrored and len(images) == 6 * views
     for image, other in zip(images, images[6:]):
         assert torch.equal(image.flip(-1), other)
 

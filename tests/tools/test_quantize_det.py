@@ -21,7 +21,7 @@ from isvit_det.commands import quantize_det
 from isvit_det.commands.quantize_det import LOG, configure, main, parse_args
 from isvit_det.core.layers import list_sites
 from isvit_det.core.quantizers import Quantizer
-from isvit_det.core.spec import QuantConfig
+from isvit_det.core.settings import QuantConfig
 from isvit_det.datasets import drawn
 from isvit_det.datasets.drawing import CLASSES
 from isvit_det.inputs.configs import (configure_hook_, load_config,

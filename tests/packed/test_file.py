@@ -14,9 +14,9 @@ from isvit_det.checkpoint import read_checkpoint, save_packed
 from isvit_det.core.digests import checksum, digest_of
 from isvit_det.core.errors import QuantError
 from isvit_det.inputs.configs import quantize_config_
-from isvit_det.packed_header import HEADER, read_header
+from isvit_det.packed.header import HEADER, read_header
 from tests.engine.tiny import make_tiny
-from tests.test_packed_state import build, fit_
+from tests.packed.test_state import build, fit_
 
 PROVENANCE = dict(seed=0, image_files=['a.png', 'b.png'], sos=dict(lr=1e-4))
 META = dict(classes=('cat', 'dog'), palette=[(1, 2, 3), (4, 5, 6)])

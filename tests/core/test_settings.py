@@ -4,7 +4,8 @@ import dataclasses
 import pytest
 
 from isvit_det.core.errors import QuantError
-from isvit_det.core.spec import METHODS, QuantConfig, SOSConfig
+from isvit_det.core.presets import METHODS
+from isvit_det.core.settings import QuantConfig, SOSConfig
 
 
 @pytest.mark.parametrize('values, words', [
@@ -104,3 +105,18 @@ def test_a_shortened_run_has_one_learning_rate_for_every_method():
 def test_settings_cannot_be_changed_later():
     with pytest.raises(dataclasses.FrozenInstanceError):
         QuantConfig().act_bits = 3
+
+
+def test_a_classifier_has_what_the_preset_adds_for_it():
+    quant = QuantConfig()
+    detector, classifier = (
+        SOSConfig.from_dict({}, quant, kind)
+        for kind in ('detector', 'classifier'))
+    assert not detector.mirror_images and not detector.rotate_heads
+    assert classifier == dataclasses.replace(
+        detector, mirror_images=True, rotate_heads=True)
+    given = SOSConfig.from_dict(dict(rotate_heads=False), quant, 'classifier')
+    assert given.mirror_images and not given.rotate_heads
+    repq = QuantConfig.from_dict(dict(method='repq'))
+    assert SOSConfig.from_dict({}, repq,
+                               'classifier') == SOSConfig.from_dict({}, repq)

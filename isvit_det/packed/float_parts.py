@@ -1,8 +1,9 @@
-"""What a calibrated state says of the parts of a detector that are in float.
+"""The parts of a detector that stay in float, in the header of a state.
 
-A detector has two attributes for it: ``float_layers``, the reason for each
-name of a layer that was quantized when it was built and is no longer, and
-``products``, names of the modules that multiply activations by activations.
+A detector has two attributes for them: ``float_layers``, which gives the
+reason for each layer that was built quantized and was turned back into float,
+and ``products``, the names of the modules that multiply activations by
+activations.
 """
 from typing import Any, Dict, List, Mapping
 
@@ -11,28 +12,28 @@ from torch import Tensor
 from isvit_det.core.swap import QUANTIZED_LAYERS, make_float_
 
 PARTS = ('float_layers', 'products')
-# Why a layer is in float, where a state says no more than that.
+# The reason, if the state does not give one.
 IN_FLOAT = 'it is in float in the state that was loaded'
-# A quantized layer has at least one of these in a calibrated state.
+# Of each quantized layer, a calibrated state has at least one of these keys.
 OWN_KEYS = ('weight_codes', 'weight_quantizer.scale', 'input_quantizer.scale')
 
 
 def float_parts(model: Any) -> Dict[str, Any]:
-    """What a header says of a model: its two attributes, if it has them."""
+    """Entries of a header: the two attributes, as far as a model has them."""
     return {part: vars(model)[part] for part in PARTS if part in vars(model)}
 
 
 def take_float_parts_(model: Any, header: Mapping[str, Any],
                       state: Mapping[str, Tensor], prefix: str) -> None:
-    """Turn back into float what a calibrated state has in float.
+    """Turn layers back into float that are in float in a calibrated state.
 
-    A header of ``float_parts`` says so; without, the keys do.
+    They are known from the header, or without one from the keys of the state.
 
     Args:
-        model: that is going to load the state.
+        model: the model that is to load the state.
         header: of the state; empty if it has none.
-        state: packed or not, calibrated or float.
-        prefix: of the model's keys in it.
+        state: float or calibrated, packed or not.
+        prefix: of the model's keys in the state.
     """
     layers = header.get('float_layers')
     if layers is None:
@@ -50,18 +51,18 @@ def _float_by_keys(model: Any, state: Mapping[str, Tensor],
                    prefix: str) -> List[str]:
     """Names of quantized layers that are in float in a calibrated state.
 
-    None of the backbone's: it is quantized as a whole. And none where
-    nothing outside of it is quantized, which is a state of float weights or
-    of another scope.
+    Layers of the backbone are not among them: it is quantized as a whole. If
+    nothing outside of the backbone is quantized, there are none either: then
+    the state has float weights, or was calibrated with another scope.
     """
     backbone = getattr(model, 'backbone', None)
     inside = set() if backbone is None else set(backbone.modules())
-    in_float, found = [], False
+    in_float, has_quantized = [], False
     for name, layer in model.named_modules(remove_duplicate=False):
         if layer in inside or not isinstance(layer, QUANTIZED_LAYERS):
             continue
         if any(f'{prefix}{name}.{key}' in state for key in OWN_KEYS):
-            found = True
+            has_quantized = True
         elif f'{prefix}{name}.weight' in state:
             in_float.append(name)
-    return in_float if found else []
+    return in_float if has_quantized else []

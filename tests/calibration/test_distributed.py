@@ -9,18 +9,18 @@ from torch import nn
 
 from isvit_det.calibration.closed_form import correct_
 from isvit_det.calibration.sos import calibrate
+from isvit_det.core.distributed import own_indices, rank
 from isvit_det.core.layers import QuantConv2d, observe, precision, quantizers
+from isvit_det.core.observers import AttentionObserver, RangeObserver
 from isvit_det.core.quantizers import ShiftUniformLog2Quantizer
-from isvit_det.core.ranks import mine, rank
-from isvit_det.core.search import AttentionObserver, RangeObserver
-from isvit_det.core.spec import QuantConfig, SOSConfig
+from isvit_det.core.settings import QuantConfig, SOSConfig
 from tests.toy import toy, toy_images
 
 SHORT = dict(iters=40, lr=1e-3)
 
 
 def own(things):
-    return [things[index] for index in mine(len(things))]
+    return [things[index] for index in own_indices(len(things))]
 
 
 def calibrated_toy(folder, dtype):
@@ -113,7 +113,7 @@ def corrected_layer(folder, dtype):
             for image in own(images):
                 layer(image)
         with correct_([*layer]) as correction, torch.no_grad():
-            for index in mine(len(images)):
+            for index in own_indices(len(images)):
                 correction.start_image(index)
                 layer(images[index])
     return layer.state_dict()

@@ -1,8 +1,8 @@
-"""The header of a packed state: settings, and checksums of all in its file.
+"""The header of a packed state: settings, and checksums of the whole file.
 
-A checksum covers the header and the state, since MMEngine hands a model only
-these. The header has a digest of everything that lies beside the state, which
-whoever reads the whole file compares.
+MMEngine gives a model only the state of a file, so one checksum covers the
+header and the state. For the other entries of the file, the header holds
+digests, which are compared when the whole file is read.
 """
 import hashlib
 import json
@@ -14,18 +14,20 @@ from torch import Tensor
 from isvit_det.core.digests import checksum, digest_of
 from isvit_det.core.errors import QuantError
 
-# Version 1 says nothing of what lies beside the state.
+# Version 1 has no digests of the other entries.
 FORMAT_VERSION = 2
 READABLE_VERSIONS = (1, 2)
 HEADER = 'isvit_det_header'
+# Entries that an error message names.
 SHOWN = 5
 
 
 def describe_others(others: Mapping[str, Any]) -> Dict[str, Any]:
-    """What a header says of the entries beside a state in its file.
+    """Entries of a header for the other entries of its file.
 
     Args:
-        others: the entries by name; plain values.
+        others: the entries of the file by name, without the state; plain
+            values.
     """
     return dict(
         others={
@@ -36,7 +38,7 @@ def describe_others(others: Mapping[str, Any]) -> Dict[str, Any]:
 
 
 def digest_of_classes(meta: Mapping[str, Any]) -> Optional[str]:
-    """Digest of the class names in a file's meta, None without such."""
+    """Digest of the class names in a file's ``meta``, None if it has none."""
     classes = (meta.get('dataset_meta') or {}).get('classes')
     return None if classes is None else digest_of(
         [str(name) for name in classes])
@@ -44,14 +46,18 @@ def digest_of_classes(meta: Mapping[str, Any]) -> Optional[str]:
 
 def write_header(header: Dict[str, Any], state: Mapping[str,
                                                         Tensor]) -> Tensor:
-    """A header as a tensor of bytes, with the checksum of both."""
+    """A header as a tensor of bytes, with the checksum of header and state."""
     header = dict(header, checksum=_checksum_of(header, state))
     text = json.dumps(header, sort_keys=True).encode()
     return torch.frombuffer(bytearray(text), dtype=torch.uint8)
 
 
 def read_header(state: Mapping[str, Tensor], prefix: str = '') -> dict:
-    """Header of a packed state, whose checksum it verifies.
+    """Read the header of a packed state and verify its checksum.
+
+    Args:
+        state: packed.
+        prefix: of the keys of the state.
 
     Raises:
         QuantError: if the version is newer than this package, or the state
@@ -75,10 +81,10 @@ def read_header(state: Mapping[str, Tensor], prefix: str = '') -> dict:
             f'packed file: format version {version} is not supported, '
             f'expected {FORMAT_VERSION}; use the isvit_det that wrote it.')
     try:
-        found = _checksum_of(header, rest)
+        actual = _checksum_of(header, rest)
     except QuantError:
-        found = ''
-    if found != expected:
+        actual = ''
+    if actual != expected:
         raise QuantError('packed file: its checksum does not match its '
                          'contents; it was changed or damaged, pack it '
                          'again.')
@@ -86,11 +92,11 @@ def read_header(state: Mapping[str, Tensor], prefix: str = '') -> dict:
 
 
 def check_others(content: Mapping[str, Any]) -> None:
-    """Raise unless a whole packed file is what was written.
+    """Raise unless the entries of a packed file are those that were written.
 
     Args:
-        content: of the file: the packed state as ``'state_dict'`` and what
-            lies beside it.
+        content: of the file: the packed state as ``'state_dict'``, and the
+            other entries.
 
     Raises:
         QuantError: naming what was changed, taken away or added.

@@ -2,8 +2,8 @@
 import pytest
 import torch
 
+from isvit_det.core.bit_packing import pack, packed_size, unpack
 from isvit_det.core.errors import QuantError
-from isvit_det.core.packing import pack, packed_size, unpack
 
 
 @pytest.mark.parametrize('bits', range(1, 9))

@@ -9,14 +9,13 @@ from mmengine.hub import get_config
 from mmengine.registry import init_default_scope
 from mmengine.runner.checkpoint import load_state_dict as mmengine_load
 
-from isvit_det import packed_header
 from isvit_det.core.errors import QuantError
-from isvit_det.core.layers import fit_weights_, quantizers
-from isvit_det.core.spec import QuantConfig
+from isvit_det.core.layers import fit_weights_, is_calibrated, quantizers
+from isvit_det.core.settings import QuantConfig
 from isvit_det.core.swap import make_float_
 from isvit_det.inputs.configs import quantize_config_
-from isvit_det.packed_state import (HEADER, is_calibrated, pack_state,
-                                    packed_config, read_header)
+from isvit_det.packed.header import HEADER, _checksum_of, read_header
+from isvit_det.packed.state import pack_state, packed_config
 from isvit_det.registry import MODELS
 from tests.engine.tiny import FLOAT
 
@@ -295,7 +294,7 @@ def without_header_field(state, *fields):
     header = {key: header[key] for key in header if key not in fields}
     rest = {key: state[key] for key in state if key != HEADER}
     del header['checksum']
-    header['checksum'] = packed_header._checksum_of(header, rest)
+    header['checksum'] = _checksum_of(header, rest)
     text = json.dumps(header, sort_keys=True).encode()
     return dict(
         rest, **{HEADER: torch.frombuffer(bytearray(text), dtype=torch.uint8)})

@@ -1,4 +1,4 @@
-"""Settings of the quantizers and of the calibration, as frozen values."""
+"""Settings of the quantizers and of the calibration: frozen dataclasses."""
 import dataclasses
 import math
 import re
@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from typing import Any, Mapping, Tuple, Type, TypeVar, Union
 
 from isvit_det.core.errors import QuantError
+from isvit_det.core.presets import (KINDS, METHODS, PAPER_ITERS,
+                                    PAPER_ITERS_6_BITS, PAPER_LR, PAPER_SHIFTS,
+                                    WIDE_PERCENTILES)
 
 MIN_BITS, MAX_BITS = 2, 8
 SOFTMAX_QUANTIZERS = ('sulq', 'log2', 'log_sqrt2', 'uniform')
@@ -13,53 +16,9 @@ EXPONENTS = ('table', 'integer')
 SHIFT_ERRORS = ('attention', 'output')
 SCOPES = ('backbone', 'detector')
 ITEMS = ('unit', 'image')
-STREAMS = ('float', 'quantized')
-
-# Released code of I&S-ViT: its shift grid and its percentiles.
-PAPER_SHIFTS = (0.001, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.1, 0.2, 0.5, 1.)
-PAPER_PERCENTILES = (.999, .9999, .99999)
-WIDE_PERCENTILES = (.95, .97, .98, .99, .995, .999, .9995, .9999, .99999)
-# Learning rate and length of the paper's runs (section 4.1).
-PAPER_LR = 4e-5
-PAPER_ITERS = 1000
-
-METHODS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
-    'minmax':
-    dict(
-        quant=dict(softmax='uniform', percentiles=(1., ), channelwise=False),
-        sos=dict(iters=0)),
-    'repq':
-    dict(
-        quant=dict(softmax='log_sqrt2', percentiles=PAPER_PERCENTILES),
-        sos=dict(iters=0)),
-    'isvit_paper':
-    dict(
-        quant=dict(
-            exponent='integer',
-            shift_error='attention',
-            percentiles=PAPER_PERCENTILES),
-        sos=dict()),
-    'isvit':
-    dict(
-        quant=dict(),
-        sos=dict(
-            stage_one_inputs='quantized',
-            closed_form_start=True,
-            weigh_tokens=True,
-            correct_heads=True,
-            weigh_locations=True)),
-}
+STAGE_ONE_INPUTS = ('float', 'quantized')
 
 T = TypeVar('T')
-
-
-def optimises(method: str) -> bool:
-    """Whether a method has iterations at all.
-
-    >>> optimises('isvit_paper'), optimises('repq')
-    (True, False)
-    """
-    return METHODS[method]['sos'].get('iters') != 0
 
 
 def parse_bits(text: str) -> Tuple[int, int]:
@@ -109,7 +68,7 @@ def _from_dict(cls: Type[T], name: str, values: Mapping[str, Any]) -> T:
 
 @dataclass(frozen=True)
 class QuantConfig:
-    """What is quantized and how; it fixes the state a model holds.
+    """Settings that decide what is quantized, and how.
 
     Attributes:
         method: preset that the other settings start from: ``'isvit'``,
@@ -201,7 +160,7 @@ expected a subset of ['method', 'weight_bits', 'act_bits', 'input_bits', \
         values = dict(values)
         method = values.get('method', cls.method)
         _check_choice('quant.method', method, tuple(METHODS))
-        merged = dict(METHODS[method]['quant'])
+        merged = dict(METHODS[method].quant)
         if 'bits' in values:
             both = sorted({'weight_bits', 'act_bits'} & set(values))
             if both:
@@ -222,7 +181,7 @@ expected a subset of ['method', 'weight_bits', 'act_bits', 'input_bits', \
 
 @dataclass(frozen=True)
 class SOSConfig:
-    """How the calibration runs; it leaves no trace in a model's state form.
+    """Settings of the calibration; a packed state does not depend on them.
 
     Attributes:
         num_images: size of the calibration set, drawn from the training
@@ -281,7 +240,8 @@ class SOSConfig:
                           (int, ))
         _check_number('sos.lr', self.lr, 0., 1., (int, float))
         _check_choice('sos.items', self.items, ITEMS)
-        _check_choice('sos.stage_one_inputs', self.stage_one_inputs, STREAMS)
+        _check_choice('sos.stage_one_inputs', self.stage_one_inputs,
+                      STAGE_ONE_INPUTS)
         _check_number('sos.stage_one_share', self.stage_one_share, 0., 1.,
                       (int, float))
         for key in ('rotate_heads', 'closed_form_start', 'weigh_tokens',
@@ -289,8 +249,8 @@ class SOSConfig:
             _check_choice(f'sos.{key}', getattr(self, key), (True, False))
 
     @property
-    def rounds(self) -> int:
-        """Times that the images come, as they are and mirrored."""
+    def num_views(self) -> int:
+        """Views of each image: the image, and perhaps its mirror image."""
         return 1 + self.mirror_images
 
     def iters_of(self, stage: int) -> int:
@@ -299,20 +259,28 @@ class SOSConfig:
         return first if stage == 1 else 2 * self.iters - first
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any],
-                  quant: QuantConfig) -> 'SOSConfig':
+    def from_dict(cls,
+                  values: Mapping[str, Any],
+                  quant: QuantConfig,
+                  kind: str = 'detector') -> 'SOSConfig':
         """Build from plain values on top of the preset of ``quant.method``.
 
         The paper runs 1000 iterations, 200 from 6 bits up, at 4e-5. A run
         that asks for fewer gets a larger learning rate, the same for every
         method, unless it names its own.
 
+        Args:
+            values: settings by name.
+            quant: settings of the quantizers.
+            kind: kind of the model, ``'detector'`` or ``'classifier'``.
+
         Raises:
             QuantError: naming the key, the value and what is allowed.
         """
-        merged = dict(METHODS[quant.method]['sos'])
+        assert kind in KINDS
+        merged = dict(METHODS[quant.method].sos_of(kind))
         low_bits = min(quant.weight_bits, quant.act_bits) < 6
-        default = PAPER_ITERS if low_bits else 200
+        default = PAPER_ITERS if low_bits else PAPER_ITERS_6_BITS
         merged.setdefault('iters', default)
         merged.update(values)
         config = _from_dict(cls, 'sos', merged)

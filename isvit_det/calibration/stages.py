@@ -1,0 +1,170 @@
+"""The three stages of one unit (I&S-ViT, section 3.3)."""
+from typing import Callable, Dict, NamedTuple
+
+import torch
+
+from isvit_det.calibration.closed_form import correct_
+from isvit_det.calibration.importance import num_prefix, token_weights
+from isvit_det.calibration.reconstruct import (ErrorMeter, ItemSampler,
+                                               reconstruct)
+from isvit_det.calibration.store import ActivationStore, Sizes, own_states
+from isvit_det.core.layers import (fit_weights_, observe, precision,
+                                   quantized_layers, set_precision_)
+from isvit_det.core.reparam import (fold_channel_scales_, use_channel_scales_,
+                                    widen_narrow_channels_)
+from isvit_det.core.rotation import rotate_heads_
+from isvit_det.core.settings import QuantConfig, SOSConfig
+from isvit_det.core.units import State, Unit
+
+
+class UnitActivations(NamedTuple):
+    """Inputs and outputs of one unit, of the images of this process.
+
+    Attributes:
+        teacher_inputs: its input in the float model.
+        student_inputs: its input in the quantized model, where the units
+            before it are calibrated. Of the first unit the same store.
+        targets: its output in the float model, for the teacher's inputs.
+        sizes: (H, W) of the inputs, for the images of all processes.
+    """
+    teacher_inputs: ActivationStore
+    student_inputs: ActivationStore
+    targets: ActivationStore
+    sizes: Sizes
+
+    def stage_one_inputs(self, sos: SOSConfig) -> ActivationStore:
+        """The inputs on which ranges are searched and stage 1 is run."""
+        if sos.stage_one_inputs == 'quantized':
+            return self.student_inputs
+        return self.teacher_inputs
+
+
+class UnitCalibration:
+    """Calibrates one unit: its module ends quantized.
+
+    Args:
+        unit: of the student, with float weights.
+        index: its index, from which its random seed is derived.
+        activations: of the unit.
+        quant: settings of the quantizers.
+        sos: settings of the run.
+        importance: weight of an error of a prefix token, relative to that of
+            a patch.
+        num_images: number of different images, of which ``activations`` may
+            hold several views.
+        on_step: is called with the stage, the iterations done and their
+            number.
+    """
+
+    def __init__(self, unit: Unit, index: int, activations: UnitActivations,
+                 quant: QuantConfig, sos: SOSConfig, importance: float,
+                 num_images: int, on_step: Callable[[int, int, int],
+                                                    None]) -> None:
+        self.unit = unit
+        self.index = index
+        self.activations = activations
+        self.quant = quant
+        self.sos = sos
+        self.importance = importance
+        self.num_images = num_images
+        self.on_step = on_step
+        self.device = next(unit.module.parameters()).device
+
+    def run(self) -> Dict[str, float]:
+        """Run the stages; the errors as in ``UnitRecord``."""
+        unit = self.unit
+        pairs = unit.pairs() if self.quant.channelwise else []
+        student_inputs = self.activations.student_inputs
+        stage_one_inputs = self.activations.stage_one_inputs(self.sos)
+        errors = {}
+        meter = last_meter = ErrorMeter(self._sampler(0, stage_one_inputs))
+        if stage_one_inputs is not student_inputs:
+            last_meter = ErrorMeter(self._sampler(0, student_inputs))
+        if self.sos.rotate_heads:
+            for heads in unit.heads():
+                rotate_heads_(heads)
+        for pair in pairs:
+            use_channel_scales_(pair)
+        self._fit_ranges(stage_one_inputs)
+        for pair in pairs:
+            widen_narrow_channels_(pair.linear.input_quantizer)
+        with precision(unit.module, weights=False, acts=True):
+            errors['before_stage_1'] = meter.error()
+            self._reconstruct(1, stage_one_inputs)
+            errors['after_stage_1'] = meter.error()
+            for pair in pairs:
+                fold_channel_scales_(pair)
+            errors['after_stage_2'] = meter.error()
+            self.on_step(2, 1, 1)
+        if self.sos.closed_form_start:
+            self._correct()
+        else:
+            fit_weights_(unit.module)
+        set_precision_(unit.module, weights=True, acts=True)
+        errors['before_stage_3'] = last_meter.error()
+        self._reconstruct(3, student_inputs)
+        errors['after_stage_3'] = last_meter.error()
+        return errors
+
+    def _fit_ranges(self, inputs: ActivationStore) -> None:
+        """Fit the activation quantizers, everything being in float."""
+        with precision(self.unit.module, weights=False, acts=False):
+            with observe(self.unit.module):
+                for _, _, state in own_states(inputs, self.activations.sizes,
+                                              self.device):
+                    self.unit.forward(state)
+
+    @torch.no_grad()
+    def _correct(self) -> None:
+        """Round the weights in closed form, as the start of stage 3.
+
+        The unit's last layer is corrected after the others, when their
+        weights are rounded. It is fitted to all that the unit's output
+        lacks, errors of the units before included.
+        """
+        unit, module = self.unit, self.unit.module
+        _, inputs, targets, sizes = self.activations
+        last = unit.last_layer()
+        others = [
+            layer for layer in quantized_layers(module) if layer is not last
+        ]
+        with precision(module, weights=False, acts=True):
+            if others:
+                with correct_(others, as_codes=False) as correction:
+                    for _, image, state in own_states(inputs, sizes,
+                                                      self.device):
+                        correction.start_image(image % self.num_images)
+                        unit.forward(state)
+            if last is None:
+                return
+            for layer in others:
+                layer.weight_quantizer.enabled = True
+            with correct_([last], as_codes=False,
+                          residual_given=True) as correction:
+                for position, image, state in own_states(
+                        inputs, sizes, self.device):
+                    correction.start_image(image % self.num_images,
+                                           num_prefix(state))
+                    output = unit.forward(state)
+                    target = State(targets[position].to(self.device),
+                                   output.size)
+                    correction.add_residual(
+                        last, (target.x - output.x)[0],
+                        token_weights(target, self.importance))
+
+    def _sampler(self, stage: int, inputs: ActivationStore) -> ItemSampler:
+        """Minibatches that depend on the seed, the unit and the stage only."""
+        generator = torch.Generator().manual_seed(
+            (self.sos.seed * 1000 + self.index) * 4 + stage)
+        return ItemSampler(self.unit, inputs, self.activations.sizes,
+                           self.activations.targets, self.sos, generator,
+                           self.importance)
+
+    def _reconstruct(self, stage: int, inputs: ActivationStore) -> None:
+        iters = self.sos.iters_of(stage)
+        if iters == 0:
+            self.on_step(stage, 0, 0)
+            return
+        reconstruct(
+            self._sampler(stage, inputs), iters, self.sos.lr,
+            lambda step: self.on_step(stage, step, iters))

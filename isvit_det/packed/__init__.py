@@ -1,0 +1,1 @@
+"""Packed state dicts: integer codes in place of weights, with a header."""
