@@ -21,8 +21,8 @@ def bench(tmp_path, monkeypatch):
 
     class Made:
 
-        def __init__(self, tool, argv, folder, weights, report=None):
-            self.tool, self.argv, self.folder = tool, argv, folder
+        def __init__(self, command, argv, folder, weights, report=None):
+            self.command, self.argv, self.folder = command, argv, folder
 
         def run(self):
             made[self.folder.name] = self.argv

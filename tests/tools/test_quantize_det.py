@@ -119,8 +119,8 @@ def test_phases_are_shown_and_the_rest_is_logged(done, scope):
     phases = [
         f'log: {done / LOG}', 'evaluating the float model on 4 images',
         'float model: box AP', 'calibrating w4a5', 'unit 1/8', 'left\n',
-        'unit 8/8', 'evaluating the quantized model on 4', '| model',
-        'packed checkpoint: ', 'report: '
+        'unit 8/8', 'packed checkpoint: ',
+        'evaluating the quantized model on 4', '| model', 'report: '
     ]
     places = [out.index(words) for words in phases]
     assert places == sorted(places)
