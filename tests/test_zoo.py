@@ -22,6 +22,7 @@ from torch import nn
 from isvit_det.backbones.vit import ARCHS
 from isvit_det.core.settings import QuantConfig
 from isvit_det.inputs.configs import load_config
+from tests.marks import slow
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 VIT = sorted(path.name for path in (CONFIGS / 'vit').glob('*.py'))
@@ -31,6 +32,8 @@ QUANTIZED = sorted(path.name for path in (CONFIGS / 'isvit').glob('*.py'))
 FULL = [name for name in QUANTIZED if 'w4a4' in name]
 # Only built, to save time: Swin-B is Swin-S with more channels.
 LARGE = [name for name in FULL if '_swin-b' in name]
+# The others have more channels or blocks than these.
+SMALLEST = re.compile('_(swin-t|deit-t|vit-b)-')
 BITS = ('w3a3', 'w4a4', 'w6a6', 'w8a8')
 ARCH_OF = {
     'deit-t': 'tiny',
@@ -91,7 +94,11 @@ def make_batch():
 
 
 @pytest.fixture(
-    scope='module', params=[name for name in FULL if name not in LARGE])
+    scope='module',
+    params=[
+        name if SMALLEST.search(name) else slow(name) for name in FULL
+        if name not in LARGE
+    ])
 def float_one(request):
     """The float model of a w4a4 config, with both configs' names."""
     init_default_scope('mmdet')

@@ -16,7 +16,7 @@ from isvit_det.core.quantizers import ShiftUniformLog2Quantizer
 from isvit_det.core.settings import QuantConfig, SOSConfig
 from tests.toy import toy, toy_images
 
-SHORT = dict(iters=40, lr=1e-3)
+SHORT = dict(iters=15, lr=1e-3)
 
 
 def own(things):

@@ -17,6 +17,7 @@ from isvit_det.commands.quantize_det import configure, parse_args
 from isvit_det.engine.run import QuantizationRun
 from isvit_det.registry import MODELS
 from tests.engine.tiny import FLOAT_DEIT, REPO, make_tiny
+from tests.marks import slow
 
 COCO_ROOT = os.getenv('COCO_ROOT')
 OURS = 'configs/isvit/mask-rcnn_swin-t-p4-w7_fpn_isvit-w4a4_coco.py'
@@ -107,7 +108,7 @@ def outputs(model, image):
     return found
 
 
-@pytest.mark.parametrize('scope', ['backbone', 'detector'])
+@pytest.mark.parametrize('scope', [slow('backbone'), 'detector'])
 def test_packed_and_calibrated_agree_on_every_tensor(argv, scope, tmp_path,
                                                      capsys):
     args = parse_args([
