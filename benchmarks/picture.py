@@ -25,6 +25,8 @@ FLOAT = 'configs/drawn/mask-rcnn_swin-mini_fpn_drawn'
 CONFIG = 'configs/drawn/mask-rcnn_swin-mini_fpn_isvit-w4a4_drawn.py'
 OUT = Path('docs/images/bits.jpg')
 SCORE = .5
+# Of masks.
+OPACITY = .4
 # Of the picture's size.
 SCALE = 2
 TITLE_HEIGHT = 34
@@ -70,7 +72,7 @@ def draw(pixels: np.ndarray, found: Found, title: str) -> np.ndarray:
     canvas = canvas.astype(np.float32)
     for mask, label in zip(found.masks, found.labels):
         inside = cv2.resize(mask.astype(np.uint8), size) > 0
-        canvas[inside] = .5 * canvas[inside] + .5 * color_of(label)
+        canvas[inside] += OPACITY * (color_of(label) - canvas[inside])
     canvas = canvas.astype(np.uint8)
     for box, label, score in zip(found.boxes, found.labels, found.scores):
         left, top, right, bottom = (int(side) for side in SCALE * box)
@@ -98,7 +100,7 @@ def side_by_side(panels: Sequence[np.ndarray]) -> np.ndarray:
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add('--image', type=int, default=0, help='number in the evaluation set')
+    add('--image', type=int, default=49, help='number in the evaluation set')
     add('--bits', nargs='+', default=['w4a4', 'w3a3'])
     add('--work-dir', type=Path, default=Path('work_dirs/picture'))
     add('--out', type=Path, default=OUT)

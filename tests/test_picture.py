@@ -19,7 +19,7 @@ def test_masks_have_the_colour_of_their_class_and_the_rest_none():
     assert panel.shape == (TITLE_HEIGHT + 60 * SCALE, 80 * SCALE, 3)
     body = panel[TITLE_HEIGHT:]
     inside = body[40 * SCALE, 40 * SCALE].astype(float)
-    assert np.abs(inside - (50 + .5 * color_of(3))).max() <= 2
+    assert np.abs(inside - (60 + .4 * color_of(3))).max() <= 2
     assert (body[:, 65 * SCALE:] == 100).all()
 
 
