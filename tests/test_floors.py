@@ -19,6 +19,7 @@ FLOORS = (
     {'packed'},
     {'calibration', 'backbones', 'necks', 'datasets'},
     {'checkpoint'},
+    {'runtime'},
     {'detector'},
     {'inputs'},
     {'evaluation'},

@@ -1,0 +1,261 @@
+// The kernels of one instruction set. This file is compiled once for each, with
+// the compiler's flags for it and ISVIT_KERNELS naming the set.
+#include "kernels.h"
+
+#include <algorithm>
+
+#include "gemm.h"
+
+namespace {
+
+// Values of up to sixteen channels and sixteen pixels.
+constexpr int SIDE = 16;
+// Values that are worth waking a thread for.
+constexpr int64_t TASK_VALUES = 8192;
+
+struct EncodeWork {
+  const isvit_quantizer &quantizer;
+  const float *x;
+  const int64_t *strides;  // of image, channel, line and pixel
+  int32_t channels;
+  const isvit_map &map;
+  uint8_t *codes;
+  int64_t lines_per_task;
+};
+
+int64_t padded_width(const isvit_map &map) {
+  return map.padding_left + map.width + map.padding_right;
+}
+
+// Codes of a line whose channels lie apart, by squares of SIDE x SIDE.
+void encode_planes(const EncodeWork &work, const Encoder<true> &encode,
+                   const float *x, uint8_t *to) {
+  const isvit_map &map = work.map;
+  alignas(64) uint8_t square[SIDE][SIDE];
+  alignas(64) float tail[SIDE] = {};
+  for (int c = 0; c < work.channels; c += SIDE) {
+    const int rows = std::min(SIDE, work.channels - c);
+    for (int p = 0; p < map.width; p += SIDE) {
+      const int columns = std::min(SIDE, map.width - p);
+      for (int i = 0; i < rows; i++) {
+        const float *from = x + (c + i) * work.strides[1] + p;
+        if (columns < SIDE) {
+          std::copy(from, from + columns, tail);
+          from = tail;
+        }
+        encode(load<Floats16>(from), square[i]);
+      }
+      for (int j = 0; j < columns; j++) {
+        uint8_t *pixel = to + (int64_t)(p + j) * map.channels + c;
+        for (int i = 0; i < rows; i++) pixel[i] = square[i][j];
+      }
+    }
+  }
+}
+
+// Codes of a line of any other layout, by pixels.
+void encode_pixels(const EncodeWork &work, const Encoder<true> &encode,
+                   const float *x, uint8_t *to) {
+  alignas(64) float values[SIDE] = {};
+  uint8_t codes[SIDE];
+  const int64_t step = work.strides[1];
+  for (int p = 0; p < work.map.width; p++, to += work.map.channels) {
+    const float *pixel = x + p * work.strides[3];
+    for (int c = 0; c < work.channels; c += SIDE) {
+      const int count = std::min(SIDE, work.channels - c);
+      if (step == 1 && count == SIDE) {
+        encode(load<Floats16>(pixel + c), to + c);
+        continue;
+      }
+      for (int i = 0; i < count; i++) values[i] = pixel[(c + i) * step];
+      encode(load<Floats16>(values), codes);
+      std::copy(codes, codes + count, to + c);
+    }
+  }
+}
+
+int64_t padded_height(const isvit_map &map) {
+  return map.padding_top + map.height + map.padding_bottom;
+}
+
+// Codes of one line of the padded maps of all images.
+void encode_line(const EncodeWork &work, const Encoder<true> &encode,
+                 int64_t line) {
+  const isvit_map &map = work.map;
+  const int64_t lines = padded_height(map), width = padded_width(map);
+  const int64_t image = line / lines, y = line % lines - map.padding_top;
+  uint8_t *to = work.codes + line * width * map.channels;
+  const bool is_inside = y >= 0 && y < map.height;
+  const int64_t left = is_inside ? map.padding_left : width;
+  const int64_t right = is_inside ? map.padding_left + map.width : width;
+  std::fill(to, to + left * map.channels, map.padding_code);
+  std::fill(to + right * map.channels, to + width * map.channels,
+            map.padding_code);
+  if (!is_inside) return;
+  to += left * map.channels;
+  const float *x = work.x + image * work.strides[0] + y * work.strides[2];
+  // Channels that fill up a group have weights of zero.
+  if (work.channels < map.channels)
+    std::fill(to, to + (int64_t)map.width * map.channels, 0);
+  if (work.strides[3] == 1 && work.strides[1] != 1)
+    encode_planes(work, encode, x, to);
+  else
+    encode_pixels(work, encode, x, to);
+}
+
+void encode_lines(const void *what, int64_t task) {
+  const EncodeWork &work = *(const EncodeWork *)what;
+  const Encoder<true> encode(work.quantizer);
+  const int64_t lines = work.map.images * padded_height(work.map);
+  const int64_t first = task * work.lines_per_task;
+  const int64_t last = std::min(first + work.lines_per_task, lines);
+  for (int64_t line = first; line < last; line++)
+    encode_line(work, encode, line);
+}
+
+void encode(int32_t threads, const isvit_quantizer &quantizer, const float *x,
+            const int64_t *strides, int32_t channels, const isvit_map &map,
+            uint8_t *codes) {
+  const int64_t lines = map.images * padded_height(map);
+  const int64_t values = padded_width(map) * map.channels;
+  if (lines * values == 0) return;
+  const int64_t each = 1 + TASK_VALUES / values;
+  const EncodeWork work{quantizer, x, strides, channels, map, codes, each};
+  run_tasks(threads, {encode_lines, &work, (lines + each - 1) / each});
+}
+
+struct MultiplyWork {
+  const isvit_product &product;
+  const isvit_rows &rows;
+  const isvit_output &output;
+  int64_t num_rows, panels;
+  int32_t blocks_per_task;
+};
+
+// Where the rows of a panel begin, and where their outputs go.
+struct Panel {
+  const uint8_t *row[PANEL];
+  int64_t output[PANEL];
+  int num_rows;
+  bool is_line;  // of one image, so that a channel's outputs lie in a row
+
+  Panel(const MultiplyWork &work, int64_t first) {
+    const isvit_rows &rows = work.rows;
+    const isvit_output &out = work.output;
+    num_rows = (int)std::min<int64_t>(PANEL, work.num_rows - first);
+    const int64_t pixels = (int64_t)rows.height * rows.width;
+    int64_t image = first / pixels, pixel = first % pixels;
+    is_line = out.pixel_stride == 1 && pixel + num_rows <= pixels;
+    int64_t y = pixel / rows.width, x = pixel % rows.width;
+    for (int i = 0; i < num_rows; i++) {
+      row[i] = rows.codes + image * rows.image_stride +
+               y * rows.line_stride + x * rows.pixel_stride;
+      output[i] = image * out.image_stride + pixel * out.pixel_stride;
+      pixel++;
+      if (++x == rows.width) x = 0, y++;
+      if (pixel == pixels) pixel = y = 0, image++;
+    }
+  }
+};
+
+inline void store_row(const isvit_output &out, int64_t at, int count,
+                      const Floats16 &y) {
+  float values[COLUMNS];
+  store(values, y);
+  for (int n = 0; n < count; n++) {
+    const int64_t to = at + n * out.channel_stride;
+    out.values[to] =
+        out.residual == nullptr ? values[n] : values[n] + out.residual[to];
+  }
+}
+
+void float_block(const MultiplyWork &work, const Panel &panel, int block) {
+  const isvit_output &out = work.output;
+  const Affine affine(work.product, block);
+  const int64_t first = (int64_t)block * COLUMNS * out.channel_stride;
+  const int count =
+      std::min(COLUMNS, work.product.outputs - block * COLUMNS);
+  if (panel.is_line && out.channel_stride != 1) {
+    alignas(64) float square[PANEL][COLUMNS];
+    multiply_block(panel.row, panel.num_rows, work.rows.segments, work.product,
+                   block, [&](int r, const Ints16 &sums) {
+                     store(square[r], affine(sums));
+                   });
+    for (int n = 0; n < count; n++) {
+      const int64_t at = panel.output[0] + first + n * out.channel_stride;
+      for (int r = 0; r < panel.num_rows; r++)
+        out.values[at + r] = out.residual == nullptr
+                                 ? square[r][n]
+                                 : square[r][n] + out.residual[at + r];
+    }
+    return;
+  }
+  const bool is_whole = count == COLUMNS && out.channel_stride == 1;
+  multiply_block(panel.row, panel.num_rows, work.rows.segments, work.product,
+                 block, [&](int r, const Ints16 &sums) {
+                   const int64_t at = panel.output[r] + first;
+                   Floats16 y = affine(sums);
+                   if (!is_whole) return store_row(out, at, count, y);
+                   if (out.residual != nullptr) {
+                     const Floats16 x = load<Floats16>(out.residual + at);
+                     repeat<PARTS>(
+                         [&](auto j) ISVIT_INLINE { y.part[j] += x.part[j]; });
+                   }
+                   store(out.values + at, y);
+                 });
+}
+
+template <bool GELU>
+void code_block(const MultiplyWork &work, const Panel &panel, int block) {
+  const isvit_output &out = work.output;
+  const Affine affine(work.product, block);
+  const Encoder<false> encode(out.quantizer);
+  const int count =
+      std::min(COLUMNS, work.product.outputs - block * COLUMNS);
+  multiply_block(panel.row, panel.num_rows, work.rows.segments, work.product,
+                 block, [&](int r, const Ints16 &sums) {
+                   Floats16 y = affine(sums);
+                   if (GELU)
+                     repeat<PARTS>([&](auto j) ISVIT_INLINE {
+                       y.part[j] = gelu(y.part[j]);
+                     });
+                   uint8_t *to = out.codes + panel.output[r] + block * COLUMNS;
+                   if (count == COLUMNS) return encode(y, to);
+                   uint8_t codes[COLUMNS];
+                   encode(y, codes);
+                   std::copy(codes, codes + count, to);
+                 });
+}
+
+void multiply_panel(const void *what, int64_t task) {
+  const MultiplyWork &work = *(const MultiplyWork *)what;
+  const Panel panel(work, task % work.panels * PANEL);
+  const int first = (int)(task / work.panels) * work.blocks_per_task;
+  const int last = std::min(first + work.blocks_per_task, work.product.blocks);
+  for (int block = first; block < last; block++) {
+    switch (work.output.epilogue) {
+      case ISVIT_FLOAT: float_block(work, panel, block); break;
+      case ISVIT_CODES: code_block<false>(work, panel, block); break;
+      case ISVIT_GELU_CODES: code_block<true>(work, panel, block); break;
+    }
+  }
+}
+
+void multiply(int32_t threads, const isvit_product &product,
+              const isvit_rows &rows, const isvit_output &output) {
+  const int64_t num_rows = (int64_t)rows.images * rows.height * rows.width;
+  const int64_t panels = (num_rows + PANEL - 1) / PANEL;
+  if (panels == 0) return;
+  // A few panels alone would leave threads without work.
+  const int64_t parts = std::min<int64_t>(
+      product.blocks, panels < 4 * threads ? (4 * threads) / panels : 1);
+  const int32_t blocks = (int32_t)((product.blocks + parts - 1) / parts);
+  const MultiplyWork work{product, rows, output, num_rows, panels, blocks};
+  const int64_t tasks = panels * ((product.blocks + blocks - 1) / blocks);
+  run_tasks(threads, {multiply_panel, &work, tasks});
+}
+
+}  // namespace
+
+extern const Kernels ISVIT_KERNELS;
+const Kernels ISVIT_KERNELS = {encode, multiply};

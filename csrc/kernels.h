@@ -1,0 +1,28 @@
+// One set of kernels for each instruction set, and the threads they share.
+#ifndef ISVIT_KERNELS_H
+#define ISVIT_KERNELS_H
+
+#include "runtime.h"
+
+// Work of one call, cut into independent tasks.
+struct Tasks {
+  void (*run)(const void *what, int64_t task);
+  const void *what;
+  int64_t count;
+};
+
+// Run all tasks on up to `threads` threads, the caller among them.
+void run_tasks(int threads, const Tasks &tasks);
+
+struct Kernels {
+  void (*encode)(int32_t threads, const isvit_quantizer &, const float *x,
+                 const int64_t *strides, int32_t channels, const isvit_map &,
+                 uint8_t *codes);
+  void (*multiply)(int32_t threads, const isvit_product &, const isvit_rows &,
+                   const isvit_output &);
+};
+
+extern const Kernels portable_kernels, avx2_kernels, avxvnni_kernels,
+    avx512vnni_kernels;
+
+#endif

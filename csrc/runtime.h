@@ -1,0 +1,101 @@
+// The C interface of the integer runtime; isvit_det/runtime/native.py mirrors
+// its structures. Sizes are in elements unless a name says bytes.
+#ifndef ISVIT_RUNTIME_H
+#define ISVIT_RUNTIME_H
+
+#include <cstddef>
+#include <cstdint>
+
+#define ISVIT_API extern "C" __attribute__((visibility("default")))
+
+// Raised whenever a structure or a function below changes.
+constexpr int32_t ISVIT_VERSION = 1;
+
+// A stretch of the inputs that int16 lanes may sum before they are widened:
+// `groups` groups of four inputs, from `offset` bytes behind the start of each
+// of the segments `segment` .. `segment + segments - 1` of a row.
+struct isvit_run {
+  int32_t segment, segments, offset, groups;
+  // Bits that all sums so far move left once this run is added: 0, or 4
+  // behind the upper halves of weights that do not fit eight bits.
+  int32_t shift;
+};
+
+// A layer: y[n] = (sum_k a[k] * w[n][k] + correction[n]) * scale[n] + bias[n].
+// Arrays have `blocks * 16` entries; those beyond `outputs` are zero.
+struct isvit_product {
+  const int8_t *weight;        // [blocks][groups][16][4], in the order of runs
+  const int32_t *correction;   // -zero point of the input * sum_k w[n][k]
+  const float *scale;          // scale of the input * scale of the weights
+  const float *bias;
+  const isvit_run *runs;
+  int32_t num_runs, groups, blocks, outputs;
+};
+
+// code = clamp(round(x / scale) + zero_point, 0, top); with `entries`, what is
+// stored is entries[code].
+struct isvit_quantizer {
+  float scale;
+  int32_t zero_point, top;
+  const uint8_t *entries;      // [top + 1], or null
+};
+
+// A map of codes, channels last, with its border; `channels` is padded to a
+// multiple of four with zeros.
+struct isvit_map {
+  int32_t images, height, width, channels;
+  int32_t padding_top, padding_left, padding_bottom, padding_right;
+  uint8_t padding_code;
+};
+
+// Where the rows of a product lie. Row r is position (i, y, x) of a grid
+// images x height x width, x running fastest; its inputs start at
+// codes + i * image_stride + y * line_stride + x * pixel_stride, and segment s
+// of them `segments[s]` bytes behind that. Strides are in bytes.
+struct isvit_rows {
+  const uint8_t *codes;
+  int32_t images, height, width;
+  int64_t image_stride, line_stride, pixel_stride;
+  const int64_t *segments;
+};
+
+enum isvit_epilogue : int32_t {
+  ISVIT_FLOAT = 0,       // y, plus `residual` if there is one
+  ISVIT_CODES = 1,       // codes of y by `quantizer`
+  ISVIT_GELU_CODES = 2,  // codes of gelu(y) by `quantizer`
+};
+
+// Where the outputs go: output n of position (i, p = y * width + x) to
+// i * image_stride + p * pixel_stride + n * channel_stride. Codes need
+// channel_stride == 1. `residual` is laid out like `values`, and may be it.
+struct isvit_output {
+  isvit_epilogue epilogue;
+  float *values;
+  const float *residual;
+  uint8_t *codes;
+  int64_t image_stride, pixel_stride, channel_stride;
+  isvit_quantizer quantizer;
+};
+
+ISVIT_API int32_t isvit_version();
+
+// Kernels that this library has and this CPU runs, best first, as bits of
+// `1 << isvit_isa`.
+enum isvit_isa : int32_t { ISVIT_PORTABLE, ISVIT_AVX2, ISVIT_AVXVNNI,
+                           ISVIT_AVX512VNNI, ISVIT_NUM_ISAS };
+ISVIT_API int32_t isvit_supported();
+
+// Quantize a float map, whose strides are those of (image, channel, line,
+// pixel), into a map of codes.
+ISVIT_API void isvit_encode(isvit_isa isa, int32_t threads,
+                            const isvit_quantizer *quantizer, const float *x,
+                            const int64_t *strides, int32_t channels,
+                            const isvit_map *map, uint8_t *codes);
+
+// Multiply the rows by a layer. Results do not depend on `threads`.
+ISVIT_API void isvit_multiply(isvit_isa isa, int32_t threads,
+                              const isvit_product *product,
+                              const isvit_rows *rows,
+                              const isvit_output *output);
+
+#endif

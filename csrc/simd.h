@@ -1,0 +1,121 @@
+// Sixteen lanes of floats or integers, as the CPU's vectors hold them. All
+// arithmetic is spelled out and never contracted, so that every CPU rounds
+// alike.
+#ifndef ISVIT_SIMD_H
+#define ISVIT_SIMD_H
+
+#include <cstdint>
+#include <cstring>
+#include <utility>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#define ISVIT_INLINE __attribute__((always_inline))
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16;
+#elif defined(__AVX2__)
+constexpr int LANES = 8;
+#else
+constexpr int LANES = 4;
+#endif
+// Outputs of a block, and vectors that hold them.
+constexpr int COLUMNS = 16;
+constexpr int PARTS = COLUMNS / LANES;
+
+typedef float Floats __attribute__((vector_size(4 * LANES)));
+typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
+
+struct Floats16 { Floats part[PARTS]; };
+struct Ints16 { Ints part[PARTS]; };
+
+// Call f(0), ..., f(N - 1), every argument a constant: arrays that are indexed
+// by constants only stay in registers.
+template <class F, int... I>
+inline ISVIT_INLINE void repeat(
+    F &&f, std::integer_sequence<int, I...>) {
+  (f(std::integral_constant<int, I>()), ...);
+}
+template <int N, class F>
+inline ISVIT_INLINE void repeat(F &&f) {
+  repeat(f, std::make_integer_sequence<int, N>());
+}
+
+template <class V, class T>
+inline V load(const T *from) {
+  V v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
+}
+template <class V, class T>
+inline void store(T *to, const V &v) { std::memcpy(to, &v, sizeof v); }
+
+inline Floats splat(float x) { return x - Floats{}; }
+inline Ints splat(int32_t x) { return x - Ints{}; }
+inline Floats to_float(Ints x) { return __builtin_convertvector(x, Floats); }
+inline Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
+inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
+
+// Nearest integers, halves to the even one; |x| <= 2^22.
+inline Ints nearest(Floats x) {
+  const Floats magic = splat(12582912.f);  // 1.5 * 2^23: no fraction is left
+  return (Ints)(x + magic) - (Ints)magic;
+}
+
+// e^x for x <= 0, within 2 units in the last place; 0 below -87.
+inline Floats exponential(Floats x) {
+  const Floats floor = splat(-87.f);
+  const Floats clamped = larger(x, floor);
+  const Ints power = nearest(clamped * 1.44269504f);
+  const Floats k = to_float(power);
+  // ln 2 in two parts, the first of which k times is exact.
+  const Floats r = (clamped - k * 0.693359375f) - k * -2.12194440e-4f;
+  // Taylor's series; |r| <= ln(2) / 2.
+  Floats p = splat(1.f / 5040);
+  p = p * r + 1.f / 720;
+  p = p * r + 1.f / 120;
+  p = p * r + 1.f / 24;
+  p = p * r + 1.f / 6;
+  p = p * r + .5f;
+  p = p * (r * r) + (r + 1.f);
+  const Floats scaled = (Floats)((Ints)p + (power << 23));
+  return x < floor ? Floats{} : scaled;
+}
+
+// x * Phi(x), Phi by Abramowitz and Stegun 7.1.26 (absolute error 1.5e-7).
+inline Floats gelu(Floats x) {
+  const Floats size = x < 0.f ? -x : x;
+  const Floats z = size * .70710678f;
+  const Floats t = 1.f / (z * .3275911f + 1.f);
+  Floats p = splat(1.061405429f);
+  p = p * t - 1.453152027f;
+  p = p * t + 1.421413741f;
+  p = p * t - .284496736f;
+  p = p * t + .254829592f;
+  const Floats half_tail = p * t * exponential(-(z * z)) * .5f;
+  return x * (x < 0.f ? half_tail : 1.f - half_tail);
+}
+
+inline void store_codes(uint8_t *to, const Ints16 &codes) {
+#if defined(__AVX512F__)
+  _mm_storeu_si128((__m128i *)to,
+                   _mm512_maskz_cvtepi32_epi8(
+                       0xFFFF, (__m512i)codes.part[0]));
+#elif defined(__AVX2__)
+  const __m256i words = _mm256_permute4x64_epi64(
+      _mm256_packs_epi32((__m256i)codes.part[0], (__m256i)codes.part[1]),
+      0xD8);
+  _mm_storeu_si128((__m128i *)to,
+                   _mm_packus_epi16(_mm256_castsi256_si128(words),
+                                    _mm256_extracti128_si256(words, 1)));
+#else
+  for (int i = 0; i < COLUMNS; i++) to[i] = codes.part[i / LANES][i % LANES];
+#endif
+}
+
+}  // namespace
+
+#endif

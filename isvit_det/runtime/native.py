@@ -1,0 +1,182 @@
+"""The kernels of csrc/ on tensors; structures as in csrc/runtime.h."""
+import ctypes
+import enum
+from typing import List, NamedTuple, Optional, Tuple
+
+import torch
+from torch import Tensor
+
+from isvit_det.runtime.build import load_library
+from isvit_det.runtime.overflow import GROUP
+from isvit_det.runtime.packing import PackedWeights
+from isvit_det.runtime.plan import InputCodes
+
+INT, LONG, POINTER = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
+
+
+class Isa(enum.IntEnum):
+    """Sets of kernels, the best last."""
+    PORTABLE = 0
+    AVX2 = 1
+    AVXVNNI = 2
+    AVX512VNNI = 3
+
+    @property
+    def wide_lanes(self) -> bool:
+        """Whether products are added in 32 bits."""
+        return self in (Isa.AVXVNNI, Isa.AVX512VNNI)
+
+
+class Epilogue(enum.IntEnum):
+    """What becomes of a product's integer sums."""
+    FLOAT = 0
+    CODES = 1
+    GELU_CODES = 2
+
+
+class _Product(ctypes.Structure):
+    _fields_ = [('weight', POINTER), ('correction', POINTER),
+                ('scale', POINTER), ('bias', POINTER), ('runs', POINTER),
+                ('num_runs', INT), ('groups', INT), ('blocks', INT),
+                ('outputs', INT)]
+
+
+class _Quantizer(ctypes.Structure):
+    _fields_ = [('scale', ctypes.c_float), ('zero_point', INT), ('top', INT),
+                ('entries', POINTER)]
+
+
+class _Map(ctypes.Structure):
+    _fields_ = [('images', INT), ('height', INT), ('width', INT),
+                ('channels', INT), ('padding_top', INT), ('padding_left', INT),
+                ('padding_bottom', INT), ('padding_right', INT),
+                ('padding_code', ctypes.c_uint8)]
+
+
+class _Rows(ctypes.Structure):
+    _fields_ = [('codes', POINTER), ('images', INT), ('height', INT),
+                ('width', INT), ('image_stride', LONG), ('line_stride', LONG),
+                ('pixel_stride', LONG), ('segments', POINTER)]
+
+
+class _Output(ctypes.Structure):
+    _fields_ = [('epilogue', INT), ('values', POINTER), ('residual', POINTER),
+                ('codes', POINTER), ('image_stride', LONG),
+                ('pixel_stride', LONG), ('channel_stride', LONG),
+                ('quantizer', _Quantizer)]
+
+
+class Rows(NamedTuple):
+    """Rows of codes that are multiplied; see ``isvit_rows``.
+
+    Attributes:
+        codes: uint8.
+        grid: images, height and width of the rows.
+        strides: bytes between images, lines and rows of a line.
+        segments: bytes from the start of a row to each of its segments.
+    """
+    codes: Tensor
+    grid: Tuple[int, int, int]
+    strides: Tuple[int, int, int]
+    segments: Tuple[int, ...] = (0, )
+
+
+def supported_isas() -> List[Isa]:
+    """Sets of kernels that this CPU runs, the best first.
+
+    Raises:
+        NoLibrary: if there is no native library.
+    """
+    found = load_library().isvit_supported()
+    return [isa for isa in sorted(Isa, reverse=True) if found >> isa & 1]
+
+
+def encode_map(isa: Isa,
+               x: Tensor,
+               source: InputCodes,
+               padding: Tuple[int, int, int, int] = (0, 0, 0, 0),
+               padding_code: int = 0) -> Tensor:
+    """Quantize maps, channels last, with a border around each.
+
+    Args:
+        isa: kernels to use.
+        x: float32, shape (images, channels, height, width), any strides.
+        source: how it is coded.
+        padding: lines and columns at the top, left, bottom and right.
+        padding_code: their entries.
+
+    Returns:
+        uint8, shape (images, height and width with padding, channels filled
+        up with zeros to a multiple of four).
+    """
+    images, channels, height, width = x.shape
+    top, left, bottom, right = padding
+    filled = -(-channels // GROUP) * GROUP
+    codes = x.new_empty(
+        (images, top + height + bottom, left + width + right, filled),
+        dtype=torch.uint8)
+    layout = _Map(images, height, width, filled, top, left, bottom, right,
+                  padding_code)
+    strides = (LONG * 4)(*x.stride())
+    quantizer, _kept = _quantizer(source)
+    load_library().isvit_encode(
+        INT(isa), INT(torch.get_num_threads()), ctypes.byref(quantizer),
+        POINTER(x.data_ptr()), strides, INT(channels), ctypes.byref(layout),
+        POINTER(codes.data_ptr()))
+    return codes
+
+
+def multiply(isa: Isa,
+             weights: PackedWeights,
+             rows: Rows,
+             out: Tensor,
+             strides: Tuple[int, int, int],
+             epilogue: Epilogue = Epilogue.FLOAT,
+             target: Optional[InputCodes] = None,
+             residual: Optional[Tensor] = None) -> Tensor:
+    """Multiply rows by a layer.
+
+    Args:
+        isa: kernels to use; the weights were packed for their lanes.
+        weights: of the layer.
+        rows: inputs, packed in the same segments.
+        out: float32 for ``Epilogue.FLOAT``, else uint8.
+        strides: elements of ``out`` between images, pixels and channels.
+        epilogue: what becomes of the sums.
+        target: how outputs are coded, but for ``Epilogue.FLOAT``.
+        residual: float32, added to the outputs; laid out like ``out``.
+
+    Returns:
+        ``out``.
+    """
+    product = _Product(weights.weight.data_ptr(),
+                       weights.correction.data_ptr(), weights.scale.data_ptr(),
+                       weights.bias.data_ptr(), weights.runs.data_ptr(),
+                       len(weights.runs), weights.weight.shape[1],
+                       weights.weight.shape[0], weights.outputs)
+    segments = (LONG * len(rows.segments))(*rows.segments)
+    inputs = _Rows(rows.codes.data_ptr(), *rows.grid, *rows.strides,
+                   ctypes.addressof(segments))
+    quantizer, _kept = _quantizer(target)
+    is_float = epilogue is Epilogue.FLOAT
+    output = _Output(epilogue,
+                     out.data_ptr() if is_float else None,
+                     None if residual is None else residual.data_ptr(),
+                     None if is_float else out.data_ptr(), *strides, quantizer)
+    load_library().isvit_multiply(
+        INT(isa), INT(torch.get_num_threads()), ctypes.byref(product),
+        ctypes.byref(inputs), ctypes.byref(output))
+    return out
+
+
+def _quantizer(
+        codes: Optional[InputCodes]) -> Tuple[_Quantizer, Optional[Tensor]]:
+    """The structure, and what it points to."""
+    if codes is None:
+        return _Quantizer(1., 0, 0, None), None
+    top = 2**codes.bits - 1
+    if codes.entries is None:
+        return _Quantizer(codes.scale, codes.zero_point, top, None), None
+    entries = torch.tensor(codes.entries, dtype=torch.uint8)
+    return _Quantizer(codes.scale, codes.zero_point, top,
+                      entries.data_ptr()), entries

@@ -1,0 +1,157 @@
+"""What a calibrated layer computes in integers, whatever engine runs it.
+
+The simulation multiplies decoded values. With the codes ``a`` of the input,
+its zero point z and scale s, and integer weights ``w = code - zero point`` of
+scale t per output channel, the same output is
+
+    y[n] = s * t[n] * (sum_k (a[k] - z) * w[n][k]) + b[n]
+         = s * t[n] * (sum_k a[k] * w[n][k] - z * sum_k w[n][k]) + b[n],
+
+where both sums are integers and the second is a constant.
+"""
+from dataclasses import dataclass
+from typing import Optional, Tuple, Union
+
+import torch
+from torch import Tensor
+
+from isvit_det.core.layers import QuantConv2d, QuantLinear
+from isvit_det.core.quantizers import UniformQuantizer
+
+# Zero points whose products and sums stay in 32 bits; beyond, the
+# simulation's own float32 has lost digits.
+MAX_ZERO_POINT = 2**20
+# Codes and what pads them are bytes.
+MAX_CODE = 255
+
+
+class Unsupported(Exception):
+    """A layer that the runtime does not run; the message says why."""
+
+
+@dataclass(frozen=True)
+class InputCodes:
+    """How a layer's input is coded: ``value = (entry - zero_point) * scale``.
+
+    Attributes:
+        bits: width of the codes.
+        scale: of one step.
+        zero_point: entry of the value 0; may lie outside of all entries.
+        entries: integer of every code, 0..255, where codes index a table;
+            None where a code is its own entry.
+    """
+    bits: int
+    scale: float
+    zero_point: int
+    entries: Optional[Tuple[int, ...]] = None
+
+    @property
+    def top(self) -> int:
+        """The largest entry."""
+        return max(self.entries) if self.entries else 2**self.bits - 1
+
+    @classmethod
+    def of(cls, quantizer: UniformQuantizer) -> 'InputCodes':
+        """Codes of a calibrated quantizer of activations.
+
+        Raises:
+            Unsupported: if it is of no such kind, or its zero point is out
+                of reach.
+        """
+        if not isinstance(quantizer, UniformQuantizer):
+            raise Unsupported(f'its input is coded by a '
+                              f'{type(quantizer).__name__}')
+        if not (quantizer.is_fitted and quantizer.enabled):
+            raise Unsupported('its input is not quantized')
+        if quantizer.num_channels is not None:
+            raise Unsupported('its input has a scale per channel')
+        zero_point = int(quantizer.zero_point)
+        if abs(zero_point) > MAX_ZERO_POINT:
+            raise Unsupported(f'the zero point {zero_point} of its input is '
+                              f'beyond {MAX_ZERO_POINT}')
+        return cls(quantizer.bits, float(quantizer.scale), zero_point)
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """A linear layer or a convolution in integers.
+
+    Attributes:
+        input: how the input is coded.
+        weight: integers ``code - zero point``, int32, shape (outputs, inputs)
+            or (outputs, kernel height, kernel width, channels).
+        scale: of the integer sums, float64, shape (outputs,).
+        bias: float64, shape (outputs,).
+        padding_code: entry that stands for a zero around a map.
+    """
+    input: InputCodes
+    weight: Tensor
+    scale: Tensor
+    bias: Tensor
+    padding_code: int = 0
+
+    @property
+    def top(self) -> int:
+        """The largest entry that the products meet."""
+        return max(self.input.top, self.padding_code)
+
+    @property
+    def correction(self) -> Tensor:
+        """What the zero point of the input adds, int64, shape (outputs,)."""
+        return -self.input.zero_point * self.weight.flatten(1).long().sum(1)
+
+
+def plan_layer(layer: Union[QuantLinear, QuantConv2d]) -> LayerPlan:
+    """Plan of a calibrated layer.
+
+    Raises:
+        Unsupported: if it cannot be run in integers as the kernels have them,
+            with the reason.
+    """
+    source = InputCodes.of(layer.input_quantizer)
+    quantizer = layer.weight_quantizer
+    if not (quantizer.is_fitted and quantizer.enabled):
+        raise Unsupported('its weight is not quantized')
+    padding_code = 0
+    if isinstance(layer, QuantConv2d):
+        padding_code = _padding_code(layer, source)
+    with torch.no_grad():
+        codes = quantizer.encode(layer.weight).long()
+        shape = (-1, ) + (1, ) * (codes.ndim - 1)
+        weight = codes - quantizer.zero_point.long().view(shape)
+        if isinstance(layer, QuantConv2d):
+            weight = weight.permute(0, 2, 3, 1)
+        bias = torch.zeros(len(weight), dtype=torch.float64)
+        for constant in (layer.bias, getattr(layer, 'offset', None)):
+            if constant is not None:
+                bias = bias + constant.double().cpu()
+        scale = source.scale * quantizer.scale.double().cpu()
+    plan = LayerPlan(source,
+                     weight.int().contiguous().cpu(), scale, bias,
+                     padding_code)
+    _check_sums(plan)
+    return plan
+
+
+def _padding_code(layer: QuantConv2d, source: InputCodes) -> int:
+    if layer.groups != 1:
+        raise Unsupported(f'it has {layer.groups} groups')
+    if layer.padding_mode != 'zeros' or isinstance(layer.padding, str):
+        raise Unsupported(f'it pads by {layer.padding_mode!r}, '
+                          f'{layer.padding!r}')
+    if not any(layer.padding):
+        return 0
+    # The simulation pads decoded values with exact zeros.
+    if not 0 <= source.zero_point <= MAX_CODE:
+        raise Unsupported(f'it pads with zeros, for which its input has no '
+                          f'code (zero point {source.zero_point})')
+    return source.zero_point
+
+
+def _check_sums(plan: LayerPlan) -> None:
+    """Raise unless sums with and without correction fit 32 bits."""
+    sizes = plan.weight.flatten(1).long().abs().sum(1)
+    largest = (plan.top + abs(plan.input.zero_point)) * int(sizes.max())
+    # Half of the range is left for the parts that packing makes of weights.
+    if largest >= 2**30:
+        raise Unsupported(f'its sums may reach {largest}, beyond 30 bits')
