@@ -21,6 +21,7 @@ struct EncodeWork {
   const isvit_map &map;
   uint8_t *codes;
   int64_t lines_per_task;
+  const float *end;  // of the values
 };
 
 int64_t padded_width(const isvit_map &map) {
@@ -39,15 +40,20 @@ void encode_planes(const EncodeWork &work, const Encoder<true> &encode,
       const int columns = std::min(SIDE, map.width - p);
       for (int i = 0; i < rows; i++) {
         const float *from = x + (c + i) * work.strides[1] + p;
-        if (columns < SIDE) {
+        // What lies behind a line is read as well, unless it is the last.
+        if (from + SIDE > work.end) {
           std::copy(from, from + columns, tail);
           from = tail;
         }
         encode(load<Floats16>(from), square[i]);
       }
-      for (int j = 0; j < columns; j++) {
-        uint8_t *pixel = to + (int64_t)(p + j) * map.channels + c;
-        for (int i = 0; i < rows; i++) pixel[i] = square[i][j];
+      transpose(square);
+      uint8_t *pixel = to + (int64_t)p * map.channels + c;
+      for (int j = 0; j < columns; j++, pixel += map.channels) {
+        if (rows == SIDE)
+          std::copy(square[j], square[j] + SIDE, pixel);
+        else
+          std::copy(square[j], square[j] + rows, pixel);
       }
     }
   }
@@ -120,7 +126,11 @@ void encode(int32_t threads, const isvit_quantizer &quantizer, const float *x,
   const int64_t values = padded_width(map) * map.channels;
   if (lines * values == 0) return;
   const int64_t each = 1 + TASK_VALUES / values;
-  const EncodeWork work{quantizer, x, strides, channels, map, codes, each};
+  const float *end = x + 1 + strides[0] * (map.images - 1) +
+                     strides[1] * (channels - 1) +
+                     strides[2] * (map.height - 1) +
+                     strides[3] * (map.width - 1);
+  const EncodeWork work{quantizer, x, strides, channels, map, codes, each, end};
   run_tasks(threads, {encode_lines, &work, (lines + each - 1) / each});
 }
 

@@ -116,6 +116,27 @@ inline void store_codes(uint8_t *to, const Ints16 &codes) {
 #endif
 }
 
+// Exchange rows and columns of 16 x 16 bytes, in place.
+inline void transpose(uint8_t square[16][16]) {
+#if defined(__x86_64__)
+  // Interleaving row i with row i + 8 four times moves every byte's row number
+  // into its column.
+  __m128i rows[16], mixed[16];
+  repeat<16>([&](auto i) ISVIT_INLINE { rows[i] = load<__m128i>(square[i]); });
+  repeat<4>([&](auto) ISVIT_INLINE {
+    repeat<8>([&](auto i) ISVIT_INLINE {
+      mixed[2 * i] = _mm_unpacklo_epi8(rows[i], rows[i + 8]);
+      mixed[2 * i + 1] = _mm_unpackhi_epi8(rows[i], rows[i + 8]);
+    });
+    repeat<16>([&](auto i) ISVIT_INLINE { rows[i] = mixed[i]; });
+  });
+  repeat<16>([&](auto i) ISVIT_INLINE { store(square[i], rows[i]); });
+#else
+  for (int i = 0; i < 16; i++)
+    for (int j = 0; j < i; j++) std::swap(square[i][j], square[j][i]);
+#endif
+}
+
 }  // namespace
 
 #endif

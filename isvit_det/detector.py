@@ -14,6 +14,7 @@ from isvit_det.core.swap import (QUANTIZED_LAYERS, make_float_, quantized_twin,
                                  replace_)
 from isvit_det.packed.loading import install_loading_
 from isvit_det.registry import MODELS
+from isvit_det.runtime.engine import attach_runtime_
 
 # Those of mmcv only add a case for empty inputs.
 PLAIN_FORWARDS = [
@@ -30,6 +31,7 @@ def quantized_detector(base: Union[str, type],
                        backbone: Mapping[str, Any],
                        quant: Optional[Mapping[str, Any]] = None,
                        float_layers: Optional[Mapping[str, str]] = None,
+                       engine: str = 'auto',
                        **kwargs: Any) -> nn.Module:
     """Build a detector of MMDetection with quantized layers.
 
@@ -49,6 +51,11 @@ def quantized_detector(base: Union[str, type],
         float_layers: layers outside of the backbone that stay in float with
             ``scope='detector'``, and the reason for each. Those of a packed
             file are in its header and need not be given.
+        engine: what runs the quantized layers of the calibrated detector on
+            a CPU: ``'native'``, integer kernels, wherever they can;
+            ``'simulation'``, torch in float; ``'auto'``, the first where it
+            is known to be faster. The environment variable
+            ``ISVIT_DET_ENGINE`` overrides it.
         **kwargs: arguments of the detector's class.
 
     Returns:
@@ -57,11 +64,13 @@ def quantized_detector(base: Union[str, type],
         above, to which calibrating or loading a packed file adds layers, and
         in which a language model counts as one; ``products``, the names of
         the modules that multiply activations by activations, or None before
-        calibrating or loading a packed file.
+        calibrating or loading a packed file; ``runtime``, whose ``engine``
+        may be set at any time.
 
     Raises:
-        QuantError: if ``base``, the backbone or ``float_layers`` cannot be
-            used, or nothing outside of the backbone could be quantized.
+        QuantError: if ``base``, the backbone, ``float_layers`` or ``engine``
+            cannot be used, or nothing outside of the backbone could be
+            quantized.
     """
     config = QuantConfig.from_dict(quant or {})
     if 'quant' in backbone:
@@ -96,6 +105,7 @@ def quantized_detector(base: Union[str, type],
                              "Linear outside of the backbone; use 'backbone'.")
         _keep_float_(model, float_layers)
     install_loading_(model, config)
+    attach_runtime_(model, engine)
     return model
 
 

@@ -1,6 +1,6 @@
 """Quantized layers, and the modes and fitting of the quantizers of a model."""
 import contextlib
-from typing import Dict, Iterator, List, NamedTuple, Optional, Union
+from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Union
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,10 @@ from isvit_det.core.settings import QuantConfig
 # Quantizers that an error message names.
 SHOWN_NAMES = 5
 
+# Computes a layer's output from its input in another way than ``forward``
+# does, or gives None where it cannot.
+NativeForward = Callable[[nn.Module, Tensor], Optional[Tensor]]
+
 
 class QuantLinear(nn.Linear):
     """``nn.Linear`` with quantized input and weight.
@@ -25,9 +29,14 @@ class QuantLinear(nn.Linear):
     Args:
         source: float layer, whose parameters are shared, not copied.
         config: bits and range search.
+
+    Attributes:
+        native: runs the layer where it can; None or where it cannot, the
+            layer is simulated in float.
     """
     own_buffers = ('offset', )
     offset: Optional[Tensor]
+    native: Optional[NativeForward] = None
 
     def __init__(self, source: nn.Linear, config: QuantConfig) -> None:
         nn.Module.__init__(self)
@@ -46,6 +55,10 @@ class QuantLinear(nn.Linear):
                                                  self.out_features, 0)
 
     def forward(self, input: Tensor) -> Tensor:
+        if self.native is not None:
+            found = self.native(self, input)
+            if found is not None:
+                return found
         out = F.linear(
             self.input_quantizer(input), self.weight_quantizer(self.weight),
             self.bias)
@@ -60,6 +73,7 @@ class QuantConv2d(nn.Conv2d):
         config: bits and range search.
         input_bits: bits of the input instead of ``config.act_bits``.
     """
+    native: Optional[NativeForward] = None
 
     def __init__(self,
                  source: nn.Conv2d,
@@ -81,6 +95,10 @@ class QuantConv2d(nn.Conv2d):
                                                  self.out_channels, 0)
 
     def forward(self, input: Tensor) -> Tensor:
+        if self.native is not None:
+            found = self.native(self, input)
+            if found is not None:
+                return found
         return self._conv_forward(
             self.input_quantizer(input), self.weight_quantizer(self.weight),
             self.bias)
@@ -141,6 +159,22 @@ def quantized_layers(
         module for module in model.modules()
         if isinstance(module, (QuantLinear, QuantConv2d))
     ]
+
+
+@contextlib.contextmanager
+def simulation(model: nn.Module) -> Iterator[None]:
+    """Simulate all layers of a model in float, whatever could run them.
+
+    What runs them otherwise is given back at the end, on error too.
+    """
+    before = [(layer, layer.native) for layer in quantized_layers(model)]
+    for layer, _ in before:
+        layer.native = None
+    try:
+        yield
+    finally:
+        for layer, native in before:
+            layer.native = native
 
 
 class Site(NamedTuple):

@@ -9,7 +9,8 @@ from isvit_det.calibration.events import UnitRecord
 from isvit_det.calibration.sos import calibrate
 from isvit_det.core.distributed import broadcast_
 from isvit_det.core.errors import QuantError
-from isvit_det.core.layers import is_calibrated, set_precision_
+from isvit_det.core.layers import (is_calibrated, set_precision_,
+                                   simulation)
 from isvit_det.core.settings import SOSConfig
 from isvit_det.engine.heads import calibrate_heads_, find_products
 from isvit_det.engine.images import Images
@@ -54,7 +55,7 @@ def calibrate_detector_(model: Any,
     quant = model.quant_config
     units = model.backbone.units()
     logger.info(announcement(quant, sos, len(units), len(images)))
-    with images.blamed(model), CalibrationProgress(
+    with images.blamed(model), simulation(model), CalibrationProgress(
             logger, units, is_main_process()) as progress:
         records = calibrate(
             model.backbone,
@@ -68,7 +69,7 @@ def calibrate_detector_(model: Any,
             teacher=teacher)
     if quant.scope == 'detector':
         logger.info(f'calibrating neck and heads on {len(images)} images')
-        with images.blamed(model):
+        with images.blamed(model), simulation(model):
             calibrate_heads_(model, images, sos, logger)
     set_precision_(model, weights=True, acts=True)
     if not is_calibrated(model):

@@ -29,10 +29,15 @@ def sources_of(runner: Runner, model: nn.Module) -> List[Any]:
         # Each process may have another GPU.
         next(model.parameters()).device.type,
         world_size(),
-        [cfg.model, cfg.test_dataloader,
+        [without_engine(cfg.model), cfg.test_dataloader,
          cfg.get('test_cfg')],
         [dataset_state(data) for data in unwrap(dataset)]
     ]
+
+
+def without_engine(model: Mapping[str, Any]) -> Dict[str, Any]:
+    """A model's config without what runs it, once it is calibrated."""
+    return {key: value for key, value in model.items() if key != 'engine'}
 
 
 def prediction_key(sources: List[Any]) -> str:

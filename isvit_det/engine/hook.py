@@ -19,6 +19,7 @@ from isvit_det.core.layers import is_calibrated
 from isvit_det.core.plain import plain
 from isvit_det.core.settings import SOSConfig
 from isvit_det.engine.calibrate import WORKSPACE, calibrate_detector_
+from isvit_det.engine.float_metrics import without_engine
 from isvit_det.engine.heads import find_products
 from isvit_det.engine.images import CalibrationImages, calibration_images
 from isvit_det.engine.tested_weights import take_tested_weights_
@@ -232,8 +233,8 @@ class SOSCalibrationHook(Hook):
         origin = plain(
             describe_origin(model, runner.cfg.get('load_from'), images, sos))
         key = fingerprint(origin, self._image_hashes, [
-            runner.cfg.model, runner.cfg.test_dataloader['dataset'],
-            self.calib_dataloader
+            without_engine(runner.cfg.model),
+            runner.cfg.test_dataloader['dataset'], self.calib_dataloader
         ], model)
         records = calibrate_detector_(model, images, sos,
                                       Path(runner.work_dir) / WORKSPACE, key,

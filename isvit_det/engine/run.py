@@ -35,6 +35,7 @@ from isvit_det.inputs.hooks import hook_errors
 from isvit_det.report.tables import (ERROR_IMAGES, backbone_error, count_calls,
                                      list_sites_run, peak_memory, sum_calls,
                                      weight_bytes, write_result)
+from isvit_det.runtime.engine import describe_engine
 from isvit_det.screen.output import watch
 from isvit_det.screen.progress import track
 
@@ -146,9 +147,12 @@ class QuantizationRun:
             with self._timed('calibration'):
                 self.hook.before_test(self.runner)
         calls = count_calls(self.model)
+        found['engine'] = describe_engine(self.model)
+        # Engines round sums in different orders.
+        engine = [found['engine'][key] for key in ('engine', 'kernels')]
         evaluation = self._evaluation(
             'packed' if self.calibrated else 'quantized',
-            sources_of(self.runner, self.model),
+            [*sources_of(self.runner, self.model), engine],
             lambda: dict(sites=list_sites_run(self.model, calls)))
         found['quantized'] = evaluation.run()
         found['sites'] = sum_calls(evaluation.about['sites'])
@@ -222,6 +226,7 @@ class QuantizationRun:
             iters=origin.get('sos', {}).get('iters'),
             float=found.get('float'),
             quantized=found['quantized'],
+            engine=found['engine'],
             backbone_error=found.get('backbone_error'),
             bytes=dict(
                 float=None if outcome is None else self.given_bytes,

@@ -14,6 +14,7 @@ from isvit_det.core.files import write_atomically
 from isvit_det.core.layers import list_sites
 from isvit_det.core.plain import plain
 from isvit_det.evaluation.figures import Figures
+from isvit_det.runtime.engine import engine_line
 
 # Most images on which the error of the backbone is measured.
 ERROR_IMAGES = 500
@@ -201,13 +202,16 @@ def table_rows(result: Mapping[str, Any]) -> List[Dict[str, str]]:
 
 
 def further_lines(result: Mapping[str, Any]) -> List[str]:
-    """Lines below the table: metrics without a column, and notes.
+    """Lines below the table: other metrics, the engine, and notes.
 
     Args:
         result: of a run, as in ``result.json``.
     """
     figures = Figures(result['float'] or {}, result['quantized'])
     lines = figures.list_rest() if figures.rest else []
+    # Results of earlier versions name no engine.
+    if result.get('engine'):
+        lines.append(engine_line(result['engine']))
     return lines + [f'note: {note}' for note in result['notes']]
 
 

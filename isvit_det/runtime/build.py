@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Dict, Iterator, List, Sequence, Tuple, Union
 
 VERSION = 1
 SOURCES = Path(__file__).resolve().parents[2] / 'csrc'
@@ -102,21 +102,17 @@ def find_compiler() -> List[str]:
     raise NoLibrary(f'no C++ compiler was found ({given or list(COMPILERS)})')
 
 
-def compile_library(
-    path: Path,
-    compiler: Optional[Sequence[str]] = None,
-    flags: Sequence[str] = ()) -> None:
+def compile_library(path: Path, compiler: Sequence[str]) -> None:
     """Compile the sources into a shared library.
 
     Args:
         path: of the library; it is written whole or not at all.
-        compiler: its command; None finds one.
-        flags: for the compiler and the linker, beside our own.
+        compiler: its command.
 
     Raises:
         NoLibrary: with the compiler's first error.
     """
-    command = [*(compiler or find_compiler()), *FLAGS, *flags]
+    command = [*compiler, *FLAGS]
     unfinished = tempfile.TemporaryDirectory(
         dir=path.parent, prefix=f'.{path.name}.')
     with unfinished as folder:

@@ -1,0 +1,251 @@
+"""Which engine runs a quantized model: the native kernels or a simulation.
+
+``attach_runtime_`` gives every quantized layer of a model a way to run
+natively. It is asked at every forward of the layer, and leaves what it cannot
+run, such as training, other devices or observed inner modules, to the
+simulation in float.
+"""
+import os
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple, Union
+
+import torch
+from mmengine.logging import print_log
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+
+from isvit_det.core.errors import QuantError
+from isvit_det.core.layers import QuantConv2d, QuantLinear, quantized_layers
+from isvit_det.runtime.build import NoLibrary
+from isvit_det.runtime.layers import NativeConv, NativeLinear
+from isvit_det.runtime.native import Isa, supported_isas
+from isvit_det.runtime.plan import Unsupported
+
+ENGINES = ('auto', 'native', 'simulation')
+# Read at every forward; stands above what the model was built with.
+VARIABLE = 'ISVIT_DET_ENGINE'
+SHOWN_LAYERS = 3
+
+Layer = Union[QuantLinear, QuantConv2d]
+
+
+def check_engine(name: str, value: Any) -> str:
+    """An engine's name as it is.
+
+    Raises:
+        QuantError: if there is no such engine.
+
+    >>> check_engine('model.engine', 'fast')
+    Traceback (most recent call last):
+    ...
+    isvit_det.core.errors.QuantError: model.engine: 'fast' is not allowed; \
+expected one of ['auto', 'native', 'simulation'].
+    """
+    if value not in ENGINES:
+        raise QuantError(f'{name}: {value!r} is not allowed; expected one of '
+                         f'{list(ENGINES)}.')
+    return value
+
+
+class Choice(NamedTuple):
+    """The kernels that are used, or why none are."""
+    isa: Optional[Isa]
+    reason: str
+
+
+class Runtime:
+    """Decides for all layers of a model which engine runs them.
+
+    Args:
+        engine: ``'auto'`` takes the native kernels where they are known to
+            be faster than the simulation, ``'native'`` wherever they run,
+            ``'simulation'`` nowhere.
+
+    Attributes:
+        engine: may be set at any time.
+    """
+
+    def __init__(self, engine: str = 'auto') -> None:
+        self.engine = check_engine('model.engine', engine)
+        self.announced: Optional[Choice] = None
+
+    def choose(self) -> Choice:
+        """What the settings and this machine say now."""
+        engine = os.environ.get(VARIABLE)
+        source = VARIABLE
+        if engine:
+            check_engine(VARIABLE, engine)
+        else:
+            engine, source = self.engine, 'model.engine'
+        if engine == 'simulation':
+            return Choice(None, f"{source} is 'simulation'")
+        try:
+            isa = supported_isas()[0]
+        except NoLibrary as error:
+            return Choice(None, f'there is no native library: {error}')
+        if engine == 'auto' and isa is Isa.PORTABLE:
+            return Choice(
+                None, 'this CPU has only portable kernels, which '
+                f'are not known to be faster; {VARIABLE}=native takes them')
+        return Choice(isa, f'{source} is {engine!r}')
+
+
+class _Forward:
+    """Runs one layer natively where it can; can be copied and pickled."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+        self._key: Optional[Tuple[Any, ...]] = None
+        self._prepared: Union[NativeLinear, NativeConv, None] = None
+        self.reason = ''
+
+    def __getstate__(self) -> Dict[str, Any]:
+        # What was prepared is made anew.
+        return dict(runtime=self.runtime, reason='', _key=None, _prepared=None)
+
+    def __call__(self, layer: Any, x: Tensor) -> Optional[Tensor]:
+        if not _is_plain_call(layer, x):
+            return None
+        isa = self.runtime.choose().isa
+        if isa is None or self.prepare(layer, isa) is None:
+            return None
+        for quantizer in (layer.input_quantizer, layer.weight_quantizer):
+            quantizer.num_calls += x.numel() > 0
+        assert self._prepared is not None
+        return self._prepared(x)
+
+    def prepare(self, layer: Layer,
+                isa: Isa) -> Union[NativeLinear, NativeConv, None]:
+        """The layer as it is now, packed; None, with ``reason``, if it cannot
+        be run."""
+        key = (isa, *_state_of(layer))
+        if key != self._key:
+            self.reason = ''
+            try:
+                if isinstance(layer, QuantConv2d):
+                    self._prepared = NativeConv(layer, isa)
+                else:
+                    self._prepared = NativeLinear(layer, isa)
+            except Unsupported as error:
+                self._prepared, self.reason = None, str(error)
+            self._key = key
+        return self._prepared
+
+
+def _is_plain_call(layer: Any, x: Tensor) -> bool:
+    """Whether a layer's output is all that anyone wants of a call."""
+    inner = (layer.input_quantizer, layer.weight_quantizer)
+    return (not layer.training and not torch.is_grad_enabled()
+            and type(x) is Tensor and x.dtype is torch.float32
+            and x.device.type == 'cpu' and layer.weight.dtype is torch.float32
+            and x.ndim >= (4 if isinstance(layer, QuantConv2d) else 1)
+            and all(q.enabled and q.observer is None
+                    for q in inner) and not any(_is_hooked(q) for q in inner)
+            and not _is_hooked(torch_module, '_global')
+            and not torch.jit.is_tracing() and not _is_autocast())
+
+
+def _is_hooked(holder: Any, prefix: str = '') -> bool:
+    return bool(
+        getattr(holder, f'{prefix}_forward_hooks')
+        or getattr(holder, f'{prefix}_forward_pre_hooks'))
+
+
+def _is_autocast() -> bool:
+    try:
+        return torch.is_autocast_enabled('cpu')
+    except TypeError:
+        # torch before 2.4 asks by another name.
+        return torch.is_autocast_cpu_enabled()
+
+
+def _state_of(layer: Layer) -> Tuple[Any, ...]:
+    """What changes whenever anything does that a plan is made of."""
+    inputs, weights = layer.input_quantizer, layer.weight_quantizer
+    tensors = (layer.weight, layer.bias, getattr(layer, 'offset',
+                                                 None), inputs.scale,
+               inputs.zero_point, weights.scale, weights.zero_point)
+    return tuple((t.data_ptr(), 0 if t.is_inference() else t._version)
+                 for t in tensors if t is not None)
+
+
+def attach_runtime_(model: Any, engine: str = 'auto') -> None:
+    """Let a model's quantized layers run natively.
+
+    ``model.runtime`` becomes its ``Runtime``. Before the first prediction of
+    a calibrated model a line in the log says what runs how and why.
+
+    Raises:
+        QuantError: if there is no such engine.
+    """
+    model.runtime = Runtime(engine)
+    for layer in quantized_layers(model):
+        layer.native = _Forward(model.runtime)
+    model.register_forward_pre_hook(_announce)
+
+
+def describe_engine(model: nn.Module) -> Dict[str, Any]:
+    """What runs a calibrated model of ``attach_runtime_``, and why.
+
+    Returns:
+        ``engine``, ``'native'`` or ``'simulation'``; ``kernels``, of which
+        CPU, or None; ``reason``; ``native_layers``, a number; ``simulated``,
+        the other quantized layers by name with the reason for each.
+    """
+    choice = model.runtime.choose()  # type: ignore
+    simulated: Dict[str, str] = {}
+    num_native = 0
+    for name, layer in model.named_modules():
+        if not isinstance(layer, (QuantLinear, QuantConv2d)):
+            continue
+        reason = 'the whole model is simulated'
+        if choice.isa is not None:
+            reason = 'it was exchanged'
+            if isinstance(layer.native, _Forward):
+                layer.native.prepare(layer, choice.isa)
+                reason = layer.native.reason
+        if reason:
+            simulated[name] = reason
+        else:
+            num_native += 1
+    is_native = num_native > 0
+    return dict(
+        engine='native' if is_native else 'simulation',
+        kernels=choice.isa.name if is_native and choice.isa else None,
+        reason=choice.reason,
+        native_layers=num_native,
+        simulated=simulated)
+
+
+def engine_line(found: Dict[str, Any]) -> str:
+    """What ``describe_engine`` found, as one line."""
+    simulated = found['simulated']
+    total = found['native_layers'] + len(simulated)
+    if found['engine'] == 'simulation':
+        return (f'engine: all {total} quantized layers are simulated in '
+                f'float, since {found["reason"]}')
+    text = (f'engine: {found["native_layers"]} of {total} quantized layers '
+            f'run in integers ({found["kernels"]} kernels; '
+            f'{found["reason"]}), all else in float')
+    if simulated:
+        shown: List[str] = [
+            f'{name} ({reason})' for name, reason in simulated.items()
+        ]
+        more = ', ...' if len(shown) > SHOWN_LAYERS else ''
+        text += f'; simulated: {", ".join(shown[:SHOWN_LAYERS])}{more}'
+    return text
+
+
+def _announce(model: Any, args: Any) -> None:
+    """Log once which engine runs a calibrated model, and when it changes."""
+    choice = model.runtime.choose()
+    if model.training or choice == model.runtime.announced:
+        return
+    if all(layer.input_quantizer.enabled for layer in quantized_layers(model)):
+        model.runtime.announced = choice
+        print_log(engine_line(describe_engine(model)), 'current')
+
+
+__all__ = [
+    'ENGINES', 'VARIABLE', 'Runtime', 'attach_runtime_', 'check_engine',
+    'describe_engine', 'engine_line'
+]
