@@ -95,12 +95,13 @@ class _Forward:
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
         self._key: Optional[Tuple[Any, ...]] = None
+        self._held: List[Tensor] = []
         self._prepared: Union[NativeLinear, NativeConv, None] = None
         self.reason = ''
 
     def __getstate__(self) -> Dict[str, Any]:
         # What was prepared is made anew.
-        return dict(runtime=self.runtime, reason='', _key=None, _prepared=None)
+        return vars(_Forward(self.runtime))
 
     def __call__(self, layer: Any, x: Tensor) -> Optional[Tensor]:
         if not _is_plain_call(layer, x):
@@ -117,9 +118,13 @@ class _Forward:
                 isa: Isa) -> Union[NativeLinear, NativeConv, None]:
         """The layer as it is now, packed; None, with ``reason``, if it cannot
         be run."""
-        key = (isa, *_state_of(layer))
+        tensors = _tensors_of(layer)
+        key = (isa, *((t.data_ptr(), 0 if t.is_inference() else t._version)
+                      for t in tensors))
         if key != self._key:
             self.reason = ''
+            # No other tensor takes the place of one that is held.
+            self._held = [tensor.detach() for tensor in tensors]
             try:
                 if isinstance(layer, QuantConv2d):
                     self._prepared = NativeConv(layer, isa)
@@ -158,18 +163,20 @@ def _is_autocast() -> bool:
         return torch.is_autocast_cpu_enabled()
 
 
-def _state_of(layer: Layer) -> Tuple[Any, ...]:
-    """What changes whenever anything does that a plan is made of."""
+def _tensors_of(layer: Layer) -> List[Tensor]:
+    """All that a plan is made of."""
     inputs, weights = layer.input_quantizer, layer.weight_quantizer
     tensors = (layer.weight, layer.bias, getattr(layer, 'offset',
                                                  None), inputs.scale,
                inputs.zero_point, weights.scale, weights.zero_point)
-    return tuple((t.data_ptr(), 0 if t.is_inference() else t._version)
-                 for t in tensors if t is not None)
+    return [tensor for tensor in tensors if tensor is not None]
 
 
 def attach_runtime_(model: Any, engine: str = 'auto') -> None:
     """Let a model's quantized layers run natively.
+
+    A layer is packed again whenever its tensors were exchanged or changed in
+    place, but for changes by way of ``.data``, which torch does not count.
 
     ``model.runtime`` becomes its ``Runtime``. Before the first prediction of
     a calibrated model a line in the log says what runs how and why.

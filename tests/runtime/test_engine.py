@@ -166,8 +166,11 @@ def test_sites_that_run_natively_are_counted(net):
     use('weight', lambda fc: fc.weight.neg_()),
     use('bias', lambda fc: fc.bias.add_(1)),
     use('scale', lambda fc: fc.input_quantizer.scale.mul_(2)),
-    use('zero_point', lambda fc: fc.input_quantizer.zero_point.add_(2)),
+    use('zero_point', lambda fc: fc.input_quantizer.zero_point.add_(14)),
     use('weight_scale', lambda fc: fc.weight_quantizer.scale.mul_(2)),
+    use('other_weight',
+        lambda fc: setattr(fc, 'weight', nn.Parameter(-fc.weight))),
+    use('other_data', lambda fc: setattr(fc.weight, 'data', -fc.weight.data)),
 ])
 def test_what_changes_a_layer_is_seen(net, change):
     before = predict(net)
@@ -185,6 +188,7 @@ def test_what_changes_a_layer_is_seen(net, change):
 def test_copies_run_natively_on_their_own(net, calls, remake):
     expected = predict(net)
     other = remake(net)
+    assert other.fc.native._prepared is None
     with torch.no_grad():
         net.fc.weight.zero_()
     assert torch.equal(predict(other), expected)
