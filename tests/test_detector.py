@@ -274,3 +274,16 @@ def test_scope_detector_that_finds_nothing_is_an_error(float_config):
     with pytest.raises(QuantError, match='found no Conv2d'):
         quantized_detector('isvit_det.NothingElse', backbone,
                            dict(scope='detector'))
+
+
+def test_the_engine_is_no_part_of_a_packed_state(float_config):
+    made = [
+        quantized(float_config, engine=engine)
+        for engine in ('native', 'simulation')
+    ]
+    assert [model.runtime.engine for model in made] == ['native', 'simulation']
+    for model in made:
+        assert model.state_dict().keys() == made[0].state_dict().keys()
+        assert model.quant_config == made[0].quant_config
+    with pytest.raises(QuantError, match="model.engine: 'fast'"):
+        quantized(float_config, engine='fast')

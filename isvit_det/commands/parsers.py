@@ -8,6 +8,7 @@ from typing import Any, NoReturn, Optional
 
 from isvit_det.core.presets import METHODS
 from isvit_det.core.settings import SCOPES
+from isvit_det.runtime import ENGINES
 
 QUANTIZE_DET = """\
 Evaluate a float detector, calibrate it in low bits, write a packed
@@ -113,6 +114,12 @@ def quantize_det() -> Parser:
     add('--no-float-eval',
         action='store_true',
         help='do not evaluate the float model first')
+    add('--engine',
+        choices=ENGINES,
+        help='what runs the quantized layers of the calibrated model on a '
+        "CPU: 'native', integer kernels, wherever they can; 'simulation', "
+        "torch in float; 'auto' (default), the first where it is known to be "
+        'faster; the environment variable ISVIT_DET_ENGINE overrides it')
     parser.add_overrides('override settings of the config, or of the '
                          'quantization: quant.KEY=VALUE, sos.KEY=VALUE')
     add('--launcher',

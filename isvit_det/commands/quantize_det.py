@@ -62,6 +62,7 @@ def configure(args: argparse.Namespace) -> Config:
     else:
         refuse_other_layouts(content['state_dict'], path)
     quantize_config_(cfg, quant)
+    cfg.model.update(given(engine=args.engine))
     cfg = as_python(cfg)
     sos = given(num_images=args.calib_images, iters=args.iters, seed=args.seed)
     configure_hook_(cfg, {**more.sos, **sos}, args.store_gb)

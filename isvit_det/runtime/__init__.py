@@ -4,3 +4,6 @@
 lay its weights out for the kernels, ``build`` compiles these, ``native`` calls
 them on tensors, and ``layers`` has whole linear layers and convolutions.
 """
+
+# What may run a calibrated model's quantized layers.
+ENGINES = ('auto', 'native', 'simulation')

@@ -9,18 +9,18 @@ import os
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple, Union
 
 import torch
-from mmengine.logging import print_log
+from mmengine.logging import MMLogger
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from isvit_det.core.errors import QuantError
 from isvit_det.core.layers import QuantConv2d, QuantLinear, quantized_layers
+from isvit_det.runtime import ENGINES
 from isvit_det.runtime.build import NoLibrary
 from isvit_det.runtime.layers import NativeConv, NativeLinear
 from isvit_det.runtime.native import Isa, supported_isas
 from isvit_det.runtime.plan import Unsupported
 
-ENGINES = ('auto', 'native', 'simulation')
 # Read at every forward; stands above what the model was built with.
 VARIABLE = 'ISVIT_DET_ENGINE'
 SHOWN_LAYERS = 3
@@ -249,10 +249,5 @@ def _announce(model: Any, args: Any) -> None:
         return
     if all(layer.input_quantizer.enabled for layer in quantized_layers(model)):
         model.runtime.announced = choice
-        print_log(engine_line(describe_engine(model)), 'current')
-
-
-__all__ = [
-    'ENGINES', 'VARIABLE', 'Runtime', 'attach_runtime_', 'check_engine',
-    'describe_engine', 'engine_line'
-]
+        line = engine_line(describe_engine(model))
+        MMLogger.get_current_instance().info(line)

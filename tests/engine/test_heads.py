@@ -4,10 +4,10 @@ import torch
 from mmengine.logging import MMLogger
 
 from isvit_det.core.errors import QuantError
-from isvit_det.core.layers import quantizers
+from isvit_det.core.layers import quantized_layers, quantizers
 from isvit_det.core.settings import SOSConfig
 from isvit_det.core.swap import quantized_twin
-from isvit_det.engine import heads
+from isvit_det.engine import calibrate, heads
 from isvit_det.engine.images import calibration_images
 from isvit_det.inputs.configs import load_config, quantize_config_
 from isvit_det.registry import MODELS
@@ -166,3 +166,23 @@ def test_only_dense_heads_are_calibrated_where_objects_are(tiny, correct):
     same = torch.equal(state['rpn_head.rpn_conv.weight'],
                        other['rpn_head.rpn_conv.weight'])
     assert same == (not correct)
+
+
+def test_calibration_simulates_every_layer(tiny, tmp_path, monkeypatch):
+    cfg = load_config(tiny.config, None)
+    quantize_config_(cfg, dict(scope='detector'))
+    model = MODELS.build(cfg.model).eval()
+    assert all(layer.native is not None for layer in quantized_layers(model))
+    seen = []
+
+    def note(*args, **kwargs):
+        seen.append({layer.native for layer in quantized_layers(model)})
+
+    monkeypatch.setattr(calibrate, 'calibrate', note)
+    monkeypatch.setattr(calibrate, 'calibrate_heads_', note)
+    images = calibration_images(cfg, None, 3, 0)
+    with pytest.raises(QuantError, match='nothing in the model'):
+        calibrate.calibrate_detector_(model, images, SOSConfig(), tmp_path,
+                                      '', MMLogger.get_current_instance())
+    assert seen == [{None}, {None}]
+    assert all(layer.native is not None for layer in quantized_layers(model))

@@ -4,7 +4,7 @@ from torch import nn
 
 from isvit_det.core.layers import (QuantConv2d, QuantLinear, fit_weights_,
                                    set_precision_)
-from isvit_det.core.spec import QuantConfig
+from isvit_det.core.settings import QuantConfig
 
 
 def calibrate(source, x, bits='w4a4', shift=0.):

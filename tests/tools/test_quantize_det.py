@@ -26,6 +26,7 @@ from isvit_det.datasets import drawn
 from isvit_det.datasets.drawing import CLASSES
 from isvit_det.inputs.configs import (configure_hook_, load_config,
                                       quantize_config_)
+from isvit_det.runtime.engine import engine_line
 from isvit_det.version import __version__
 from tests.engine.tiny import NUM_PICTURES, REPO, make_tiny, same_file_state
 from tests.marks import slow
@@ -134,6 +135,13 @@ def test_phases_are_shown_and_the_rest_is_logged(done, scope):
         # What packages say when they are imported, in a process of its own.
         assert (done / 'stderr').read_text() == ''
         assert 'faster_coco_eval' in log
+
+
+def test_the_engine_is_named(done):
+    found = report(done)['engine']
+    assert found['native_layers'] + len(found['simulated']) > 0
+    line = engine_line(found)
+    assert line in (done / 'stdout').read_text() and line in read_log(done)
 
 
 def test_every_unit_is_logged(done):
