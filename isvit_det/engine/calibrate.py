@@ -9,8 +9,7 @@ from isvit_det.calibration.events import UnitRecord
 from isvit_det.calibration.sos import calibrate
 from isvit_det.core.distributed import broadcast_
 from isvit_det.core.errors import QuantError
-from isvit_det.core.layers import (is_calibrated, set_precision_,
-                                   simulation)
+from isvit_det.core.layers import is_calibrated, set_precision_, simulation
 from isvit_det.core.settings import SOSConfig
 from isvit_det.engine.heads import calibrate_heads_, find_products
 from isvit_det.engine.images import Images

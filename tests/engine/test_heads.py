@@ -182,7 +182,7 @@ def test_calibration_simulates_every_layer(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(calibrate, 'calibrate_heads_', note)
     images = calibration_images(cfg, None, 3, 0)
     with pytest.raises(QuantError, match='nothing in the model'):
-        calibrate.calibrate_detector_(model, images, SOSConfig(), tmp_path,
-                                      '', MMLogger.get_current_instance())
+        calibrate.calibrate_detector_(model, images, SOSConfig(), tmp_path, '',
+                                      MMLogger.get_current_instance())
     assert seen == [{None}, {None}]
     assert all(layer.native is not None for layer in quantized_layers(model))
