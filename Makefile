@@ -5,8 +5,8 @@ SHELL := bash
 .SHELLFLAGS := -e -o pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help demo picture methods accuracy bench-calibration bench-scaling \
-	bench-memory learn-coco60 bench-coco60 test test-openmmlab test-slow \
-	wheel torture check train format clean
+	bench-memory bench-runtime learn-coco60 bench-coco60 test test-openmmlab \
+	test-slow wheel torture check train format clean
 
 # The demo's detector: MODEL=mask with BACKBONE=swin or deit, or MODEL=cascade.
 MODEL := mask
@@ -69,6 +69,10 @@ bench-memory:  ## peak memory of a ViT-B at 800x1333; needs COCO_ROOT=DIR
 		$(ON_REPEATED_COCO) \
 		test_dataloader.dataset.pipeline.1.scale='(1333,800)' \
 		model.data_preprocessor.pad_size_divisor=32
+
+bench-runtime:  ## integer kernels against torch; PACKED=FILE of the demo
+	@$(IN_ENV) OMP_NUM_THREADS=1 python -m benchmarks.runtime \
+		$(if $(PACKED),--packed $(PACKED))
 
 accuracy:  ## methods and ablations; COCO_ROOT, DEIT_TINY, BUDGET=MINUTES
 	@$(IN_ENV) python -m benchmarks.accuracy \
