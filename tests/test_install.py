@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from isvit_det.runtime.build import SOURCES
+
 REPO = Path(__file__).parents[1]
 
 
@@ -61,6 +63,8 @@ def test_the_wheel_holds_every_module_and_config(wheel):
     assert len(modules) > 30 and modules <= packed
     assert not any(name.startswith('tests') for name in packed)
     assert any(name.endswith('LICENSE') for name in packed)
+    sources = {f'isvit_det/csrc/{path.name}' for path in SOURCES.iterdir()}
+    assert len(sources) > 5 and sources <= packed
     configs = {
         f'isvit_det/.mim/{path.relative_to(REPO)}'
         for kind in ('py', 'yml')
@@ -96,6 +100,7 @@ def test_the_wheel_runs_the_demo_without_a_clone(wheel, tmp_path):
         assert bits in done.stdout and 'float' in done.stdout
         result = json.loads((folder / bits / 'result.json').read_text())
         assert result['float']['metrics']['coco/bbox_mAP'] > 0
+        assert 'sources' not in str(result['engine'])
     kept = (folder / 'w4a4' / 'mask-rcnn_swin-mini_fpn_isvit-w4a4_drawn.py')
     assert str(REPO) not in kept.read_text()
     assert (folder / 'data/drawn/version').is_file()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Dict, Iterator, List, Sequence, Tuple, Union
 
 VERSION = 1
-SOURCES = Path(__file__).resolve().parents[2] / 'csrc'
+SOURCES = Path(__file__).resolve().parents[1] / 'csrc'
 # A wheel for one platform has the library beside this module.
 PREBUILT = Path(__file__).with_name('libisvit.so')
 COMPILERS = ('c++', 'g++', 'clang++')
