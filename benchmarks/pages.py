@@ -32,7 +32,6 @@ BEST = {
     'cascade-mask-rcnn_swin-t': '48.9/42.7 (APHQ-ViT)',
     'cascade-mask-rcnn_swin-s': '50.6/44.0 (GLF-Q)'
 }
-COLUMNS = ('isvit', 'isvit_paper', 'repq', 'minmax')
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -87,8 +86,8 @@ def describe(cls: Type, name: str) -> str:
 
 def methods() -> str:
     """Table of the settings in which the methods differ."""
-    columns = {f'`{name}`': settings_of(name) for name in COLUMNS}
-    assert len(columns) == len(METHODS)
+    # The default method first.
+    columns = {f'`{name}`': settings_of(name) for name in reversed(METHODS)}
     for name, preset in METHODS.items():
         if preset.classifier_sos:
             columns[f'`{name}`, classifiers'] = settings_of(name, 'classifier')

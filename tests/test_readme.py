@@ -159,6 +159,14 @@ def test_made_tables_are_up_to_date(page):
     assert pages.fill(page, text) == text, 'run python -m benchmarks.pages'
 
 
+def test_the_table_of_methods_has_a_new_one(monkeypatch):
+    preset = presets.Preset(quant=dict(softmax='log2'), sos=dict(iters=0))
+    monkeypatch.setitem(presets.METHODS, 'another', preset)
+    header, *rows = pages.methods().splitlines()
+    assert '| `another` |' in header
+    assert any("`'log2'`" in row for row in rows)
+
+
 def test_a_page_without_its_tables_is_refused():
     with pytest.raises(ValueError, match='docs/zoo.md has the tables'):
         pages.fill('docs/zoo.md', '<!-- made: configs -->\n<!-- end -->')

@@ -56,4 +56,7 @@ class UnitRecord:
             return 'taken from an earlier run'
         before = self.errors['before_stage_3']
         after = self.errors['after_stage_3']
-        return f'error {before:.4g} -> {after:.4g} ({self.seconds:.1f} s)'
+        # Without optimization stage 3 changes nothing.
+        change = f'{before:.4g} -> {after:.4g}' if self.num_iters else (
+            f'{after:.4g}')
+        return f'error {change} ({self.seconds:.1f} s)'

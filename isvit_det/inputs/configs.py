@@ -1,5 +1,6 @@
 """Configs: reading them, and turning a float one into a quantized one."""
 import contextlib
+import importlib
 import re
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Optional
@@ -47,7 +48,7 @@ def load_config(name: str, overrides: Optional[Mapping[str, Any]]) -> Config:
     overrides = dict(overrides or {})
     with config_errors(), _user_code(name):
         if name.startswith(('mmdet::', 'isvit_det::')):
-            cfg = get_config(name)
+            cfg = _config_of_package(name)
         elif not Path(name).is_file():
             raise QuantError(f'config: there is no file {name}; give the path '
                              'of a config, mmdet::FOLDER/NAME.py or '
@@ -60,6 +61,17 @@ def load_config(name: str, overrides: Optional[Mapping[str, Any]]) -> Config:
         if not str(cfg.filename).endswith('.py') or has_lists(overrides):
             restore_tuples_(cfg._cfg_dict)
     return cfg
+
+
+def _config_of_package(name: str) -> Config:
+    """Read a config that an installed package has."""
+    package, _, path = name.partition('::')
+    root = importlib.import_module(package).__path__[0]
+    folder = Path(root, '.mim', 'configs')
+    if not (folder / path).is_file():
+        raise QuantError(f'config: {package} has no config {path!r}; give '
+                         f'{package}::FOLDER/NAME.py, a file below {folder}.')
+    return get_config(name)
 
 
 @contextlib.contextmanager

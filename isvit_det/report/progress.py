@@ -29,11 +29,13 @@ def announcement(quant: QuantConfig, sos: SOSConfig, num_units: int,
         num_images: without their mirror images.
     """
     mirrored = ' and their mirror images' * sos.mirror_images
+    how = 'without optimization'
+    if sos.iters:
+        how = (f'each in 3 stages ({sos.iters_of(1)} iterations in stage 1, '
+               f'{sos.iters_of(3)} in stage 3), learning rate {sos.lr:g}')
     return (f'calibrating {quant.bits} by {quant.method}, scope '
             f'{quant.scope}: {num_units} units on {num_images} images'
-            f'{mirrored}, each in 3 stages ({sos.iters_of(1)} iterations in '
-            f'stage 1, {sos.iters_of(3)} in stage 3), learning rate '
-            f'{sos.lr:g}')
+            f'{mirrored}, {how}')
 
 
 class CalibrationProgress:

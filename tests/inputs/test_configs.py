@@ -108,7 +108,12 @@ def test_a_method_that_does_not_optimise_takes_no_iterations(given, iters):
 
 @pytest.mark.parametrize('name, message', [
     ('nowhere.py', 'there is no file nowhere.py'),
-    ('mmdet::swin/nowhere.py', 'nowhere.py'),
+    ('mmdet::swin/nowhere.py', "mmdet has no config 'swin/nowhere.py'; give "
+     'mmdet::FOLDER/NAME.py'),
+    ('isvit_det::drawn/nowhere.py',
+     "isvit_det has no config 'drawn/nowhere.py'"),
+    ('mmdet::swin', "mmdet has no config 'swin'"),
+    ('mmdet::', "mmdet has no config ''"),
     ('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
      "'ResNet' is not supported; expected one of .'SwinTransformer'"),
 ])

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from torch import nn
 
-from isvit_det.calibration.sos import Event
+from isvit_det.calibration.events import Event, UnitRecord
 from isvit_det.core.layers import QuantLinear
 from isvit_det.core.settings import QuantConfig, SOSConfig
 from isvit_det.report import progress as report
@@ -128,3 +128,18 @@ def test_an_announcement_says_what_will_be_done():
     for words in ('w3a4 by isvit, scope detector', '12 units on 32 images',
                   '20 iterations in stage 1, 80 in stage 3', 'rate 0.0001'):
         assert words in line
+
+
+def test_a_method_without_iterations_announces_no_stages():
+    quant = QuantConfig.from_dict(dict(method='minmax'))
+    line = announcement(quant, SOSConfig.from_dict({}, quant), 12, 2)
+    assert line == ('calibrating w4a4 by minmax, scope backbone: 12 units on '
+                    '2 images, without optimization')
+
+
+@pytest.mark.parametrize('iters, line', [(0, 'error 0.25 (3.0 s)'),
+                                         (9, 'error 0.5 -> 0.25 (3.0 s)')])
+def test_a_unit_names_the_error_before_iterations_if_there_were_any(
+        iters, line):
+    errors = dict(before_stage_3=.5, after_stage_3=.25)
+    assert UnitRecord('a', errors, 3., iters).describe() == line
