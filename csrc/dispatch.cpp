@@ -48,3 +48,18 @@ ISVIT_API void isvit_multiply(isvit_isa isa, int32_t threads,
                               const isvit_output *output) {
   kernels_of(isa).multiply(threads, *product, *rows, *output);
 }
+
+ISVIT_API void isvit_run_swin_block(isvit_isa isa, int32_t threads,
+                                    const isvit_swin_block *block,
+                                    const isvit_windows *windows,
+                                    const float *x, float *y,
+                                    const isvit_swin_trace *trace) {
+  kernels_of(isa).run_swin_block(threads, *block, *windows, x, y, *trace);
+}
+
+ISVIT_API void isvit_run_merging(isvit_isa isa, int32_t threads,
+                                 const isvit_merging *merging,
+                                 const isvit_merged *merged, const float *x,
+                                 float *y) {
+  kernels_of(isa).run_merging(threads, *merging, *merged, x, y);
+}

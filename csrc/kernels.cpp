@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "gemm.h"
+#include "swin_block.h"
 
 namespace {
 
@@ -268,4 +269,5 @@ void multiply(int32_t threads, const isvit_product &product,
 }  // namespace
 
 extern const Kernels ISVIT_KERNELS;
-const Kernels ISVIT_KERNELS = {encode, multiply};
+const Kernels ISVIT_KERNELS = {encode, multiply, run_swin_block,
+                               run_merging};

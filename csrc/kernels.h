@@ -2,7 +2,7 @@
 #ifndef ISVIT_KERNELS_H
 #define ISVIT_KERNELS_H
 
-#include "runtime.h"
+#include "swin.h"
 
 // Work of one call, cut into independent tasks.
 struct Tasks {
@@ -20,6 +20,11 @@ struct Kernels {
                  uint8_t *codes);
   void (*multiply)(int32_t threads, const isvit_product &, const isvit_rows &,
                    const isvit_output &);
+  void (*run_swin_block)(int32_t threads, const isvit_swin_block &,
+                         const isvit_windows &, const float *x, float *y,
+                         const isvit_swin_trace &);
+  void (*run_merging)(int32_t threads, const isvit_merging &,
+                      const isvit_merged &, const float *x, float *y);
 };
 
 extern const Kernels portable_kernels, avx2_kernels, avxvnni_kernels,

@@ -34,14 +34,16 @@ class Epilogue(enum.IntEnum):
     GELU_CODES = 2
 
 
-class _Product(ctypes.Structure):
+class Product(ctypes.Structure):
+    """``isvit_product``."""
     _fields_ = [('weight', POINTER), ('correction', POINTER),
                 ('scale', POINTER), ('bias', POINTER), ('runs', POINTER),
                 ('num_runs', INT), ('groups', INT), ('blocks', INT),
                 ('outputs', INT)]
 
 
-class _Quantizer(ctypes.Structure):
+class Quantizer(ctypes.Structure):
+    """``isvit_quantizer``."""
     _fields_ = [('scale', ctypes.c_float), ('zero_point', INT), ('top', INT),
                 ('entries', POINTER)]
 
@@ -63,7 +65,7 @@ class _Output(ctypes.Structure):
     _fields_ = [('epilogue', INT), ('values', POINTER), ('residual', POINTER),
                 ('codes', POINTER), ('image_stride', LONG),
                 ('pixel_stride', LONG), ('channel_stride', LONG),
-                ('quantizer', _Quantizer)]
+                ('quantizer', Quantizer)]
 
 
 class Rows(NamedTuple):
@@ -118,7 +120,7 @@ def encode_map(isa: Isa,
     layout = _Map(images, height, width, filled, top, left, bottom, right,
                   padding_code)
     strides = (LONG * 4)(*x.stride())
-    quantizer, _kept = _quantizer(source)
+    quantizer, _kept = quantizer_structure(source)
     load_library().isvit_encode(
         INT(isa), INT(torch.get_num_threads()), ctypes.byref(quantizer),
         POINTER(x.data_ptr()), strides, INT(channels), ctypes.byref(layout),
@@ -149,15 +151,11 @@ def multiply(isa: Isa,
     Returns:
         ``out``.
     """
-    product = _Product(weights.weight.data_ptr(),
-                       weights.correction.data_ptr(), weights.scale.data_ptr(),
-                       weights.bias.data_ptr(), weights.runs.data_ptr(),
-                       len(weights.runs), weights.weight.shape[1],
-                       weights.weight.shape[0], weights.outputs)
+    product = product_structure(weights)
     segments = (LONG * len(rows.segments))(*rows.segments)
     inputs = _Rows(rows.codes.data_ptr(), *rows.grid, *rows.strides,
                    ctypes.addressof(segments))
-    quantizer, _kept = _quantizer(target)
+    quantizer, _kept = quantizer_structure(target)
     is_float = epilogue is Epilogue.FLOAT
     output = _Output(epilogue,
                      out.data_ptr() if is_float else None,
@@ -169,14 +167,23 @@ def multiply(isa: Isa,
     return out
 
 
-def _quantizer(
-        codes: Optional[InputCodes]) -> Tuple[_Quantizer, Optional[Tensor]]:
+def product_structure(weights: PackedWeights) -> Product:
+    """The structure of a layer, which has to outlive it."""
+    return Product(weights.weight.data_ptr(), weights.correction.data_ptr(),
+                   weights.scale.data_ptr(), weights.bias.data_ptr(),
+                   weights.runs.data_ptr(), len(weights.runs),
+                   weights.weight.shape[1], weights.weight.shape[0],
+                   weights.outputs)
+
+
+def quantizer_structure(
+        codes: Optional[InputCodes]) -> Tuple[Quantizer, Optional[Tensor]]:
     """The structure, and what it points to."""
     if codes is None:
-        return _Quantizer(1., 0, 0, None), None
+        return Quantizer(1., 0, 0, None), None
     top = 2**codes.bits - 1
     if codes.entries is None:
-        return _Quantizer(codes.scale, codes.zero_point, top, None), None
+        return Quantizer(codes.scale, codes.zero_point, top, None), None
     entries = torch.tensor(codes.entries, dtype=torch.uint8)
-    return _Quantizer(codes.scale, codes.zero_point, top,
+    return Quantizer(codes.scale, codes.zero_point, top,
                       entries.data_ptr()), entries

@@ -64,14 +64,9 @@ def pack_layer(plan: LayerPlan,
     if cut is None:
         raise Unsupported('a pair of its products does not fit 16 bits, even '
                           'with weights in two parts')
-    rows: List[Tuple[int, ...]] = []
     pieces = []
     for part, runs in zip(parts, cut):
         for run in runs:
-            is_half = len(parts) > 1 and part is parts[0]
-            shift = SHIFT if is_half and run is runs[-1] else 0
-            rows.append((run.segment, run.segments, GROUP * run.first,
-                         run.groups, shift))
             lines = part[:, run.segment:run.segment + run.segments]
             inputs = lines[..., GROUP * run.first:][..., :GROUP * run.groups]
             pieces.append(inputs.flatten(1))
@@ -86,10 +81,48 @@ def pack_layer(plan: LayerPlan,
 
     return PackedWeights(
         packed.transpose(1, 2).to(torch.int8).contiguous(),
-        torch.tensor(rows, dtype=torch.int32),
+        torch.tensor(_run_rows(cut), dtype=torch.int32),
         padded(plan.correction, torch.int32), padded(plan.scale,
                                                      torch.float32),
         padded(plan.bias, torch.float32), outputs)
+
+
+def operand_runs(inputs: int, top: int, low: int, high: int,
+                 wide_lanes: bool) -> Tuple[Tensor, int]:
+    """Runs for products with any weights from ``low`` to ``high``.
+
+    That is what the second operand of a product of activations is, whose
+    codes the kernels pack as they come.
+
+    Args:
+        inputs: of the products, a multiple of 4.
+        top: the largest code of the first operand.
+        low: the least weight, not positive.
+        high: the greatest, not negative.
+        wide_lanes: as for ``pack_layer``.
+
+    Returns:
+        ``runs`` as in ``PackedWeights``, and the parts that the weights have
+        to be split into, 1 or 2.
+    """
+    extremes = torch.tensor([[low], [high]]).expand(2, inputs)[:, None]
+    parts = [extremes]
+    cut = _cut(parts, top, wide_lanes)
+    if cut is None:
+        half = 2**(SHIFT - 1)
+        # Whatever the weights are, their lower parts are all from -half on.
+        rest = torch.tensor([[-half], [half - 1]]).expand(2, inputs)[:, None]
+        parts = [_halves(extremes)[0], rest]
+        cut = _cut(parts, top, wide_lanes)
+    assert cut is not None, (inputs, top, low, high)
+    return torch.tensor(_run_rows(cut), dtype=torch.int32), len(parts)
+
+
+def _run_rows(cut: List[List[Run]]) -> List[Tuple[int, ...]]:
+    """Rows of ``PackedWeights.runs`` of all parts of the weights."""
+    return [(run.segment, run.segments, GROUP * run.first, run.groups,
+             SHIFT if runs is not cut[-1] and run is runs[-1] else 0)
+            for runs in cut for run in runs]
 
 
 def _segmented(weight: Tensor, segments: int) -> Tensor:

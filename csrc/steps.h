@@ -1,0 +1,121 @@
+// Step functions by binary search, all lanes at once. What quantizes a value
+// that a costly function makes (GELU, softmax's logarithm) is a step function
+// of the function's argument: comparing replaces computing.
+#ifndef ISVIT_STEPS_H
+#define ISVIT_STEPS_H
+
+#include "gemm.h"
+#include "swin.h"
+
+namespace {
+
+// table[index], index in 0 .. 15.
+inline Floats pick(const Floats16 &table, Ints index) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_permutexvar_ps((__m512i)index, (__m512)table.part[0]);
+#elif defined(__AVX2__)
+  const __m256i i = (__m256i)index;
+  return (Floats)_mm256_blendv_ps(
+      _mm256_permutevar8x32_ps((__m256)table.part[0], i),
+      _mm256_permutevar8x32_ps((__m256)table.part[1], i),
+      _mm256_castsi256_ps(_mm256_slli_epi32(i, 28)));
+#else
+  float entries[COLUMNS];
+  store(entries, table);
+  Floats found;
+  for (int i = 0; i < LANES; i++) found[i] = entries[index[i]];
+  return found;
+#endif
+}
+
+// The same where all indices are known to lie in 0 .. 7 (HIGH = 0) or 8 .. 15.
+template <int HIGH>
+inline Floats pick_half(const Floats16 &table, Ints index) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  return (Floats)_mm256_permutevar8x32_ps((__m256)table.part[HIGH],
+                                          (__m256i)index);
+#else
+  return pick(table, index);
+#endif
+}
+
+inline Floats gather(const float *table, Ints index) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_i32gather_ps((__m512i)index, table, 4);
+#elif defined(__AVX2__)
+  return (Floats)_mm256_i32gather_ps(table, (__m256i)index, 4);
+#else
+  Floats found;
+  for (int i = 0; i < LANES; i++) found[i] = table[index[i]];
+  return found;
+#endif
+}
+
+// A comparison is -1 where it holds, so a step down the heap is
+// i -> 2 i - (x >= limit).
+struct SmallSteps {
+  Floats root;
+  Floats16 limits, values;
+
+  explicit SmallSteps(const isvit_steps &steps)
+      : root(splat(steps.limits[1])), limits(load<Floats16>(steps.limits)),
+        values(load<Floats16>(steps.values)) {}
+
+  Ints step(Floats x) const {
+    Ints i = 2 - (Ints)(x >= root);
+    i = i + i - (Ints)(x >= pick_half<0>(limits, i));
+    i = i + i - (Ints)(x >= pick_half<0>(limits, i));
+    return i + i - (Ints)(x >= pick_half<1>(limits, i)) - 16;
+  }
+  Floats operator()(Floats x) const { return pick(values, step(x)); }
+};
+
+// Of any depth.
+struct LargeSteps {
+  const isvit_steps &steps;
+
+  explicit LargeSteps(const isvit_steps &steps) : steps(steps) {}
+
+  Floats operator()(Floats x) const {
+    Ints i = splat(1);
+    for (int level = 0; level < steps.depth; level++)
+      i = i + i - (Ints)(x >= gather(steps.limits, i));
+    return gather(steps.values, i - (1 << steps.depth));
+  }
+};
+
+// Codes of gelu(y) by steps.
+struct GeluSteps {
+  SmallSteps steps;
+  Floats left, left_code;
+
+  explicit GeluSteps(const isvit_gelu &gelu)
+      : steps(gelu.steps), left(splat(gelu.left)),
+        left_code(splat((float)gelu.left_code)) {}
+
+  void operator()(const Floats16 &y, uint8_t *to) const {
+    Ints16 codes;
+    repeat<PARTS>([&](auto j) ISVIT_INLINE {
+      const Floats value = steps(y.part[j]);
+      codes.part[j] = nearest(y.part[j] < left ? left_code : value);
+    });
+    store_codes(to, codes);
+  }
+};
+
+// Codes of gelu(y), computed.
+struct GeluEncoder {
+  Encoder<false> encode;
+
+  explicit GeluEncoder(const isvit_gelu &gelu) : encode(gelu.quantizer) {}
+
+  void operator()(Floats16 y, uint8_t *to) const {
+    repeat<PARTS>(
+        [&](auto j) ISVIT_INLINE { y.part[j] = gelu(y.part[j]); });
+    encode(y, to);
+  }
+};
+
+}  // namespace
+
+#endif

@@ -1,0 +1,97 @@
+// The C interface of Swin blocks and patch mergings, an extension of
+// runtime.h; isvit_det/runtime/swin.py mirrors its structures.
+#ifndef ISVIT_SWIN_H
+#define ISVIT_SWIN_H
+
+#include "runtime.h"
+
+// LayerNorm over `channels`, a multiple of 16.
+struct isvit_norm {
+  const float *weight, *bias;
+  float eps;
+  int32_t channels;
+};
+
+// A step function with 2^depth steps: x lies in step k if it reaches k of the
+// limits, and its value is values[k]. The limits are a heap, root limits[1]:
+// those below and above limits[i] are found from limits[2i] and limits[2i + 1]
+// on. depth is at least 4, so that sixteen entries can always be read.
+struct isvit_steps {
+  const float *limits, *values;  // [2^depth]
+  int32_t depth;
+};
+
+// Codes of gelu(y). With `steps` that have limits (depth 4) the code is the
+// value of y's step, except below `left`, where gelu falls and the code is
+// `left_code`. Without, it is computed.
+struct isvit_gelu {
+  isvit_quantizer quantizer;
+  isvit_steps steps;
+  float left;
+  int32_t left_code;
+};
+
+// A Swin block. Rows of all products are one segment.
+struct isvit_swin_block {
+  int32_t channels, heads, hidden;
+  int32_t positions;               // of a window
+  isvit_norm norm1, norm2;
+  isvit_quantizer qkv_input, query_codes, key_codes, value_codes, proj_input,
+      fc1_input;
+  isvit_gelu fc2_input;
+  isvit_product query, key, value, proj, fc1, fc2;
+  const uint8_t *padding;          // [channels] codes of a padding token
+  // Keys are the weights of a product, less key_center and in one part, or in
+  // two parts 16 * high + low, in the order of the runs.
+  int32_t key_center, key_parts;
+  const isvit_run *key_runs;
+  int32_t num_key_runs;
+  float logit_scale, value_scale;
+  // [heads][positions][positions up to a multiple of 16], -1e30 beyond them.
+  const float *position_bias;
+  isvit_steps attention;           // of a probability
+};
+
+// Windows of equal maps. Tokens of one window attend within their region.
+struct isvit_windows {
+  int32_t images, tokens, windows;
+  const int32_t *token;            // [windows][positions], `tokens` for padding
+  // [windows][positions up to a multiple of 16], or null: one region.
+  const int32_t *region;
+};
+
+// Codes within a block, for tests; each may be null. Windows are those of all
+// images, tokens too.
+struct isvit_swin_trace {
+  uint8_t *qkv_input;              // [tokens][channels]
+  uint8_t *query, *key, *value;    // [windows][positions][channels]
+  float *attention;                // [windows][heads][positions][positions]
+  uint8_t *proj_input, *fc1_input; // [tokens][channels]
+  uint8_t *fc2_input;              // [tokens][hidden]
+};
+
+// Patch merging: LayerNorm of `parts` tokens side by side, codes, product.
+struct isvit_merging {
+  isvit_norm norm;
+  isvit_quantizer input;
+  isvit_product reduction;
+};
+struct isvit_merged {
+  int32_t images, tokens, rows, parts;
+  const int32_t *token;            // [rows][parts], `tokens` for zeros
+};
+
+// Run a block on maps x of (images, tokens, channels); y may be x.
+ISVIT_API void isvit_run_swin_block(isvit_isa isa, int32_t threads,
+                                    const isvit_swin_block *block,
+                                    const isvit_windows *windows,
+                                    const float *x, float *y,
+                                    const isvit_swin_trace *trace);
+
+// Merge maps x of (images, tokens, channels) into y of (images, rows, outputs).
+ISVIT_API void isvit_run_merging(isvit_isa isa, int32_t threads,
+                                 const isvit_merging *merging,
+                                 const isvit_merged *merged, const float *x,
+                                 float *y);
+
+#endif

@@ -1,0 +1,270 @@
+"""Swin blocks and patch mergings on the native kernels."""
+import ctypes
+import functools
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+
+import torch
+from mmdet.models.backbones.swin import SwinBlock
+from mmdet.models.layers import PatchMerging
+from torch import Tensor
+from torch.nn import functional as F
+
+from isvit_det.backbones.layout import window_layout
+from isvit_det.runtime.build import load_library
+from isvit_det.runtime.native import (INT, POINTER, Isa, Product, Quantizer,
+                                      product_structure, quantizer_structure)
+from isvit_det.runtime.packing import BLOCK, operand_runs, pack_layer
+from isvit_det.runtime.plan import InputCodes, LayerPlan
+from isvit_det.runtime.steps import GeluCodes, Steps
+from isvit_det.runtime.swin_plan import NormPlan, plan_block, plan_merging
+
+FLOAT = ctypes.c_float
+
+
+class _Norm(ctypes.Structure):
+    _fields_ = [('weight', POINTER), ('bias', POINTER), ('eps', FLOAT),
+                ('channels', INT)]
+
+
+class _Steps(ctypes.Structure):
+    _fields_ = [('limits', POINTER), ('values', POINTER), ('depth', INT)]
+
+
+class _Gelu(ctypes.Structure):
+    _fields_ = [('quantizer', Quantizer), ('steps', _Steps), ('left', FLOAT),
+                ('left_code', INT)]
+
+
+class _Block(ctypes.Structure):
+    _fields_ = [(name, INT)
+                for name in ('channels', 'heads', 'hidden', 'positions')]
+    _fields_ += [(name, _Norm) for name in ('norm1', 'norm2')]
+    _fields_ += [(name, Quantizer)
+                 for name in ('qkv_input', 'query_codes', 'key_codes',
+                              'value_codes', 'proj_input', 'fc1_input')]
+    _fields_ += [('fc2_input', _Gelu)]
+    _fields_ += [(name, Product)
+                 for name in ('query', 'key', 'value', 'proj', 'fc1', 'fc2')]
+    _fields_ += [('padding', POINTER), ('key_center', INT), ('key_parts', INT),
+                 ('key_runs', POINTER), ('num_key_runs', INT),
+                 ('logit_scale', FLOAT), ('value_scale', FLOAT),
+                 ('position_bias', POINTER), ('attention', _Steps)]
+
+
+class _Windows(ctypes.Structure):
+    _fields_ = [('images', INT), ('tokens', INT), ('windows', INT),
+                ('token', POINTER), ('region', POINTER)]
+
+
+# Places in a block whose codes can be looked at.
+TRACED = ('qkv_input', 'query', 'key', 'value', 'attention', 'proj_input',
+          'fc1_input', 'fc2_input')
+
+
+class _Trace(ctypes.Structure):
+    _fields_ = [(name, POINTER) for name in TRACED]
+
+
+class _Merging(ctypes.Structure):
+    _fields_ = [('norm', _Norm), ('input', Quantizer), ('reduction', Product)]
+
+
+class _Merged(ctypes.Structure):
+    _fields_ = [('images', INT), ('tokens', INT), ('rows', INT),
+                ('parts', INT), ('token', POINTER)]
+
+
+class _Builder:
+    """Makes structures, and keeps what they point to."""
+
+    def __init__(self, isa: Isa) -> None:
+        self.isa = isa
+        self.kept: List[Any] = []
+
+    def keep(self, tensor: Tensor) -> int:
+        """Address of a contiguous tensor."""
+        self.kept.append(tensor)
+        return tensor.data_ptr()
+
+    def norm(self, norm: NormPlan) -> _Norm:
+        return _Norm(
+            self.keep(norm.weight), self.keep(norm.bias), norm.eps,
+            len(norm.weight))
+
+    def quantizer(self, codes: InputCodes) -> Quantizer:
+        structure, entries = quantizer_structure(codes)
+        self.kept.append(entries)
+        return structure
+
+    def product(self, layer: LayerPlan) -> Product:
+        weights = pack_layer(layer, wide_lanes=self.isa.wide_lanes)
+        self.kept.append(weights)
+        return product_structure(weights)
+
+    def steps(self, steps: Optional[Steps]) -> _Steps:
+        if steps is None:
+            return _Steps(None, None, 0)
+        return _Steps(
+            self.keep(steps.limits), self.keep(steps.values), steps.depth)
+
+    def gelu(self, gelu: GeluCodes) -> _Gelu:
+        return _Gelu(
+            self.quantizer(gelu.codes), self.steps(gelu.steps), gelu.left,
+            gelu.left_code)
+
+
+class _Addresses(NamedTuple):
+    """``token`` (windows, N) and ``region`` (windows, N filled up to whole
+    blocks) or None, int32."""
+    token: Tensor
+    region: Optional[Tensor]
+
+
+@functools.lru_cache(maxsize=256)
+def _window_addresses(size: Tuple[int, int], window: int,
+                      shift: int) -> _Addresses:
+    layout = window_layout(*size, window, shift)
+    region = layout.regions
+    if region is not None:
+        filling = -region.shape[1] % BLOCK
+        region = F.pad(region, (0, filling)).int().contiguous()
+    return _Addresses(layout.tokens.int().contiguous(), region)
+
+
+class NativeSwinBlock:
+    """What a calibrated ``SwinBlock`` computes in eval mode.
+
+    Args:
+        block: as it is now; later changes of it are not seen.
+        isa: kernels to use.
+
+    Raises:
+        Unsupported: if the kernels cannot run it, with the reason.
+    """
+
+    def __init__(self, block: SwinBlock, isa: Isa) -> None:
+        self.isa = isa
+        self.plan = plan = plan_block(block)
+        self.hidden = len(plan.fc1.weight)
+        width = len(plan.query.weight) // plan.heads
+        center = plan.key_center
+        runs, parts = operand_runs(width, plan.query_codes.top, -center,
+                                   plan.key_codes.top - center, isa.wide_lanes)
+        self._builder = make = _Builder(isa)
+        self._structure = _Block(
+            len(plan.query.weight), plan.heads, self.hidden, plan.window**2,
+            make.norm(plan.norm1), make.norm(plan.norm2),
+            make.quantizer(plan.query.input), make.quantizer(plan.query_codes),
+            make.quantizer(plan.key_codes), make.quantizer(plan.value_codes),
+            make.quantizer(plan.proj.input), make.quantizer(plan.fc1.input),
+            make.gelu(plan.fc2_codes), make.product(plan.query),
+            make.product(plan.key), make.product(plan.value),
+            make.product(plan.proj), make.product(plan.fc1),
+            make.product(plan.fc2), make.keep(plan.padding), center, parts,
+            make.keep(runs), len(runs), plan.logit_scale,
+            plan.value_codes.scale, make.keep(plan.position_bias),
+            make.steps(plan.attention))
+
+    def __call__(self,
+                 x: Tensor,
+                 size: Tuple[int, int],
+                 out: Optional[Tensor] = None,
+                 trace: Optional[Dict[str, Tensor]] = None) -> Tensor:
+        """Run the block.
+
+        Args:
+            x: float32, shape (images, H * W, C), contiguous.
+            size: (H, W).
+            out: takes the output; may be ``x`` itself.
+            trace: takes the codes within the block, and the decoded
+                attention, by the names of ``TRACED``.
+        """
+        plan = self.plan
+        addresses = _window_addresses(size, plan.window, plan.shift)
+        images, tokens, _ = x.shape
+        windows = _Windows(
+            images, tokens, len(addresses.token), addresses.token.data_ptr(),
+            None
+            if addresses.region is None else addresses.region.data_ptr())
+        if out is None:
+            out = torch.empty_like(x)
+        traced = _Trace()
+        if trace is not None:
+            trace.update(self._new_trace(x, len(addresses.token)))
+            traced = _Trace(*(trace[name].data_ptr() for name in TRACED))
+        load_library().isvit_run_swin_block(
+            INT(self.isa), INT(torch.get_num_threads()),
+            ctypes.byref(self._structure), ctypes.byref(windows),
+            POINTER(x.data_ptr()), POINTER(out.data_ptr()),
+            ctypes.byref(traced))
+        return out
+
+    def _new_trace(self, x: Tensor, num_windows: int) -> Dict[str, Tensor]:
+        images, tokens, channels = x.shape
+        positions = self.plan.window**2
+        windows = (images * num_windows, positions, channels)
+        shapes = dict.fromkeys(TRACED, (images, tokens, channels))
+        shapes.update(query=windows, key=windows, value=windows)
+        shapes['fc2_input'] = (images, tokens, self.hidden)
+        found = {
+            name: x.new_zeros(shape, dtype=torch.uint8)
+            for name, shape in shapes.items()
+        }
+        found['attention'] = x.new_zeros(windows[0], self.plan.heads,
+                                         positions, positions)
+        return found
+
+
+class NativeMerging:
+    """What a calibrated ``PatchMerging`` computes in eval mode.
+
+    Args:
+        merging: as it is now; later changes of it are not seen.
+        isa: kernels to use.
+
+    Raises:
+        Unsupported: if the kernels cannot run it, with the reason.
+    """
+
+    def __init__(self, merging: PatchMerging, isa: Isa) -> None:
+        self.isa = isa
+        self.plan = plan = plan_merging(merging)
+        self._builder = make = _Builder(isa)
+        self._structure = _Merging(
+            make.norm(plan.norm), make.quantizer(plan.reduction.input),
+            make.product(plan.reduction))
+
+    def __call__(self, x: Tensor,
+                 size: Tuple[int, int]) -> Tuple[Tensor, Tuple[int, int]]:
+        """Merge maps (images, H * W, C), float32 and contiguous.
+
+        Returns:
+            Merged maps, and their height and width.
+        """
+        plan = self.plan
+        token, merged_size = _merged_tokens(size, plan.kernel, plan.stride)
+        images, tokens, _ = x.shape
+        merged = _Merged(images, tokens, *token.shape, token.data_ptr())
+        out = x.new_empty(images, len(token), len(plan.reduction.weight))
+        load_library().isvit_run_merging(
+            INT(self.isa), INT(torch.get_num_threads()),
+            ctypes.byref(self._structure), ctypes.byref(merged),
+            POINTER(x.data_ptr()), POINTER(out.data_ptr()))
+        return out, merged_size
+
+
+@functools.lru_cache(maxsize=256)
+def _merged_tokens(
+        size: Tuple[int, int], kernel: Tuple[int, int],
+        stride: Tuple[int, int]) -> Tuple[Tensor, Tuple[int, int]]:
+    """Tokens of every patch, int32, (patches, kernel height * width), ``H *
+    W`` for padding at the right and the bottom, and the grid of patches."""
+    grid = (-(-size[0] // stride[0]), -(-size[1] // stride[1]))
+    index = torch.arange(size[0] * size[1], dtype=torch.int32).view(*size)
+    bottom, right = (
+        max((number - 1) * step + reach - length, 0)
+        for number, step, reach, length in zip(grid, stride, kernel, size))
+    index = F.pad(index, (0, right, 0, bottom), value=size[0] * size[1])
+    patches = index.unfold(0, kernel[0], stride[0]).unfold(
+        1, kernel[1], stride[1])
+    return patches.reshape(grid[0] * grid[1], -1).contiguous(), grid
