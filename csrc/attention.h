@@ -79,19 +79,19 @@ void find_logits(const isvit_swin_block &block, const Head &head, int width,
     for (int i = 0; i < count; i++)
       rows[i] = head.query + (int64_t)(first + i) * head.pitch;
     for (int j = 0; j < columns; j += COLUMNS) {
-      const Ints16 added = load<Ints16>(correction + j);
+      const Ints16 added = load16<Ints16>(correction + j);
       const float *bias = head.position_bias + first * columns + j;
       float *to = head.probabilities + first * columns + j;
       multiply_block(
           rows, count, &segment, product, j / COLUMNS,
           [&](int i, const Ints16 &sums) ISVIT_INLINE {
-            const Floats16 b = load<Floats16>(bias + i * columns);
+            const Floats16 b = load16<Floats16>(bias + i * columns);
             Floats16 logit;
             repeat<PARTS>([&](auto k) ISVIT_INLINE {
               logit.part[k] =
                   to_float(sums.part[k] + added.part[k]) * scale + b.part[k];
             });
-            store(to + i * columns, logit);
+            store16(to + i * columns, logit);
           });
     }
   }

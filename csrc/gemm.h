@@ -84,11 +84,11 @@ struct Affine {
   Floats16 scale, bias;
 
   Affine(const isvit_product &product, int block)
-      : correction(load<Ints16>(product.correction + block * COLUMNS)),
-        scale(load<Floats16>(product.scale + block * COLUMNS)),
-        bias(load<Floats16>(product.bias + block * COLUMNS)) {}
+      : correction(load16<Ints16>(product.correction + block * COLUMNS)),
+        scale(load16<Floats16>(product.scale + block * COLUMNS)),
+        bias(load16<Floats16>(product.bias + block * COLUMNS)) {}
 
-  Floats16 operator()(const Ints16 &sums) const {
+  ISVIT_INLINE Floats16 operator()(const Ints16 &sums) const {
     Floats16 y;
     repeat<PARTS>([&](auto j) ISVIT_INLINE {
       y.part[j] = to_float(sums.part[j] + correction.part[j]) *
@@ -114,11 +114,11 @@ struct Encoder {
         zero_point(splat(q.zero_point)), entries(q.entries) {}
 
   // Rounding and clamping to whole numbers commute.
-  Ints encode(Floats x) const {
+  ISVIT_INLINE Ints encode(Floats x) const {
     const Floats steps = DIVIDE ? x / factor : x * factor;
     return nearest(smaller(larger(steps, low), high)) + zero_point;
   }
-  void operator()(const Floats16 &x, uint8_t *to) const {
+  ISVIT_INLINE void operator()(const Floats16 &x, uint8_t *to) const {
     Ints16 codes;
     repeat<PARTS>(
         [&](auto j) ISVIT_INLINE { codes.part[j] = encode(x.part[j]); });

@@ -46,7 +46,7 @@ void encode_planes(const EncodeWork &work, const Encoder<true> &encode,
           std::copy(from, from + columns, tail);
           from = tail;
         }
-        encode(load<Floats16>(from), square[i]);
+        encode(load16<Floats16>(from), square[i]);
       }
       transpose(square);
       uint8_t *pixel = to + (int64_t)p * map.channels + c;
@@ -71,11 +71,11 @@ void encode_pixels(const EncodeWork &work, const Encoder<true> &encode,
     for (int c = 0; c < work.channels; c += SIDE) {
       const int count = std::min(SIDE, work.channels - c);
       if (step == 1 && count == SIDE) {
-        encode(load<Floats16>(pixel + c), to + c);
+        encode(load16<Floats16>(pixel + c), to + c);
         continue;
       }
       for (int i = 0; i < count; i++) values[i] = pixel[(c + i) * step];
-      encode(load<Floats16>(values), codes);
+      encode(load16<Floats16>(values), codes);
       std::copy(codes, codes + count, to + c);
     }
   }
@@ -172,7 +172,7 @@ struct Panel {
 inline void store_row(const isvit_output &out, int64_t at, int count,
                       const Floats16 &y) {
   float values[COLUMNS];
-  store(values, y);
+  store16(values, y);
   for (int n = 0; n < count; n++) {
     const int64_t to = at + n * out.channel_stride;
     out.values[to] =
@@ -190,7 +190,7 @@ void float_block(const MultiplyWork &work, const Panel &panel, int block) {
     alignas(64) float square[PANEL][COLUMNS];
     multiply_block(panel.row, panel.num_rows, work.rows.segments, work.product,
                    block, [&](int r, const Ints16 &sums) {
-                     store(square[r], affine(sums));
+                     store16(square[r], affine(sums));
                    });
     for (int n = 0; n < count; n++) {
       const int64_t at = panel.output[0] + first + n * out.channel_stride;
@@ -208,11 +208,11 @@ void float_block(const MultiplyWork &work, const Panel &panel, int block) {
                    Floats16 y = affine(sums);
                    if (!is_whole) return store_row(out, at, count, y);
                    if (out.residual != nullptr) {
-                     const Floats16 x = load<Floats16>(out.residual + at);
+                     const Floats16 x = load16<Floats16>(out.residual + at);
                      repeat<PARTS>(
                          [&](auto j) ISVIT_INLINE { y.part[j] += x.part[j]; });
                    }
-                   store(out.values + at, y);
+                   store16(out.values + at, y);
                  });
 }
 

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -53,6 +54,22 @@ inline V load(const T *from) {
 template <class V, class T>
 inline void store(T *to, const V &v) { std::memcpy(to, &v, sizeof v); }
 
+// Compilers copy what is wider than a vector by pieces that are narrower than
+// one, and then wait for them in memory: sixteen lanes go vector by vector.
+template <class V, class T>
+inline ISVIT_INLINE V load16(const T *from) {
+  V v;
+  repeat<PARTS>([&](auto j) ISVIT_INLINE {
+    v.part[j] = load<std::decay_t<decltype(v.part[j])>>(from + j * LANES);
+  });
+  return v;
+}
+template <class V, class T>
+inline ISVIT_INLINE void store16(T *to, const V &v) {
+  repeat<PARTS>(
+      [&](auto j) ISVIT_INLINE { store(to + j * LANES, v.part[j]); });
+}
+
 inline Floats splat(float x) { return x - Floats{}; }
 inline Ints splat(int32_t x) { return x - Ints{}; }
 inline Floats to_float(Ints x) { return __builtin_convertvector(x, Floats); }
@@ -60,13 +77,13 @@ inline Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
 inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 
 // Nearest integers, halves to the even one; |x| <= 2^22.
-inline Ints nearest(Floats x) {
+inline ISVIT_INLINE Ints nearest(Floats x) {
   const Floats magic = splat(12582912.f);  // 1.5 * 2^23: no fraction is left
   return (Ints)(x + magic) - (Ints)magic;
 }
 
 // e^x for x <= 0, within 2 units in the last place; 0 below -87.
-inline Floats exponential(Floats x) {
+inline ISVIT_INLINE Floats exponential(Floats x) {
   const Floats floor = splat(-87.f);
   const Floats clamped = larger(x, floor);
   const Ints power = nearest(clamped * 1.44269504f);
@@ -86,7 +103,7 @@ inline Floats exponential(Floats x) {
 }
 
 // x * Phi(x), Phi by Abramowitz and Stegun 7.1.26 (absolute error 1.5e-7).
-inline Floats gelu(Floats x) {
+inline ISVIT_INLINE Floats gelu(Floats x) {
   const Floats size = x < 0.f ? -x : x;
   const Floats z = size * .70710678f;
   const Floats t = 1.f / (z * .3275911f + 1.f);
@@ -99,7 +116,7 @@ inline Floats gelu(Floats x) {
   return x * (x < 0.f ? half_tail : 1.f - half_tail);
 }
 
-inline void store_codes(uint8_t *to, const Ints16 &codes) {
+inline ISVIT_INLINE void store_codes(uint8_t *to, const Ints16 &codes) {
 #if defined(__AVX512F__)
   _mm_storeu_si128((__m128i *)to,
                    _mm512_maskz_cvtepi32_epi8(

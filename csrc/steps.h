@@ -21,7 +21,7 @@ inline Floats pick(const Floats16 &table, Ints index) {
       _mm256_castsi256_ps(_mm256_slli_epi32(i, 28)));
 #else
   float entries[COLUMNS];
-  store(entries, table);
+  store16(entries, table);
   Floats found;
   for (int i = 0; i < LANES; i++) found[i] = entries[index[i]];
   return found;
@@ -58,8 +58,8 @@ struct SmallSteps {
   Floats16 limits, values;
 
   explicit SmallSteps(const isvit_steps &steps)
-      : root(splat(steps.limits[1])), limits(load<Floats16>(steps.limits)),
-        values(load<Floats16>(steps.values)) {}
+      : root(splat(steps.limits[1])), limits(load16<Floats16>(steps.limits)),
+        values(load16<Floats16>(steps.values)) {}
 
   Ints step(Floats x) const {
     Ints i = 2 - (Ints)(x >= root);

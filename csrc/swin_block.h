@@ -242,9 +242,9 @@ class Window {
   }
 
   static void add(const float *x, const Floats16 &y, float *to) {
-    Floats16 sum = load<Floats16>(x);
+    Floats16 sum = load16<Floats16>(x);
     repeat<PARTS>([&](auto j) ISVIT_INLINE { sum.part[j] += y.part[j]; });
-    store(to, sum);
+    store16(to, sum);
   }
 
   // Where the r-th token inside of the map begins.
@@ -328,7 +328,7 @@ void run_merging_panel(const void *what, int64_t task) {
   float *y = work.y + (image * merged.rows + begin) * product.outputs;
   multiply_rows(product, rows, count,
                 [&](int r, int n, const Floats16 &value) ISVIT_INLINE {
-                  store(y + (int64_t)r * product.outputs + n * COLUMNS, value);
+                  store16(y + (int64_t)r * product.outputs + n * COLUMNS, value);
                 });
 }
 
