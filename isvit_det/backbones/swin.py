@@ -1,5 +1,6 @@
 """QuantSwinTransformer: MMDetection's Swin with quantized layers."""
-from typing import Any, List, Mapping, NamedTuple, Optional, Tuple, Union
+from typing import (Any, Callable, List, Mapping, NamedTuple, Optional, Tuple,
+                    Union)
 
 import torch
 from mmdet.models.backbones.swin import (ShiftWindowMSA, SwinBlock,
@@ -283,7 +284,12 @@ class QuantSwinTransformer(SwinTransformer):
         *args: of ``SwinTransformer``.
         quant: a ``QuantConfig`` or its plain values.
         **kwargs: of ``SwinTransformer``.
+
+    Attributes:
+        native: runs the whole backbone where it can; None or where it cannot,
+            its parts run one after another.
     """
+    native: Optional[Callable[..., Optional[List[Tensor]]]] = None
 
     def __init__(self,
                  *args: Any,
@@ -304,6 +310,14 @@ class QuantSwinTransformer(SwinTransformer):
                 stage.downsample.reduction = QuantLinear(
                     stage.downsample.reduction, config)
         self._register_load_state_dict_pre_hook(refuse_packed)
+
+    def forward(self, x: Tensor) -> List[Tensor]:
+        """Maps of all stages in ``out_indices``, (images, C, H, W) each."""
+        if self.native is not None:
+            found = self.native(self, x)
+            if found is not None:
+                return found
+        return super().forward(x)
 
     def units(self) -> List[Unit]:
         """The parts of the forward pass in order, without the output norms."""

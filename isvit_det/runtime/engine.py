@@ -11,15 +11,17 @@ from typing import Any, Dict, List, NamedTuple, Optional, Tuple, Union
 import torch
 from mmengine.logging import MMLogger
 from torch import Tensor, nn
-from torch.nn.modules import module as torch_module
 
+from isvit_det.backbones.swin import QuantSwinTransformer
 from isvit_det.core.errors import QuantError
 from isvit_det.core.layers import QuantConv2d, QuantLinear, quantized_layers
 from isvit_det.runtime import ENGINES
 from isvit_det.runtime.build import NoLibrary
+from isvit_det.runtime.calls import is_hooked, is_plain_input
 from isvit_det.runtime.layers import NativeConv, NativeLinear
 from isvit_det.runtime.native import Isa, supported_isas
 from isvit_det.runtime.plan import Unsupported
+from isvit_det.runtime.swin_backbone import SwinForward
 
 # Read at every forward; stands above what the model was built with.
 VARIABLE = 'ISVIT_DET_ENGINE'
@@ -139,28 +141,11 @@ class _Forward:
 def _is_plain_call(layer: Any, x: Tensor) -> bool:
     """Whether a layer's output is all that anyone wants of a call."""
     inner = (layer.input_quantizer, layer.weight_quantizer)
-    return (not layer.training and not torch.is_grad_enabled()
-            and type(x) is Tensor and x.dtype is torch.float32
-            and x.device.type == 'cpu' and layer.weight.dtype is torch.float32
-            and x.ndim >= (4 if isinstance(layer, QuantConv2d) else 1)
-            and all(q.enabled and q.observer is None
-                    for q in inner) and not any(_is_hooked(q) for q in inner)
-            and not _is_hooked(torch_module, '_global')
-            and not torch.jit.is_tracing() and not _is_autocast())
-
-
-def _is_hooked(holder: Any, prefix: str = '') -> bool:
-    return bool(
-        getattr(holder, f'{prefix}_forward_hooks')
-        or getattr(holder, f'{prefix}_forward_pre_hooks'))
-
-
-def _is_autocast() -> bool:
-    try:
-        return torch.is_autocast_enabled('cpu')
-    except TypeError:
-        # torch before 2.4 asks by another name.
-        return torch.is_autocast_cpu_enabled()
+    return (not layer.training and is_plain_input(x)
+            and layer.weight.dtype is torch.float32
+            and x.ndim >= (4 if isinstance(layer, QuantConv2d) else 1) and all(
+                q.enabled and q.observer is None and not is_hooked(q)
+                for q in inner))
 
 
 def _tensors_of(layer: Layer) -> List[Tensor]:
@@ -187,6 +172,9 @@ def attach_runtime_(model: Any, engine: str = 'auto') -> None:
     model.runtime = Runtime(engine)
     for layer in quantized_layers(model):
         layer.native = _Forward(model.runtime)
+    for module in model.modules():
+        if isinstance(module, QuantSwinTransformer):
+            module.native = SwinForward(model.runtime)
     model.register_forward_pre_hook(_announce)
 
 

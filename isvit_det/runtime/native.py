@@ -186,4 +186,4 @@ def quantizer_structure(
         return Quantizer(codes.scale, codes.zero_point, top, None), None
     entries = torch.tensor(codes.entries, dtype=torch.uint8)
     return Quantizer(codes.scale, codes.zero_point, top,
-                      entries.data_ptr()), entries
+                     entries.data_ptr()), entries

@@ -134,9 +134,7 @@ def find_limits(encode: Callable[[Tensor], Tensor], low: float, high: float,
         code already, inf where ``high`` has not.
     """
     codes = torch.arange(1, 2**bits)
-    ends = [
-        _rank(torch.tensor(end)).expand(len(codes)) for end in (low, high)
-    ]
+    ends = [_rank(torch.tensor(end)).expand(len(codes)) for end in (low, high)]
     below, reached = ends[0].clone(), ends[1].clone()
     while bool((reached - below > 1).any()):
         middle = (below + reached).div(2, rounding_mode='floor')

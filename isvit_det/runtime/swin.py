@@ -184,8 +184,7 @@ class NativeSwinBlock:
         images, tokens, _ = x.shape
         windows = _Windows(
             images, tokens, len(addresses.token), addresses.token.data_ptr(),
-            None
-            if addresses.region is None else addresses.region.data_ptr())
+            None if addresses.region is None else addresses.region.data_ptr())
         if out is None:
             out = torch.empty_like(x)
         traced = _Trace()
@@ -254,17 +253,16 @@ class NativeMerging:
 
 
 @functools.lru_cache(maxsize=256)
-def _merged_tokens(
-        size: Tuple[int, int], kernel: Tuple[int, int],
-        stride: Tuple[int, int]) -> Tuple[Tensor, Tuple[int, int]]:
+def _merged_tokens(size: Tuple[int, int], kernel: Tuple[int, int],
+                   stride: Tuple[int, int]) -> Tuple[Tensor, Tuple[int, int]]:
     """Tokens of every patch, int32, (patches, kernel height * width), ``H *
     W`` for padding at the right and the bottom, and the grid of patches."""
     grid = (-(-size[0] // stride[0]), -(-size[1] // stride[1]))
     index = torch.arange(size[0] * size[1], dtype=torch.int32).view(*size)
-    bottom, right = (
-        max((number - 1) * step + reach - length, 0)
-        for number, step, reach, length in zip(grid, stride, kernel, size))
+    bottom, right = (max(
+        (number - 1) * step + reach - length,
+        0) for number, step, reach, length in zip(grid, stride, kernel, size))
     index = F.pad(index, (0, right, 0, bottom), value=size[0] * size[1])
-    patches = index.unfold(0, kernel[0], stride[0]).unfold(
-        1, kernel[1], stride[1])
+    patches = index.unfold(0, kernel[0],
+                           stride[0]).unfold(1, kernel[1], stride[1])
     return patches.reshape(grid[0] * grid[1], -1).contiguous(), grid

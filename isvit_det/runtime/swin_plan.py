@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from isvit_det.backbones.swin import QuantShiftWindowMSA, QuantWindowMSA
 from isvit_det.core.layers import QuantLinear
+from isvit_det.core.quantizers import Quantizer, UniformQuantizer
 from isvit_det.runtime.packing import BLOCK
 from isvit_det.runtime.plan import (InputCodes, LayerPlan, Unsupported,
                                     plan_layer)
@@ -104,9 +105,9 @@ def plan_block(block: SwinBlock) -> SwinBlockPlan:
                           f'heads no wider than {MAX_HEAD}')
     qkv = _named('attn.w_msa.qkv', msa.qkv)
     query, key, value = (_rows(qkv, i * channels, channels) for i in range(3))
-    query_codes, key_codes, value_codes = (InputCodes.of(q) for q in (
-        msa.query_key.left_quantizer, msa.query_key.right_quantizer,
-        msa.attention_value.right_quantizer))
+    query_codes = _codes(msa.query_key.left_quantizer)
+    key_codes = _codes(msa.query_key.right_quantizer)
+    value_codes = _codes(msa.attention_value.right_quantizer)
     if abs(query_codes.zero_point) * width * 255 >= 2**30:
         raise Unsupported(f'the zero point {query_codes.zero_point} of its '
                           'queries is too large')
@@ -134,6 +135,12 @@ def plan_block(block: SwinBlock) -> SwinBlockPlan:
         _position_bias(msa),
         attention_steps(msa.attention_value.left_quantizer),
     )
+
+
+def _codes(quantizer: Quantizer) -> InputCodes:
+    """Codes of an operand of a product of activations."""
+    assert isinstance(quantizer, UniformQuantizer)
+    return InputCodes.of(quantizer)
 
 
 def _named(name: str, layer: Any) -> LayerPlan:
@@ -172,9 +179,10 @@ def _norm(norm: Any, order: Union[slice, Tensor] = slice(None)) -> NormPlan:
     if type(norm) is not nn.LayerNorm or norm.bias is None:
         raise Unsupported(f'its norm is {norm}')
     with torch.no_grad():
-        return NormPlan(*(values[order].float().clone()
-                          for values in (norm.weight, norm.bias)),
-                        norm.eps)
+        weight, bias = (
+            values[order].float().clone()
+            for values in (norm.weight, norm.bias))
+    return NormPlan(weight, bias, norm.eps)
 
 
 def _position_bias(msa: QuantWindowMSA) -> Tensor:
@@ -182,8 +190,9 @@ def _position_bias(msa: QuantWindowMSA) -> Tensor:
         bias = F.embedding(msa.relative_position_index,
                            msa.relative_position_bias_table).permute(2, 0, 1)
         filling = -bias.shape[-1] % BLOCK
-        return F.pad(bias, (0, filling), value=NOWHERE).float().clone(
-            memory_format=torch.contiguous_format)
+        return F.pad(
+            bias, (0, filling),
+            value=NOWHERE).float().clone(memory_format=torch.contiguous_format)
 
 
 @dataclass(frozen=True)
@@ -210,7 +219,8 @@ def plan_merging(merging: PatchMerging) -> MergingPlan:
     """
     sampler = merging.sampler
     if (type(merging) is not PatchMerging or merging.adap_padding is None
-            or merging.adap_padding.padding != 'corner' or tuple(sampler.dilation) != (1, 1)):
+            or merging.adap_padding.padding != 'corner'
+            or tuple(sampler.dilation) != (1, 1)):
         raise Unsupported('it is no patch merging as Swin has it')
     plan = _named('reduction', merging.reduction)
     kernel = (int(sampler.kernel_size[0]), int(sampler.kernel_size[1]))

@@ -9,28 +9,45 @@ from isvit_det.backbones.swin import QuantSwinTransformer
 from isvit_det.core.layers import fit_weights_, observe, set_precision_
 from tests.backbones.laws import pair_up
 
-SETTINGS = dict(embed_dims=32, depths=[2, 2], num_heads=[1, 2])
-SETTINGS.update(strides=(4, 2), out_indices=(0, 1))
+ONE_STAGE = dict(
+    embed_dims=32, depths=[2], num_heads=[2], strides=(4, ), out_indices=(0, ))
+TWO_STAGES = dict(
+    embed_dims=32,
+    depths=[2, 2],
+    num_heads=[1, 2],
+    strides=(4, 2),
+    out_indices=(0, 1))
 
 
-def draw_backbone(quant=None, size=(64, 100), **kwargs):
-    """A Swin whose ranges are those of one image of ``size``."""
+def draw_backbone(quant=None, shift=0., **kwargs):
+    """A Swin whose ranges are those of one image.
+
+    What the norms and the queries, keys and values are, is shifted, and so
+    are the zero points.
+    """
     torch.manual_seed(0)
-    settings = {**SETTINGS, **kwargs}
+    settings = {**ONE_STAGE, **kwargs}
+    quant = {'bits': 'w4a4', **(quant or {})}
     _, model = pair_up(
         SwinTransformer(**settings),
-        QuantSwinTransformer(**settings, quant=quant or dict(bits='w4a4')))
+        QuantSwinTransformer(**settings, quant=quant))
     for stage in model.stages:
         for block in stage.blocks:
             torch.nn.init.normal_(block.attn.padding_value, std=.5)
-            for layer in (block.attn.w_msa.qkv, ):
-                if layer.offset is not None:
-                    torch.nn.init.normal_(layer.offset, std=.2)
+            qkv = block.attn.w_msa.qkv
+            if qkv.offset is not None:
+                torch.nn.init.normal_(qkv.offset, std=.2)
+            for norm in (block.norm1, block.norm2):
+                norm.bias.data += shift
+            if shift:
+                # Far beyond what the shifted norm makes of its outputs.
+                qkv.bias.data += 20 * shift
+            block.attn.padding_value += shift
         if stage.downsample is not None:
             torch.nn.init.normal_(stage.downsample.reduction.offset, std=.2)
     fit_weights_(model)
     with observe(model):
-        model(torch.randn(1, 3, *size))
+        model(torch.randn(1, 3, 64, 100))
     set_precision_(model, True, True)
     return model
 

@@ -1,0 +1,73 @@
+"""Which calls of a model's parts may be run by other means than theirs."""
+from typing import Any, Callable, List, Optional, Tuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+
+from isvit_det.core.layers import QuantConv2d, QuantLinear
+from isvit_det.core.quantizers import Quantizer
+
+
+def is_hooked(holder: Any, prefix: str = '') -> bool:
+    """Whether forward hooks watch a module."""
+    return bool(
+        getattr(holder, f'{prefix}_forward_hooks')
+        or getattr(holder, f'{prefix}_forward_pre_hooks'))
+
+
+def is_plain_input(x: Any) -> bool:
+    """Whether a float32 tensor on the CPU is asked for no more than a result:
+    no gradients, traces or hooks of all modules."""
+    return (type(x) is Tensor and x.dtype is torch.float32
+            and x.device.type == 'cpu' and not torch.is_grad_enabled()
+            and not is_hooked(torch_module, '_global')
+            and not torch.jit.is_tracing() and not _is_autocast())
+
+
+def _is_autocast() -> bool:
+    try:
+        return torch.is_autocast_enabled('cpu')
+    except TypeError:
+        # torch before 2.4 asks by another name.
+        return torch.is_autocast_cpu_enabled()
+
+
+def is_plain_part(part: nn.Module) -> bool:
+    """Whether a calibrated part of a model may be run as a whole.
+
+    It may not where anyone watches, trains or simulates something in it.
+    """
+    for module in part.modules():
+        if module.training or is_hooked(module):
+            return False
+        if isinstance(module, Quantizer) and not (module.enabled
+                                                  and module.observer is None):
+            return False
+        if isinstance(module,
+                      (QuantLinear, QuantConv2d)) and (module.native is None
+                                                       or module.weight.dtype
+                                                       is not torch.float32):
+            return False
+    return True
+
+
+class Kept:
+    """What was made of a module's tensors, for as long as these stay."""
+
+    def __init__(self) -> None:
+        self._key: Optional[Tuple[Any, ...]] = None
+        self._held: List[Tensor] = []
+        self._made: Any = None
+
+    def get(self, tensors: List[Tensor], make: Callable[[], Any], *more:
+            Any) -> Any:
+        """What ``make`` gives, or gave for the same tensors and ``more``."""
+        key = (*more, *((t.data_ptr(), 0 if t.is_inference() else t._version)
+                        for t in tensors))
+        if key != self._key:
+            # No other tensor takes the place of one that is held.
+            self._held = [tensor.detach() for tensor in tensors]
+            self._made = make()
+            self._key = key
+        return self._made

@@ -1,0 +1,111 @@
+"""Limits of steps against the codes that float64 gives."""
+import copy
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from isvit_det.core.quantizers import attention_quantizer
+from isvit_det.core.spec import QuantConfig
+from isvit_det.runtime.plan import InputCodes, Unsupported
+from isvit_det.runtime.steps import attention_steps, gelu_codes, make_steps
+
+
+def step_of(steps, x):
+    """Steps that numbers lie in, down the heap."""
+    index = torch.ones(x.shape, dtype=torch.long)
+    for _ in range(steps.depth):
+        index = 2 * index + (x >= steps.limits[index])
+    return index - len(steps.values)
+
+
+def neighbours(steps):
+    """The limits, and the float32 numbers next to them."""
+    limits = steps.limits[steps.limits.isfinite()]
+    up = torch.full_like(limits, torch.inf)
+    return torch.cat(
+        [limits,
+         torch.nextafter(limits, up),
+         torch.nextafter(limits, -up)])
+
+
+def fitted(softmax, bits, exponent='table'):
+    config = dict(bits=f'w4a{bits}', softmax=softmax, exponent=exponent)
+    quantizer = attention_quantizer(QuantConfig.from_dict(config))
+    if softmax == 'uniform':
+        quantizer.scale.fill_(.9 / (2**bits - 1))
+    else:
+        quantizer.low.fill_(.3 if softmax == 'sulq' else 1.)
+        quantizer.step.fill_(7 / 2**bits if softmax == 'sulq' else 1.)
+    if softmax == 'sulq':
+        quantizer.shift.fill_(.01)
+    quantizer.mark_fitted_()
+    quantizer.enabled = True
+    return quantizer
+
+
+@pytest.mark.parametrize('softmax, exponent', [('sulq', 'table'),
+                                               ('sulq', 'integer'),
+                                               ('log2', 'table'),
+                                               ('uniform', 'table')])
+@pytest.mark.parametrize('bits', range(2, 9))
+def test_steps_of_attention_are_its_codes_in_float64(softmax, exponent, bits):
+    quantizer = fitted(softmax, bits, exponent)
+    steps = attention_steps(quantizer)
+    assert steps.depth == max(4, bits)
+    p = torch.cat([
+        torch.tensor([0., 1.]),
+        torch.rand(500),
+        torch.rand(500)**9,
+        neighbours(steps),
+    ])
+    exact = copy.deepcopy(quantizer).double()
+    codes = exact.encode(p.clamp(0, 1).double()).float()
+    expected = quantizer.decode(codes)
+    found = steps.values[step_of(steps, p.clamp(0, 1))]
+    assert torch.equal(found, expected)
+    assert len(codes.unique()) > 2**bits // 2
+
+
+def test_attention_that_is_off_is_not_supported():
+    quantizer = fitted('sulq', 4)
+    quantizer.enabled = False
+    with pytest.raises(Unsupported, match='attention is not quantized'):
+        attention_steps(quantizer)
+
+
+@pytest.mark.parametrize('bits, scale, zero_point, is_small', [
+    (4, .3, 1, True),
+    (4, .5, 0, True),
+    (3, .35, 0, True),
+    (4, .25, -3, True),
+    (4, .1, 20, True),
+    (4, .05, 4, False),
+    (5, .3, 1, False),
+    (2, 1., 1, True),
+])
+def test_steps_of_gelu_are_its_codes_in_float64(bits, scale, zero_point,
+                                                is_small):
+    codes = InputCodes(bits, scale, zero_point)
+    gelu = gelu_codes(codes)
+    assert (gelu.steps is not None) == is_small
+    if not is_small:
+        return
+    x = torch.cat([
+        torch.randn(2000) * 3,
+        torch.tensor([-1e30, -100., -0., 0., 100., 1e30]),
+        neighbours(gelu.steps)
+    ])
+    found = gelu.steps.values[step_of(gelu.steps, x)]
+    found[x < gelu.left] = gelu.left_code
+    expected = (F.gelu(x.double()) / scale).round() + zero_point
+    assert torch.equal(found.double(), expected.clamp(0, codes.top))
+
+
+@pytest.mark.parametrize('count', [1, 3, 15, 16, 255])
+def test_a_heap_finds_what_a_sorted_list_does(count):
+    limits = torch.randn(count).sort().values
+    steps = make_steps(limits, torch.arange(count + 1.))
+    x = torch.cat([torch.randn(300), limits])
+    found = steps.values[step_of(steps, x)]
+    assert torch.equal(found, (x[:, None] >= limits).sum(1).float())
