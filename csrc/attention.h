@@ -11,6 +11,7 @@
 namespace {
 
 constexpr int GROUP = 4;
+constexpr int MAX_WIDTH = 256;  // of a head
 
 inline int up_to_columns(int count) {
   return (count + COLUMNS - 1) / COLUMNS * COLUMNS;
@@ -28,36 +29,63 @@ struct Head {
   float *values;          // [positions][width up to columns]
 };
 
+// One part of a key's codes less the center, and the sum of them.
+int center_key(const uint8_t *key, int width, int center, int8_t *part) {
+  typedef uint8_t Bytes __attribute__((vector_size(16)));
+  typedef uint16_t Pairs __attribute__((vector_size(16)));
+  Pairs sums = {};
+  int c = 0;
+  for (; c + 16 <= width; c += 16) {
+    const Bytes codes = load<Bytes>(key + c);
+    store(part + c, codes - (uint8_t)center);
+    sums += ((Pairs)codes & 255) + ((Pairs)codes >> 8);
+  }
+  int sum = -width * center;
+  for (int i = 0; i < 8; i++) sum += sums[i];
+  for (; c < width; c++) {
+    part[c] = (int8_t)(key[c] - center);
+    sum += key[c];
+  }
+  return sum;
+}
+
+// The same in two parts, 16 * high + low.
+int split_key(const uint8_t *key, int width, int center, int8_t *high,
+              int8_t *low) {
+  int sum = 0;
+  for (int c = 0; c < width; c++) {
+    const int weight = key[c] - center;
+    high[c] = (int8_t)((weight + 8) >> 4);
+    low[c] = (int8_t)(weight - 16 * high[c]);
+    sum += weight;
+  }
+  return sum;
+}
+
 // Keys as the weights of a product; also what the zero point of the queries
 // adds to the products with each key.
 void pack_keys(const isvit_swin_block &block, const Head &head, int width,
-               int8_t *packed, int32_t *correction) {
+               int32_t *correction) {
   const int groups = width / GROUP, step = groups * COLUMNS * GROUP;
   const int columns = up_to_columns(block.positions);
-  const int zero_point = block.query_codes.zero_point;
-  int8_t part[2][256];
+  int8_t part[2][MAX_WIDTH] = {};
   for (int j = 0; j < columns; j++) {
-    int8_t *to = packed + (j / COLUMNS) * block.key_parts * step +
+    int8_t *to = head.packed_keys +
+                 (int64_t)(j / COLUMNS) * block.key_parts * step +
                  j % COLUMNS * GROUP;
+    const uint8_t *key = head.key + (int64_t)j * head.pitch;
     int sum = 0;
-    if (j < block.positions) {
-      const uint8_t *key = head.key + (int64_t)j * head.pitch;
-      for (int c = 0; c < width; c++) {
-        const int weight = key[c] - block.key_center;
-        const int high = block.key_parts == 1 ? weight : (weight + 8) >> 4;
-        part[0][c] = (int8_t)high;
-        part[1][c] = (int8_t)(weight - 16 * high);
-        sum += weight;
-      }
-    } else {
-      std::fill(part[0], part[0] + width, 0);
-      std::fill(part[1], part[1] + width, 0);
-    }
-    correction[j] = -zero_point * sum;
+    if (j >= block.positions)
+      std::fill(part[0], part[2], 0);
+    else if (block.key_parts == 1)
+      sum = center_key(key, width, block.key_center, part[0]);
+    else
+      sum = split_key(key, width, block.key_center, part[0], part[1]);
+    correction[j] = -block.query_codes.zero_point * sum;
     for (int p = 0; p < block.key_parts; p++)
       for (int g = 0; g < groups; g++)
-        std::copy(part[p] + GROUP * g, part[p] + GROUP * (g + 1),
-                  to + p * step + g * COLUMNS * GROUP);
+        std::memcpy(to + p * step + g * COLUMNS * GROUP, part[p] + GROUP * g,
+                    GROUP);
   }
 }
 
@@ -181,12 +209,19 @@ inline void mix_values(const isvit_swin_block &block, const Head &head,
 
 void mix_all(const isvit_swin_block &block, const Head &head, int width) {
   const int pitch = up_to_columns(width);
+  const Ints zero_point = splat(block.value_codes.zero_point);
   for (int j = 0; j < block.positions; j++) {
     const uint8_t *value = head.value + (int64_t)j * head.pitch;
     float *to = head.values + j * pitch;
-    for (int c = 0; c < width; c++)
-      to[c] = (float)(value[c] - block.value_codes.zero_point);
-    std::fill(to + width, to + pitch, 0.f);
+    // Columns beyond the width hold anything: their sums are not used.
+    for (int c = 0; c < width; c += COLUMNS) {
+      const Ints16 codes = load_codes(value + c);
+      Floats16 reals;
+      repeat<PARTS>([&](auto k) ISVIT_INLINE {
+        reals.part[k] = to_float(codes.part[k] - zero_point);
+      });
+      store16(to + c, reals);
+    }
   }
   const Encoder<false> encode(block.proj_input);
   for (int c = 0; c < pitch;) {
@@ -205,7 +240,7 @@ void mix_all(const isvit_swin_block &block, const Head &head, int width) {
 void attend(const isvit_swin_block &block, const Head &head,
             int32_t *correction) {
   const int width = block.channels / block.heads;
-  pack_keys(block, head, width, head.packed_keys, correction);
+  pack_keys(block, head, width, correction);
   find_logits(block, head, width, correction);
   if (block.attention.depth == 4)
     quantize_rows<SmallSteps>(block, head);

@@ -116,6 +116,22 @@ inline ISVIT_INLINE Floats gelu(Floats x) {
   return x * (x < 0.f ? half_tail : 1.f - half_tail);
 }
 
+// Sixteen bytes as integers.
+inline ISVIT_INLINE Ints16 load_codes(const uint8_t *from) {
+  Ints16 codes;
+#if defined(__AVX512F__)
+  codes.part[0] = (Ints)_mm512_cvtepu8_epi32(
+      _mm_loadu_si128((const __m128i *)from));
+#elif defined(__AVX2__)
+  for (int j = 0; j < PARTS; j++)
+    codes.part[j] = (Ints)_mm256_cvtepu8_epi32(
+        _mm_loadl_epi64((const __m128i *)(from + j * LANES)));
+#else
+  for (int i = 0; i < COLUMNS; i++) codes.part[i / LANES][i % LANES] = from[i];
+#endif
+  return codes;
+}
+
 inline ISVIT_INLINE void store_codes(uint8_t *to, const Ints16 &codes) {
 #if defined(__AVX512F__)
   _mm_storeu_si128((__m128i *)to,

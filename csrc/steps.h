@@ -61,7 +61,7 @@ struct SmallSteps {
       : root(splat(steps.limits[1])), limits(load16<Floats16>(steps.limits)),
         values(load16<Floats16>(steps.values)) {}
 
-  Ints step(Floats x) const {
+  ISVIT_INLINE Ints step(Floats x) const {
     Ints i = 2 - (Ints)(x >= root);
     i = i + i - (Ints)(x >= pick_half<0>(limits, i));
     i = i + i - (Ints)(x >= pick_half<0>(limits, i));
@@ -84,20 +84,21 @@ struct LargeSteps {
   }
 };
 
-// Codes of gelu(y) by steps.
+// Codes of gelu(y) by steps, each of which is a code.
 struct GeluSteps {
   SmallSteps steps;
-  Floats left, left_code;
+  Floats left;
+  Ints left_code;
 
   explicit GeluSteps(const isvit_gelu &gelu)
       : steps(gelu.steps), left(splat(gelu.left)),
-        left_code(splat((float)gelu.left_code)) {}
+        left_code(splat(gelu.left_code)) {}
 
-  void operator()(const Floats16 &y, uint8_t *to) const {
+  ISVIT_INLINE void operator()(const Floats16 &y, uint8_t *to) const {
     Ints16 codes;
     repeat<PARTS>([&](auto j) ISVIT_INLINE {
-      const Floats value = steps(y.part[j]);
-      codes.part[j] = nearest(y.part[j] < left ? left_code : value);
+      codes.part[j] =
+          y.part[j] < left ? left_code : steps.step(y.part[j]);
     });
     store_codes(to, codes);
   }
@@ -109,7 +110,7 @@ struct GeluEncoder {
 
   explicit GeluEncoder(const isvit_gelu &gelu) : encode(gelu.quantizer) {}
 
-  void operator()(Floats16 y, uint8_t *to) const {
+  ISVIT_INLINE void operator()(Floats16 y, uint8_t *to) const {
     repeat<PARTS>(
         [&](auto j) ISVIT_INLINE { y.part[j] = gelu(y.part[j]); });
     encode(y, to);

@@ -22,7 +22,7 @@ struct isvit_steps {
 };
 
 // Codes of gelu(y). With `steps` that have limits (depth 4) the code is the
-// value of y's step, except below `left`, where gelu falls and the code is
+// number of y's step, except below `left`, where gelu falls and the code is
 // `left_code`. Without, it is computed.
 struct isvit_gelu {
   isvit_quantizer quantizer;

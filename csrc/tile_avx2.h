@@ -15,11 +15,15 @@ inline ISVIT_INLINE Sums<ROWS> sum_run(
     low[i] = high[i] = _mm256_setzero_si256();
     row[i] = rows[i];
   });
+  const int64_t ahead = (int64_t)64 * run.segments * run.groups;
   for (int s = run.segment; s < run.segment + run.segments; s++) {
     int64_t at = segments[s] + run.offset;
     for (const int64_t end = at + 4 * run.groups; at < end; at += 4) {
       const __m256i first = _mm256_load_si256((const __m256i *)weight);
       const __m256i second = _mm256_load_si256((const __m256i *)weight + 1);
+      // What the next run or block reads may still lie far away.
+      if (ROWS == TILE_ROWS)
+        _mm_prefetch((const char *)weight + ahead, _MM_HINT_T0);
       weight += 64;
       // Left to itself, the compiler loads ahead and spills accumulators.
       repeat<ROWS>([&](auto i) ISVIT_INLINE {
