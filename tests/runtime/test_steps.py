@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from isvit_det.core.quantizers import attention_quantizer
-from isvit_det.core.spec import QuantConfig
+from isvit_det.core.settings import QuantConfig
 from isvit_det.runtime.plan import InputCodes, Unsupported
 from isvit_det.runtime.steps import attention_steps, gelu_codes, make_steps
 
