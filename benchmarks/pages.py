@@ -87,7 +87,7 @@ def describe(cls: Type, name: str) -> str:
 def methods() -> str:
     """Table of the settings in which the methods differ."""
     # The default method first.
-    columns = {f'`{name}`': settings_of(name) for name in reversed(METHODS)}
+    columns = {f'`{name}`': settings_of(name) for name in reversed([*METHODS])}
     for name, preset in METHODS.items():
         if preset.classifier_sos:
             columns[f'`{name}`, classifiers'] = settings_of(name, 'classifier')

@@ -381,7 +381,8 @@ def test_a_site_that_does_not_run_quantized_stops_the_report(
     monkeypatch.setattr(Quantizer, 'forward', skip_after_calibration)
     assert main([
         tiny.config, tiny.checkpoint, '--work-dir',
-        str(tmp_path), '--no-float-eval', '--method', 'minmax'
+        str(tmp_path), '--no-float-eval', '--method', 'minmax', '--engine',
+        'simulation'
     ]) == 2
     captured = capsys.readouterr()
     assert 'error: these did not run quantized' in captured.err
