@@ -96,7 +96,7 @@ def run_both(folder, iters, *options, start_two=by_torchrun):
     assert status == 0, printed
     # One process shows what is done, and the table.
     printed = start_two(together)
-    for words in ('log: ', 'evaluating the float model on 4', 'unit 1/8',
+    for words in ('log: ', 'evaluating the quantized model on 4', 'unit 1/8',
                   '| quantized'):
         assert printed.count(words) == 1, printed
     return folders
