@@ -25,7 +25,7 @@ if platform.machine() in ('x86_64', 'AMD64'):
         avx2=('-mavx2', ),
         avxvnni=('-mavx2', '-mavxvnni'),
         avx512vnni=('-mavx512f', '-mavx512bw', '-mavx512vl', '-mavx512vnni'))
-SECONDS = 300
+SECONDS = 1200
 
 
 class NoLibrary(Exception):
