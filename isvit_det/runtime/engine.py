@@ -6,7 +6,7 @@ run, such as training, other devices or observed inner modules, to the
 simulation in float.
 """
 import os
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple, Union
+from typing import Any, Dict, List, NamedTuple, Optional, Union
 
 import torch
 from mmengine.logging import MMLogger
@@ -17,7 +17,7 @@ from isvit_det.core.errors import QuantError
 from isvit_det.core.layers import QuantConv2d, QuantLinear, quantized_layers
 from isvit_det.runtime import ENGINES
 from isvit_det.runtime.build import NoLibrary
-from isvit_det.runtime.calls import is_hooked, is_plain_input
+from isvit_det.runtime.calls import Kept, is_hooked, is_plain_input
 from isvit_det.runtime.layers import NativeConv, NativeLinear
 from isvit_det.runtime.native import Isa, supported_isas
 from isvit_det.runtime.plan import Unsupported
@@ -96,9 +96,7 @@ class _Forward:
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
-        self._key: Optional[Tuple[Any, ...]] = None
-        self._held: List[Tensor] = []
-        self._prepared: Union[NativeLinear, NativeConv, None] = None
+        self._kept = Kept()
         self.reason = ''
 
     def __getstate__(self) -> Dict[str, Any]:
@@ -109,33 +107,29 @@ class _Forward:
         if not _is_plain_call(layer, x):
             return None
         isa = self.runtime.choose().isa
-        if isa is None or self.prepare(layer, isa) is None:
+        prepared = None if isa is None else self.prepare(layer, isa)
+        if prepared is None:
             return None
         for quantizer in (layer.input_quantizer, layer.weight_quantizer):
             quantizer.num_calls += x.numel() > 0
-        assert self._prepared is not None
-        return self._prepared(x)
+        return prepared(x)
 
     def prepare(self, layer: Layer,
                 isa: Isa) -> Union[NativeLinear, NativeConv, None]:
         """The layer as it is now, packed; None, with ``reason``, if it cannot
         be run."""
-        tensors = _tensors_of(layer)
-        key = (isa, *((t.data_ptr(), 0 if t.is_inference() else t._version)
-                      for t in tensors))
-        if key != self._key:
+
+        def make() -> Union[NativeLinear, NativeConv, None]:
             self.reason = ''
-            # No other tensor takes the place of one that is held.
-            self._held = [tensor.detach() for tensor in tensors]
             try:
                 if isinstance(layer, QuantConv2d):
-                    self._prepared = NativeConv(layer, isa)
-                else:
-                    self._prepared = NativeLinear(layer, isa)
+                    return NativeConv(layer, isa)
+                return NativeLinear(layer, isa)
             except Unsupported as error:
-                self._prepared, self.reason = None, str(error)
-            self._key = key
-        return self._prepared
+                self.reason = str(error)
+                return None
+
+        return self._kept.get(_tensors_of(layer), make, isa)
 
 
 def _is_plain_call(layer: Any, x: Tensor) -> bool:

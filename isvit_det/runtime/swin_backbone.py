@@ -81,39 +81,21 @@ class SwinForward:
         return native(x.contiguous(), size)
 
     def _prepare(self, name: str, part: Part,
-                 isa: Isa) -> Union[NativeSwinBlock, NativeMerging, str, None]:
-        """A part as it is now; why it cannot be run; None if it may not."""
+                 isa: Isa) -> Union[NativeSwinBlock, NativeMerging, None]:
+        """A part as it is now; None if it cannot be run as a whole."""
         if not is_plain_part(part):
             return None
 
-        def make() -> Union[NativeSwinBlock, NativeMerging, str]:
+        def make() -> Union[NativeSwinBlock, NativeMerging, None]:
             try:
                 if isinstance(part, SwinBlock):
                     return NativeSwinBlock(part, isa)
                 return NativeMerging(part, isa)
-            except Unsupported as error:
-                return str(error)
+            except Unsupported:
+                return None
 
         kept = self._parts.setdefault(name, Kept())
         return kept.get(list(_tensors_of(part)), make, isa)
-
-    def unsupported(self, backbone: QuantSwinTransformer,
-                    isa: Isa) -> Dict[str, str]:
-        """Names of blocks and mergings that the kernels cannot run as a
-        whole, with the reason for each."""
-        found = {}
-        for i, stage in enumerate(backbone.stages):
-            parts = {
-                f'{i}.{j}': (f'stages.{i}.blocks.{j}', block)
-                for j, block in enumerate(stage.blocks)
-            }
-            if stage.downsample is not None:
-                parts[f'{i}'] = (f'stages.{i}.downsample', stage.downsample)
-            for key, (name, part) in parts.items():
-                outcome = self._prepare(key, part, isa)
-                if isinstance(outcome, str):
-                    found[name] = outcome
-        return found
 
 
 def _tensors_of(part: nn.Module) -> Iterator[Tensor]:

@@ -189,7 +189,7 @@ def test_what_changes_a_layer_is_seen(net, change):
 def test_copies_run_natively_on_their_own(net, calls, remake):
     expected = predict(net)
     other = remake(net)
-    assert other.fc.native._prepared is None
+    assert other.fc.native._kept._made is None
     with torch.no_grad():
         net.fc.weight.zero_()
     assert torch.equal(predict(other), expected)
