@@ -1,5 +1,7 @@
 // Attention of one head among the positions of a window: integer products of
 // queries and keys, softmax, quantized probabilities, products with values.
+// Queries are taken a few rows at a time, so that no map of all pairs of
+// positions is needed.
 #ifndef ISVIT_ATTENTION_H
 #define ISVIT_ATTENTION_H
 
@@ -17,16 +19,22 @@ inline int up_to_columns(int count) {
   return (count + COLUMNS - 1) / COLUMNS * COLUMNS;
 }
 
-// Codes and memory of one head, whose rows lie `pitch` apart.
+// Codes of one head and what is made of its keys and values.
 struct Head {
-  const uint8_t *query, *key, *value;
-  int pitch;
-  const float *position_bias;
-  const int32_t *region;  // of every position; null if there is only one
-  uint8_t *output;        // codes, rows `channels` apart
+  const uint8_t *query, *key, *value;  // rows `channels` apart
+  uint8_t *output;                     // codes, likewise
   int8_t *packed_keys;
-  float *probabilities;   // [positions][columns]
-  float *values;          // [positions][width up to columns]
+  int32_t *correction;                 // [columns]
+  float *values;                       // [positions][width up to columns]
+};
+
+// Logits of some queries, then their probabilities, and what is added to them.
+struct Scores {
+  int first, count;       // queries
+  int positions, columns; // keys, and these filled up
+  float *row;             // [count][columns]
+  const float *bias;      // of query i at bias + i * bias_pitch
+  int64_t bias_pitch;
 };
 
 // One part of a key's codes less the center, and the sum of them.
@@ -64,24 +72,23 @@ int split_key(const uint8_t *key, int width, int center, int8_t *high,
 
 // Keys as the weights of a product; also what the zero point of the queries
 // adds to the products with each key.
-void pack_keys(const isvit_swin_block &block, const Head &head, int width,
-               int32_t *correction) {
+void pack_keys(const isvit_block &block, const Head &head, int positions,
+               int width) {
   const int groups = width / GROUP, step = groups * COLUMNS * GROUP;
-  const int columns = up_to_columns(block.positions);
   int8_t part[2][MAX_WIDTH] = {};
-  for (int j = 0; j < columns; j++) {
+  for (int j = 0; j < up_to_columns(positions); j++) {
     int8_t *to = head.packed_keys +
                  (int64_t)(j / COLUMNS) * block.key_parts * step +
                  j % COLUMNS * GROUP;
-    const uint8_t *key = head.key + (int64_t)j * head.pitch;
+    const uint8_t *key = head.key + (int64_t)j * block.channels;
     int sum = 0;
-    if (j >= block.positions)
+    if (j >= positions)
       std::fill(part[0], part[2], 0);
     else if (block.key_parts == 1)
       sum = center_key(key, width, block.key_center, part[0]);
     else
       sum = split_key(key, width, block.key_center, part[0], part[1]);
-    correction[j] = -block.query_codes.zero_point * sum;
+    head.correction[j] = -block.query_codes.zero_point * sum;
     for (int p = 0; p < block.key_parts; p++)
       for (int g = 0; g < groups; g++)
         std::memcpy(to + p * step + g * COLUMNS * GROUP, part[p] + GROUP * g,
@@ -89,11 +96,29 @@ void pack_keys(const isvit_swin_block &block, const Head &head, int width,
   }
 }
 
-// Logits of all pairs of positions. What is equal for all keys of a query is
-// left out, since softmax takes no notice of it.
-void find_logits(const isvit_swin_block &block, const Head &head, int width,
-                 int32_t *correction) {
-  const int columns = up_to_columns(block.positions);
+void decode_values(const isvit_block &block, const Head &head, int positions,
+                   int width) {
+  const int pitch = up_to_columns(width);
+  const Ints zero_point = splat(block.value_codes.zero_point);
+  for (int j = 0; j < positions; j++) {
+    const uint8_t *value = head.value + (int64_t)j * block.channels;
+    float *to = head.values + (int64_t)j * pitch;
+    // Columns beyond the width hold anything: their sums are not used.
+    for (int c = 0; c < width; c += COLUMNS) {
+      const Ints16 codes = load_codes(value + c);
+      Floats16 reals;
+      repeat<PARTS>([&](auto k) ISVIT_INLINE {
+        reals.part[k] = to_float(codes.part[k] - zero_point);
+      });
+      store16(to + c, reals);
+    }
+  }
+}
+
+// What is equal for all keys of a query is left out, since softmax takes no
+// notice of it.
+void find_logits(const isvit_block &block, const Head &head,
+                 const Scores &scores, int width) {
   isvit_product product = {};
   product.weight = head.packed_keys;
   product.runs = block.key_runs;
@@ -101,25 +126,26 @@ void find_logits(const isvit_swin_block &block, const Head &head, int width,
   product.groups = block.key_parts * width / GROUP;
   const int64_t segment = 0;
   const Floats scale = splat(block.logit_scale);
-  for (int first = 0; first < block.positions; first += PANEL) {
+  for (int first = 0; first < scores.count; first += PANEL) {
     const uint8_t *rows[PANEL];
-    const int count = std::min(PANEL, block.positions - first);
+    const int count = std::min(PANEL, scores.count - first);
     for (int i = 0; i < count; i++)
-      rows[i] = head.query + (int64_t)(first + i) * head.pitch;
-    for (int j = 0; j < columns; j += COLUMNS) {
-      const Ints16 added = load16<Ints16>(correction + j);
-      const float *bias = head.position_bias + first * columns + j;
-      float *to = head.probabilities + first * columns + j;
+      rows[i] = head.query +
+                (int64_t)(scores.first + first + i) * block.channels;
+    for (int j = 0; j < scores.columns; j += COLUMNS) {
+      const Ints16 added = load16<Ints16>(head.correction + j);
+      const float *bias = scores.bias + first * scores.bias_pitch + j;
+      float *to = scores.row + (int64_t)first * scores.columns + j;
       multiply_block(
           rows, count, &segment, product, j / COLUMNS,
           [&](int i, const Ints16 &sums) ISVIT_INLINE {
-            const Floats16 b = load16<Floats16>(bias + i * columns);
+            const Floats16 b = load16<Floats16>(bias + i * scores.bias_pitch);
             Floats16 logit;
             repeat<PARTS>([&](auto k) ISVIT_INLINE {
               logit.part[k] =
                   to_float(sums.part[k] + added.part[k]) * scale + b.part[k];
             });
-            store16(to + i * columns, logit);
+            store16(to + (int64_t)i * scores.columns, logit);
           });
     }
   }
@@ -151,16 +177,16 @@ inline void quantize_row(float *row, int vectors, const Steps &steps) {
 }
 
 template <class Steps>
-void quantize_rows(const isvit_swin_block &block, const Head &head) {
-  const int columns = up_to_columns(block.positions);
-  const int vectors = (block.positions + LANES - 1) / LANES;
+void quantize_rows(const isvit_block &block, const Scores &scores,
+                   const int32_t *region) {
+  const int vectors = (scores.positions + LANES - 1) / LANES;
   const Steps steps(block.attention);
-  for (int i = 0; i < block.positions; i++) {
-    float *row = head.probabilities + i * columns;
-    if (head.region != nullptr) {
-      const Ints own = splat(head.region[i]);
-      for (int j = 0; j < columns; j += LANES) {
-        const Ints apart = (Ints)(load<Ints>(head.region + j) != own);
+  for (int i = 0; i < scores.count; i++) {
+    float *row = scores.row + (int64_t)i * scores.columns;
+    if (region != nullptr) {
+      const Ints own = splat(region[scores.first + i]);
+      for (int j = 0; j < scores.columns; j += LANES) {
+        const Ints apart = (Ints)(load<Ints>(region + j) != own);
         store(row + j, load<Floats>(row + j) + to_float(apart) * 100.f);
       }
     }
@@ -168,31 +194,32 @@ void quantize_rows(const isvit_swin_block &block, const Head &head) {
   }
 }
 
-// Sums of values weighted by the probabilities of ROWS positions, for 2 * 16
-// or 16 columns, then their codes.
+// Sums of values weighted by the probabilities of ROWS queries, for 2 * 16 or
+// 16 columns, then their codes.
 template <int ROWS, int BLOCKS>
-inline void mix_values(const isvit_swin_block &block, const Head &head,
-                       const Encoder<false> &encode, int position, int first,
-                       int width) {
-  const int columns = up_to_columns(block.positions);
-  const int pitch = up_to_columns(width);
-  const float *weights = head.probabilities + position * columns;
+inline void mix_values(const isvit_block &block, const Head &head,
+                       const Scores &scores, const Encoder<false> &encode,
+                       int row, int first, int width) {
+  const int pitch = up_to_columns(width), columns = scores.columns;
+  const float *weights = scores.row + (int64_t)row * columns;
   constexpr int VECTORS = BLOCKS * PARTS;
   Floats sum[ROWS][VECTORS] = {};
-  for (int j = 0; j < block.positions; j++) {
-    const float *value = head.values + j * pitch + first;
+  for (int j = 0; j < scores.positions; j++) {
+    const float *value = head.values + (int64_t)j * pitch + first;
     Floats part[VECTORS];
     repeat<VECTORS>([&](auto k) ISVIT_INLINE {
       part[k] = load<Floats>(value + k * LANES);
     });
     repeat<ROWS>([&](auto i) ISVIT_INLINE {
       const Floats weight = splat(weights[i * columns + j]);
-      repeat<VECTORS>(
-          [&](auto k) ISVIT_INLINE { sum[i][k] += weight * part[k]; });
+      repeat<VECTORS>([&](auto k) ISVIT_INLINE {
+        sum[i][k] = multiply_add(weight, part[k], sum[i][k]);
+      });
     });
   }
   repeat<ROWS>([&](auto i) ISVIT_INLINE {
-    uint8_t *to = head.output + (int64_t)(position + i) * block.channels;
+    uint8_t *to =
+        head.output + (int64_t)(scores.first + row + i) * block.channels;
     repeat<BLOCKS>([&](auto b) ISVIT_INLINE {
       const int at = first + b * COLUMNS;
       Floats16 mixed;
@@ -207,46 +234,68 @@ inline void mix_values(const isvit_swin_block &block, const Head &head,
   });
 }
 
-void mix_all(const isvit_swin_block &block, const Head &head, int width) {
+void mix_all(const isvit_block &block, const Head &head, const Scores &scores,
+             int width) {
   const int pitch = up_to_columns(width);
-  const Ints zero_point = splat(block.value_codes.zero_point);
-  for (int j = 0; j < block.positions; j++) {
-    const uint8_t *value = head.value + (int64_t)j * head.pitch;
-    float *to = head.values + j * pitch;
-    // Columns beyond the width hold anything: their sums are not used.
-    for (int c = 0; c < width; c += COLUMNS) {
-      const Ints16 codes = load_codes(value + c);
-      Floats16 reals;
-      repeat<PARTS>([&](auto k) ISVIT_INLINE {
-        reals.part[k] = to_float(codes.part[k] - zero_point);
-      });
-      store16(to + c, reals);
-    }
-  }
   const Encoder<false> encode(block.proj_input);
   for (int c = 0; c < pitch;) {
     const bool is_wide = c + 2 * COLUMNS <= pitch;
     int i = 0;
-    for (; i + 2 <= block.positions; i += 2)
-      is_wide ? mix_values<2, 2>(block, head, encode, i, c, width)
-              : mix_values<2, 1>(block, head, encode, i, c, width);
-    if (i < block.positions)
-      is_wide ? mix_values<1, 2>(block, head, encode, i, c, width)
-              : mix_values<1, 1>(block, head, encode, i, c, width);
+    for (; i + 2 <= scores.count; i += 2)
+      is_wide ? mix_values<2, 2>(block, head, scores, encode, i, c, width)
+              : mix_values<2, 1>(block, head, scores, encode, i, c, width);
+    if (i < scores.count)
+      is_wide ? mix_values<1, 2>(block, head, scores, encode, i, c, width)
+              : mix_values<1, 1>(block, head, scores, encode, i, c, width);
     c += is_wide ? 2 * COLUMNS : COLUMNS;
   }
 }
 
-void attend(const isvit_swin_block &block, const Head &head,
-            int32_t *correction) {
-  const int width = block.channels / block.heads;
-  pack_keys(block, head, width, correction);
-  find_logits(block, head, width, correction);
+void attend(const isvit_block &block, const Head &head, const Scores &scores,
+            const int32_t *region, int width) {
+  find_logits(block, head, scores, width);
   if (block.attention.depth == 4)
-    quantize_rows<SmallSteps>(block, head);
+    quantize_rows<SmallSteps>(block, scores, region);
   else
-    quantize_rows<LargeSteps>(block, head);
-  mix_all(block, head, width);
+    quantize_rows<LargeSteps>(block, scores, region);
+  mix_all(block, head, scores, width);
+}
+
+// What decomposed relative positions add to the logits of one query, whose
+// place in the map is (y, x): by row and column of the keys (ViTDet, arXiv
+// 2203.16527).
+void find_relative_bias(const isvit_windows &windows, const float *query,
+                        int width, int position, float *line, float *bias) {
+  const int height = windows.height, across = windows.width;
+  float *by_row = line, *by_column = line + up_to_columns(height);
+  const auto weigh = [&](const float *table, int length, int place,
+                         float *to) {
+    const int pitch = up_to_columns(2 * length + COLUMNS);
+    for (int k = 0; k < length; k += COLUMNS) {
+      Floats16 sum = {};
+      for (int d = 0; d < width; d++) {
+        const Floats16 entry = load16<Floats16>(
+            table + (int64_t)d * pitch + length - 1 - place + k);
+        repeat<PARTS>([&](auto j) ISVIT_INLINE {
+          sum.part[j] = multiply_add(splat(query[d]), entry.part[j],
+                                     sum.part[j]);
+        });
+      }
+      store16(to + k, sum);
+    }
+  };
+  weigh(windows.relative_rows, height, position / across, by_row);
+  weigh(windows.relative_columns, across, position % across, by_column);
+  // What is written beyond the end of a row is overwritten by the next.
+  for (int y = 0; y < height; y++)
+    for (int x = 0; x < across; x += COLUMNS) {
+      Floats16 sum = load16<Floats16>(by_column + x);
+      repeat<PARTS>(
+          [&](auto j) ISVIT_INLINE { sum.part[j] += by_row[y]; });
+      store16(bias + y * across + x, sum);
+    }
+  const int keys = height * across;
+  std::fill(bias + keys, bias + up_to_columns(keys), -1e30f);
 }
 
 }  // namespace

@@ -11,7 +11,7 @@ ISVIT_API int32_t isvit_supported() {
   int32_t found = 1 << ISVIT_PORTABLE;
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx2")) {
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
     found |= 1 << ISVIT_AVX2;
     unsigned a = 0, b = 0, c = 0, d = 0;
     // The compilers' own name for it is younger than they are.
@@ -49,12 +49,12 @@ ISVIT_API void isvit_multiply(isvit_isa isa, int32_t threads,
   kernels_of(isa).multiply(threads, *product, *rows, *output);
 }
 
-ISVIT_API void isvit_run_swin_block(isvit_isa isa, int32_t threads,
-                                    const isvit_swin_block *block,
+ISVIT_API void isvit_run_block(isvit_isa isa, int32_t threads,
+                                    const isvit_block *block,
                                     const isvit_windows *windows,
                                     const float *x, float *y,
-                                    const isvit_swin_trace *trace) {
-  kernels_of(isa).run_swin_block(threads, *block, *windows, x, y, *trace);
+                                    const isvit_trace *trace) {
+  kernels_of(isa).run_block(threads, *block, *windows, x, y, *trace);
 }
 
 ISVIT_API void isvit_run_merging(isvit_isa isa, int32_t threads,

@@ -2,7 +2,7 @@
 #ifndef ISVIT_KERNELS_H
 #define ISVIT_KERNELS_H
 
-#include "swin.h"
+#include "blocks.h"
 
 // Work of one call, cut into independent tasks.
 struct Tasks {
@@ -20,9 +20,9 @@ struct Kernels {
                  uint8_t *codes);
   void (*multiply)(int32_t threads, const isvit_product &, const isvit_rows &,
                    const isvit_output &);
-  void (*run_swin_block)(int32_t threads, const isvit_swin_block &,
+  void (*run_block)(int32_t threads, const isvit_block &,
                          const isvit_windows &, const float *x, float *y,
-                         const isvit_swin_trace &);
+                         const isvit_trace &);
   void (*run_merging)(int32_t threads, const isvit_merging &,
                       const isvit_merged &, const float *x, float *y);
 };

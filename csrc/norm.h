@@ -5,7 +5,7 @@
 #include <cmath>
 
 #include "gemm.h"
-#include "swin.h"
+#include "blocks.h"
 
 namespace {
 

@@ -9,7 +9,7 @@
 #define ISVIT_API extern "C" __attribute__((visibility("default")))
 
 // Raised whenever a structure or a function below changes.
-constexpr int32_t ISVIT_VERSION = 2;
+constexpr int32_t ISVIT_VERSION = 3;
 
 // A stretch of the inputs that int16 lanes may sum before they are widened:
 // `groups` groups of four inputs, from `offset` bytes behind the start of each

@@ -76,6 +76,19 @@ inline Floats to_float(Ints x) { return __builtin_convertvector(x, Floats); }
 inline Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
 inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 
+// a * b + c, rounded once on every CPU.
+inline ISVIT_INLINE Floats multiply_add(Floats a, Floats b, Floats c) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+  return (Floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  Floats sum;
+  for (int i = 0; i < LANES; i++) sum[i] = __builtin_fmaf(a[i], b[i], c[i]);
+  return sum;
+#endif
+}
+
 // Nearest integers, halves to the even one; |x| <= 2^22.
 inline ISVIT_INLINE Ints nearest(Floats x) {
   const Floats magic = splat(12582912.f);  // 1.5 * 2^23: no fraction is left

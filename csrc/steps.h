@@ -5,7 +5,7 @@
 #define ISVIT_STEPS_H
 
 #include "gemm.h"
-#include "swin.h"
+#include "blocks.h"
 
 namespace {
 

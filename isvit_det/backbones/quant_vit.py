@@ -203,7 +203,12 @@ class QuantVisionTransformer(VisionTransformer):
         *args: of ``VisionTransformer``.
         quant: a ``QuantConfig`` or its plain values.
         **kwargs: of ``VisionTransformer``.
+
+    Attributes:
+        native: runs the blocks where it can; None or where it cannot, they
+            run by their own modules.
     """
+    native: Optional[Any] = None
 
     def __init__(self,
                  *args: Any,
@@ -218,6 +223,13 @@ class QuantVisionTransformer(VisionTransformer):
             _quantize_block_(block, config)
         self._freeze_()
         self._register_load_state_dict_pre_hook(refuse_packed)
+
+    def tokens(self, images: Tensor) -> State:
+        if self.native is not None:
+            state = self.native.tokens(self, images)
+            if state is not None:
+                return state
+        return super().tokens(images)
 
     def units(self) -> List[Unit]:
         """The parts of the forward pass in order, without the final norm."""

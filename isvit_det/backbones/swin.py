@@ -1,5 +1,5 @@
 """QuantSwinTransformer: MMDetection's Swin with quantized layers."""
-from typing import (Any, Callable, List, Mapping, NamedTuple, Optional, Tuple,
+from typing import (Any, List, Mapping, NamedTuple, Optional, Tuple,
                     Union)
 
 import torch
@@ -289,7 +289,7 @@ class QuantSwinTransformer(SwinTransformer):
         native: runs the whole backbone where it can; None or where it cannot,
             its parts run one after another.
     """
-    native: Optional[Callable[..., Optional[List[Tensor]]]] = None
+    native: Optional[Any] = None
 
     def __init__(self,
                  *args: Any,
@@ -314,10 +314,21 @@ class QuantSwinTransformer(SwinTransformer):
     def forward(self, x: Tensor) -> List[Tensor]:
         """Maps of all stages in ``out_indices``, (images, C, H, W) each."""
         if self.native is not None:
-            found = self.native(self, x)
-            if found is not None:
-                return found
+            maps = self.native(self, x)
+            if maps is not None:
+                return maps
         return super().forward(x)
+
+    def tokens(self, images: Tensor) -> State:
+        """Tokens after the last block, before the output norms."""
+        if self.native is not None:
+            state = self.native.tokens(self, images)
+            if state is not None:
+                return state
+        state = State(images, (images.shape[-2], images.shape[-1]))
+        for unit in self.units():
+            state = unit.forward(state)
+        return state
 
     def units(self) -> List[Unit]:
         """The parts of the forward pass in order, without the output norms."""

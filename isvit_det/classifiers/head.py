@@ -124,10 +124,7 @@ class QuantClassifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) of one size to logits (B, classes)."""
-        state = State(images, (images.shape[-2], images.shape[-1]))
-        for unit in self.units():
-            state = unit.forward(state)
-        return state.x[:, 0]
+        return self.head(self.backbone.tokens(images).x)
 
 
 @torch.no_grad()

@@ -33,6 +33,7 @@ from isvit_det.report.provenance import describe_origin, fingerprint
 from isvit_det.report.tables import (count_calls, format_table, list_sites_run,
                                      peak_memory, silent_sites, weight_bytes,
                                      write_result)
+from isvit_det.runtime.engine import attach_runtime_, describe_engine
 from isvit_det.screen.output import watch
 from isvit_det.screen.progress import track
 
@@ -109,6 +110,8 @@ class ClassifierRun:
         store_gb: memory for activations in GB (1e9 bytes).
         batch: images per evaluation step.
         workers: processes that read evaluation images.
+        engine: what runs the quantized classifier when it is evaluated, see
+            ``attach_runtime_``.
 
     Attributes:
         report: path of the JSON file that ``run`` writes.
@@ -128,7 +131,8 @@ class ClassifierRun:
                  device: str = 'cpu',
                  store_gb: Optional[float] = None,
                  batch: int = 32,
-                 workers: int = 0) -> None:
+                 workers: int = 0,
+                 engine: str = 'auto') -> None:
         check_writable(work_dir)
         # This checks the budget.
         ActivationPool(work_dir, store_gb)
@@ -161,6 +165,7 @@ class ClassifierRun:
                                   if self.packed else 'result.json')
         self.source, self.model = build_classifiers(name, state, config,
                                                     self.packed)
+        attach_runtime_(self.model, engine)
         self.source.to(device)
         self.model.to(device)
         self.sos = SOSConfig.from_dict(sos, config, 'classifier')
@@ -272,6 +277,7 @@ class ClassifierRun:
             bits=config.bits,
             method=config.method,
             scores=scores,
+            engine=describe_engine(self.model),
             bytes=dict(
                 float=weight_bytes(self.source.state_dict()),
                 packed=packed.stat().st_size),

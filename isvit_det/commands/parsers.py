@@ -51,6 +51,17 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f'error: {message}\n')
 
+    def add_engine(self) -> None:
+        """The option for what runs the quantized model."""
+        self.add_argument(
+            '--engine',
+            choices=ENGINES,
+            help='what runs the quantized layers of the calibrated model on a '
+            "CPU: 'native', integer kernels, wherever they can; 'simulation', "
+            "torch in float; 'auto' (default), the first where it is known to "
+            'be faster; the environment variable ISVIT_DET_ENGINE overrides '
+            'it')
+
     def add_overrides(self, purpose: str) -> None:
         """Add ``--cfg-options``, read into a dict by dotted key."""
         self.add_argument(
@@ -114,12 +125,7 @@ def quantize_det() -> Parser:
     add('--no-float-eval',
         action='store_true',
         help='do not evaluate the float model first')
-    add('--engine',
-        choices=ENGINES,
-        help='what runs the quantized layers of the calibrated model on a '
-        "CPU: 'native', integer kernels, wherever they can; 'simulation', "
-        "torch in float; 'auto' (default), the first where it is known to be "
-        'faster; the environment variable ISVIT_DET_ENGINE overrides it')
+    parser.add_engine()
     parser.add_overrides('override settings of the config, or of the '
                          'quantization: quant.KEY=VALUE, sos.KEY=VALUE')
     add('--launcher',
@@ -173,6 +179,7 @@ def quantize_cls() -> Parser:
         default=0,
         metavar='N',
         help='processes that read evaluation images')
+    parser.add_engine()
     return parser
 
 

@@ -12,6 +12,7 @@ from isvit_det.commands.console import (check_device, given, run_command,
 from isvit_det.core.errors import QuantError
 from isvit_det.core.files import alone_in
 from isvit_det.host import said_at_import
+from isvit_det.runtime.engine import engine_line
 from isvit_det.screen.output import say, showing
 
 # Name of the log in the work directory.
@@ -57,7 +58,8 @@ def quantize(args: argparse.Namespace) -> None:
             device=device,
             store_gb=args.store_gb,
             batch=args.eval_batch,
-            workers=args.workers)
+            workers=args.workers,
+            engine=args.engine or 'auto')
         show(run, run.run())
 
 
@@ -65,6 +67,7 @@ def show(run: ClassifierRun, result: Mapping[str, Any]) -> None:
     """Show what a run found and where its files are."""
     scores = result['scores']
     say(f'\n{table(result)}\n\n{scores["images"]} images evaluated')
+    say(engine_line(result['engine']))
     for note in [*result['notes'], result['weights']]:
         say(note)
     if result['units'] is not None:

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Dict, Iterator, List, Sequence, Tuple, Union
 
-VERSION = 2
+VERSION = 3
 SOURCES = Path(__file__).resolve().parents[1] / 'csrc'
 # A wheel for one platform has the library beside this module.
 PREBUILT = Path(__file__).with_name('libisvit.so')
@@ -22,8 +22,8 @@ FLAGS = ('-O2', '-std=c++17', '-fPIC', '-fvisibility=hidden',
 KERNELS: Dict[str, Tuple[str, ...]] = {'portable': ()}
 if platform.machine() in ('x86_64', 'AMD64'):
     KERNELS.update(
-        avx2=('-mavx2', ),
-        avxvnni=('-mavx2', '-mavxvnni'),
+        avx2=('-mavx2', '-mfma'),
+        avxvnni=('-mavx2', '-mfma', '-mavxvnni'),
         avx512vnni=('-mavx512f', '-mavx512bw', '-mavx512vl', '-mavx512vnni'))
 SECONDS = 1200
 

@@ -12,6 +12,7 @@ import torch
 from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
+from isvit_det.backbones.quant_vit import QuantVisionTransformer
 from isvit_det.backbones.swin import QuantSwinTransformer
 from isvit_det.core.errors import QuantError
 from isvit_det.core.layers import QuantConv2d, QuantLinear, quantized_layers
@@ -22,6 +23,7 @@ from isvit_det.runtime.layers import NativeConv, NativeLinear
 from isvit_det.runtime.native import Isa, supported_isas
 from isvit_det.runtime.plan import Unsupported
 from isvit_det.runtime.swin_backbone import SwinForward
+from isvit_det.runtime.vit_backbone import VitForward
 
 # Read at every forward; stands above what the model was built with.
 VARIABLE = 'ISVIT_DET_ENGINE'
@@ -169,6 +171,8 @@ def attach_runtime_(model: Any, engine: str = 'auto') -> None:
     for module in model.modules():
         if isinstance(module, QuantSwinTransformer):
             module.native = SwinForward(model.runtime)
+        elif isinstance(module, QuantVisionTransformer):
+            module.native = VitForward(model.runtime)
     model.register_forward_pre_hook(_announce)
 
 

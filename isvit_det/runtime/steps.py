@@ -26,7 +26,7 @@ LARGEST = 3e38
 
 @dataclass(frozen=True)
 class Steps:
-    """``isvit_steps`` of csrc/swin.h.
+    """``isvit_steps`` of csrc/blocks.h.
 
     Attributes:
         limits: a heap of ``2**depth - 1`` numbers, the first entry unused,
@@ -80,7 +80,7 @@ def attention_steps(quantizer: Quantizer) -> Steps:
 
 
 class GeluCodes(NamedTuple):
-    """``isvit_gelu`` of csrc/swin.h.
+    """``isvit_gelu`` of csrc/blocks.h.
 
     Attributes:
         codes: of the outputs.

@@ -1,110 +1,92 @@
 """The forward pass of a Swin backbone with its blocks on the kernels."""
-from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
+from typing import Any, Iterator, List, Optional, Tuple
 
 from mmdet.models.backbones.swin import SwinBlock, SwinBlockSequence
 from mmdet.models.layers import PatchMerging
-from torch import Tensor, nn
+from torch import Tensor
 
 from isvit_det.backbones.swin import QuantSwinTransformer
-from isvit_det.core.quantizers import Quantizer
-from isvit_det.runtime.calls import (Kept, is_hooked, is_plain_input,
-                                     is_plain_part)
+from isvit_det.core.units import State
+from isvit_det.runtime.blocks import NativeBlock, NativeMerging
+from isvit_det.runtime.calls import is_hooked, is_plain_input
 from isvit_det.runtime.native import Isa
-from isvit_det.runtime.plan import Unsupported
-from isvit_det.runtime.swin import NativeMerging, NativeSwinBlock
-
-Part = Union[SwinBlock, PatchMerging]
-Size = Tuple[int, int]
+from isvit_det.runtime.parts import NativeParts
+from isvit_det.runtime.swin_plan import plan_merging, plan_swin_block
 
 
-class SwinForward:
-    """Runs a calibrated backbone natively; can be copied and pickled.
+class SwinForward(NativeParts):
+    """Runs a calibrated backbone natively.
 
     What cannot be run natively runs by its own module in between.
-
-    Args:
-        runtime: asked at every forward which kernels to use.
     """
-
-    def __init__(self, runtime: Any) -> None:
-        self.runtime = runtime
-        self._parts: Dict[str, Kept] = {}
-
-    def __getstate__(self) -> Dict[str, Any]:
-        # What was prepared is made anew.
-        return dict(runtime=self.runtime, _parts={})
 
     def __call__(self, backbone: QuantSwinTransformer,
                  x: Tensor) -> Optional[List[Tensor]]:
         """The backbone's outputs, or None where all of it is simulated."""
+        isa = self._isa(backbone, x)
+        if isa is None:
+            return None
+        outs = []
+        for i, (x, size) in enumerate(self._stages(backbone, x, isa)):
+            if i in backbone.out_indices:
+                out = getattr(backbone, f'norm{i}')(x)
+                out = out.view(-1, *size, backbone.num_features[i])
+                outs.append(out.permute(0, 3, 1, 2).contiguous())
+        return outs
+
+    def tokens(self, backbone: QuantSwinTransformer,
+               x: Tensor) -> Optional[State]:
+        """The tokens after the last block, or None likewise."""
+        isa = self._isa(backbone, x)
+        if isa is None:
+            return None
+        *_, last = self._stages(backbone, x, isa)
+        return last
+
+    def _isa(self, backbone: QuantSwinTransformer, x: Tensor) -> Optional[Isa]:
         if backbone.training or not is_plain_input(x):
             return None
         if any(
                 type(stage) is not SwinBlockSequence or is_hooked(stage)
                 for stage in backbone.stages):
             return None
-        isa = self.runtime.choose().isa
-        if isa is None:
-            return None
+        return self.runtime.choose().isa
+
+    def _stages(self, backbone: QuantSwinTransformer, x: Tensor,
+                isa: Isa) -> Iterator[State]:
+        """The map after the blocks of every stage.
+
+        It is replaced in place once the next is asked for.
+        """
         x, size = backbone.patch_embed(x)
         if backbone.use_abs_pos_embed:
             x = x + backbone.absolute_pos_embed
         x = backbone.drop_after_pos(x)
-        outs = []
         for i, stage in enumerate(backbone.stages):
             for j, block in enumerate(stage.blocks):
-                x = self._run_block(f'{i}.{j}', block, x, size, isa)
-            if i in backbone.out_indices:
-                out = getattr(backbone, f'norm{i}')(x)
-                out = out.view(-1, *size, backbone.num_features[i])
-                outs.append(out.permute(0, 3, 1, 2).contiguous())
+                native = self.prepare(f'{i}.{j}', block, isa, _block)
+                if native is None:
+                    x = block(x, size)
+                else:
+                    # Only the blocks know the map: it is replaced in place.
+                    x = x.contiguous()
+                    x = native(x, size, x)
+            yield State(x, size)
             if stage.downsample is not None:
                 x, size = self._merge(f'{i}', stage.downsample, x, size, isa)
-        return outs
 
-    def _run_block(self, name: str, block: SwinBlock, x: Tensor, size: Size,
-                   isa: Isa) -> Tensor:
-        native = self._prepare(name, block, isa)
-        if not isinstance(native, NativeSwinBlock):
-            return block(x, size)
-        _count_calls(block)
-        # Only the blocks know the map: it is replaced in place.
-        x = x.contiguous()
-        return native(x, size, x)
-
-    def _merge(self, name: str, merging: PatchMerging, x: Tensor, size: Size,
-               isa: Isa) -> Tuple[Tensor, Size]:
-        native = self._prepare(name, merging, isa)
-        if not isinstance(native, NativeMerging):
+    def _merge(self, name: str, merging: PatchMerging, x: Tensor,
+               size: Tuple[int, int],
+               isa: Isa) -> Tuple[Tensor, Tuple[int, int]]:
+        native = self.prepare(name, merging, isa, _merging)
+        if native is None:
             return merging(x, size)
-        _count_calls(merging)
         return native(x.contiguous(), size)
 
-    def _prepare(self, name: str, part: Part,
-                 isa: Isa) -> Union[NativeSwinBlock, NativeMerging, None]:
-        """A part as it is now; None if it cannot be run as a whole."""
-        if not is_plain_part(part):
-            return None
 
-        def make() -> Union[NativeSwinBlock, NativeMerging, None]:
-            try:
-                if isinstance(part, SwinBlock):
-                    return NativeSwinBlock(part, isa)
-                return NativeMerging(part, isa)
-            except Unsupported:
-                return None
-
-        kept = self._parts.setdefault(name, Kept())
-        return kept.get(list(_tensors_of(part)), make, isa)
+def _block(block: SwinBlock, isa: Isa) -> NativeBlock:
+    return NativeBlock(plan_swin_block(block), isa)
 
 
-def _tensors_of(part: nn.Module) -> Iterator[Tensor]:
-    yield from part.parameters()
-    yield from part.buffers()
-
-
-def _count_calls(part: nn.Module) -> None:
-    """Every quantizer of a part has run."""
-    for module in part.modules():
-        if isinstance(module, Quantizer):
-            module.num_calls += 1
+def _merging(merging: Any, isa: Isa) -> NativeMerging:
+    return NativeMerging(plan_merging(merging), isa)

@@ -8,7 +8,7 @@ import torch
 from isvit_det.core.layers import quantizers, simulation
 from isvit_det.runtime import swin_backbone
 from isvit_det.runtime.engine import VARIABLE, attach_runtime_
-from tests.runtime.swin_blocks import TWO_STAGES, draw_backbone
+from tests.runtime.blocks import TWO_STAGES, draw_backbone
 
 
 @pytest.fixture(scope='module')
@@ -28,7 +28,7 @@ def model(calibrated, monkeypatch):
 def ran(monkeypatch):
     """Names of the blocks and mergings that ran natively."""
     names = []
-    for kind in (swin_backbone.NativeSwinBlock, swin_backbone.NativeMerging):
+    for kind in (swin_backbone.NativeBlock, swin_backbone.NativeMerging):
 
         def run(self, *args, kind=kind, call=kind.__call__):
             names.append(kind.__name__)
@@ -38,7 +38,7 @@ def ran(monkeypatch):
     return names
 
 
-ALL = ['NativeSwinBlock'] * 2 + ['NativeMerging'] + ['NativeSwinBlock'] * 2
+ALL = ['NativeBlock'] * 2 + ['NativeMerging'] + ['NativeBlock'] * 2
 
 
 def predict(model, images=2, size=(70, 90)):

@@ -1,7 +1,7 @@
-// The C interface of Swin blocks and patch mergings, an extension of
-// runtime.h; isvit_det/runtime/swin.py mirrors its structures.
-#ifndef ISVIT_SWIN_H
-#define ISVIT_SWIN_H
+// The C interface of transformer blocks and patch mergings, an extension of
+// runtime.h; isvit_det/runtime/blocks.py mirrors its structures.
+#ifndef ISVIT_BLOCKS_H
+#define ISVIT_BLOCKS_H
 
 #include "runtime.h"
 
@@ -31,10 +31,9 @@ struct isvit_gelu {
   int32_t left_code;
 };
 
-// A Swin block. Rows of all products are one segment.
-struct isvit_swin_block {
+// A block of Swin or ViT. Rows of all products are one segment.
+struct isvit_block {
   int32_t channels, heads, hidden;
-  int32_t positions;               // of a window
   isvit_norm norm1, norm2;
   isvit_quantizer qkv_input, query_codes, key_codes, value_codes, proj_input,
       fc1_input;
@@ -47,22 +46,32 @@ struct isvit_swin_block {
   const isvit_run *key_runs;
   int32_t num_key_runs;
   float logit_scale, value_scale;
-  // [heads][positions][positions up to a multiple of 16], -1e30 beyond them.
-  const float *position_bias;
   isvit_steps attention;           // of a probability
 };
 
-// Windows of equal maps. Tokens of one window attend within their region.
+// Windows of equal maps, or whole maps as one window each. Tokens of one
+// window attend within their region.
 struct isvit_windows {
-  int32_t images, tokens, windows;
+  int32_t images, tokens, windows, positions;
   const int32_t *token;            // [windows][positions], `tokens` for padding
   // [windows][positions up to a multiple of 16], or null: one region.
   const int32_t *region;
+  // Added to the logit of query i and key j of head h, at
+  // [h * bias_head + i * bias_query + j], j up to a multiple of 16: -1e30
+  // beyond the positions. Not read if relative_rows is given.
+  const float *position_bias;
+  int64_t bias_head, bias_query;
+  // Or null: decomposed relative positions of a window of height x width.
+  // Column length - 1 + d of a table [width of a head][2 * length + 16 up to a
+  // multiple of 16] is the embedding of a key d rows (or columns) after the
+  // query.
+  const float *relative_rows, *relative_columns;
+  int32_t height, width;
 };
 
 // Codes within a block, for tests; each may be null. Windows are those of all
 // images, tokens too.
-struct isvit_swin_trace {
+struct isvit_trace {
   uint8_t *qkv_input;              // [tokens][channels]
   uint8_t *query, *key, *value;    // [windows][positions][channels]
   float *attention;                // [windows][heads][positions][positions]
@@ -82,11 +91,10 @@ struct isvit_merged {
 };
 
 // Run a block on maps x of (images, tokens, channels); y may be x.
-ISVIT_API void isvit_run_swin_block(isvit_isa isa, int32_t threads,
-                                    const isvit_swin_block *block,
-                                    const isvit_windows *windows,
-                                    const float *x, float *y,
-                                    const isvit_swin_trace *trace);
+ISVIT_API void isvit_run_block(isvit_isa isa, int32_t threads,
+                               const isvit_block *block,
+                               const isvit_windows *windows, const float *x,
+                               float *y, const isvit_trace *trace);
 
 // Merge maps x of (images, tokens, channels) into y of (images, rows, outputs).
 ISVIT_API void isvit_run_merging(isvit_isa isa, int32_t threads,

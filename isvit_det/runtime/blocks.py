@@ -1,22 +1,22 @@
-"""Swin blocks and patch mergings on the native kernels."""
+"""Transformer blocks and patch mergings on the native kernels."""
 import ctypes
 import functools
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch
-from mmdet.models.backbones.swin import SwinBlock
-from mmdet.models.layers import PatchMerging
 from torch import Tensor
 from torch.nn import functional as F
 
-from isvit_det.backbones.layout import window_layout
+from isvit_det.runtime.block_plan import BlockPlan, NormPlan
 from isvit_det.runtime.build import load_library
-from isvit_det.runtime.native import (INT, POINTER, Isa, Product, Quantizer,
-                                      product_structure, quantizer_structure)
-from isvit_det.runtime.packing import BLOCK, operand_runs, pack_layer
+from isvit_det.runtime.native import (INT, LONG, POINTER, Isa, Product,
+                                      Quantizer, product_structure,
+                                      quantizer_structure)
+from isvit_det.runtime.packing import operand_runs, pack_layer
 from isvit_det.runtime.plan import InputCodes, LayerPlan
 from isvit_det.runtime.steps import GeluCodes, Steps
-from isvit_det.runtime.swin_plan import NormPlan, plan_block, plan_merging
+from isvit_det.runtime.swin_plan import MergingPlan
+from isvit_det.runtime.windows import Windows, find_windows, make_bias
 
 FLOAT = ctypes.c_float
 
@@ -37,7 +37,7 @@ class _Gelu(ctypes.Structure):
 
 class _Block(ctypes.Structure):
     _fields_ = [(name, INT)
-                for name in ('channels', 'heads', 'hidden', 'positions')]
+                for name in ('channels', 'heads', 'hidden')]
     _fields_ += [(name, _Norm) for name in ('norm1', 'norm2')]
     _fields_ += [(name, Quantizer)
                  for name in ('qkv_input', 'query_codes', 'key_codes',
@@ -48,12 +48,16 @@ class _Block(ctypes.Structure):
     _fields_ += [('padding', POINTER), ('key_center', INT), ('key_parts', INT),
                  ('key_runs', POINTER), ('num_key_runs', INT),
                  ('logit_scale', FLOAT), ('value_scale', FLOAT),
-                 ('position_bias', POINTER), ('attention', _Steps)]
+                 ('attention', _Steps)]
 
 
 class _Windows(ctypes.Structure):
     _fields_ = [('images', INT), ('tokens', INT), ('windows', INT),
-                ('token', POINTER), ('region', POINTER)]
+                ('positions', INT), ('token', POINTER), ('region', POINTER),
+                ('position_bias', POINTER), ('bias_head', LONG),
+                ('bias_query', LONG), ('relative_rows', POINTER),
+                ('relative_columns', POINTER), ('height', INT),
+                ('width', INT)]
 
 
 # Places in a block whose codes can be looked at.
@@ -113,46 +117,31 @@ class _Builder:
             gelu.left_code)
 
 
-class _Addresses(NamedTuple):
-    """``token`` (windows, N) and ``region`` (windows, N filled up to whole
-    blocks) or None, int32."""
-    token: Tensor
-    region: Optional[Tensor]
+def _address(tensor: Optional[Tensor]) -> Optional[int]:
+    return None if tensor is None else tensor.data_ptr()
 
 
-@functools.lru_cache(maxsize=256)
-def _window_addresses(size: Tuple[int, int], window: int,
-                      shift: int) -> _Addresses:
-    layout = window_layout(*size, window, shift)
-    region = layout.regions
-    if region is not None:
-        filling = -region.shape[1] % BLOCK
-        region = F.pad(region, (0, filling)).int().contiguous()
-    return _Addresses(layout.tokens.int().contiguous(), region)
-
-
-class NativeSwinBlock:
-    """What a calibrated ``SwinBlock`` computes in eval mode.
+class NativeBlock:
+    """What a calibrated transformer block computes in eval mode.
 
     Args:
-        block: as it is now; later changes of it are not seen.
+        plan: of the block.
         isa: kernels to use.
-
-    Raises:
-        Unsupported: if the kernels cannot run it, with the reason.
     """
 
-    def __init__(self, block: SwinBlock, isa: Isa) -> None:
+    def __init__(self, plan: BlockPlan, isa: Isa) -> None:
         self.isa = isa
-        self.plan = plan = plan_block(block)
+        self.plan = plan
         self.hidden = len(plan.fc1.weight)
+        self._bias_of = functools.lru_cache(maxsize=64)(
+            functools.partial(make_bias, plan))
         width = len(plan.query.weight) // plan.heads
         center = plan.key_center
         runs, parts = operand_runs(width, plan.query_codes.top, -center,
                                    plan.key_codes.top - center, isa.wide_lanes)
         self._builder = make = _Builder(isa)
         self._structure = _Block(
-            len(plan.query.weight), plan.heads, self.hidden, plan.window**2,
+            len(plan.query.weight), plan.heads, self.hidden,
             make.norm(plan.norm1), make.norm(plan.norm2),
             make.quantizer(plan.query.input), make.quantizer(plan.query_codes),
             make.quantizer(plan.key_codes), make.quantizer(plan.value_codes),
@@ -162,8 +151,7 @@ class NativeSwinBlock:
             make.product(plan.proj), make.product(plan.fc1),
             make.product(plan.fc2), make.keep(plan.padding), center, parts,
             make.keep(runs), len(runs), plan.logit_scale,
-            plan.value_codes.scale, make.keep(plan.position_bias),
-            make.steps(plan.attention))
+            plan.value_codes.scale, make.steps(plan.attention))
 
     def __call__(self,
                  x: Tensor,
@@ -173,61 +161,64 @@ class NativeSwinBlock:
         """Run the block.
 
         Args:
-            x: float32, shape (images, H * W, C), contiguous.
-            size: (H, W).
+            x: float32, shape (images, tokens, C), contiguous; the tokens are
+                those of the map, behind prefix tokens where the attention is
+                global.
+            size: (H, W) of the map.
             out: takes the output; may be ``x`` itself.
             trace: takes the codes within the block, and the decoded
                 attention, by the names of ``TRACED``.
         """
-        plan = self.plan
-        addresses = _window_addresses(size, plan.window, plan.shift)
         images, tokens, _ = x.shape
-        windows = _Windows(
-            images, tokens, len(addresses.token), addresses.token.data_ptr(),
-            None if addresses.region is None else addresses.region.data_ptr())
+        windows = find_windows(self.plan.window, self.plan.shift, size, tokens)
+        bias = self._bias_of(windows.token.shape[1], windows.size)
+        heads, queries, _ = bias.added.shape
+        structure = _Windows(
+            images, tokens, *windows.token.shape, windows.token.data_ptr(),
+            _address(windows.region), bias.added.data_ptr(),
+            bias.added.stride(0) if heads > 1 else 0,
+            bias.added.stride(1) if queries > 1 else 0, _address(bias.rows),
+            _address(bias.columns), *windows.size)
         if out is None:
             out = torch.empty_like(x)
         traced = _Trace()
         if trace is not None:
-            trace.update(self._new_trace(x, len(addresses.token)))
+            trace.update(self._new_trace(x, windows))
             traced = _Trace(*(trace[name].data_ptr() for name in TRACED))
-        load_library().isvit_run_swin_block(
+        load_library().isvit_run_block(
             INT(self.isa), INT(torch.get_num_threads()),
-            ctypes.byref(self._structure), ctypes.byref(windows),
+            ctypes.byref(self._structure), ctypes.byref(structure),
             POINTER(x.data_ptr()), POINTER(out.data_ptr()),
             ctypes.byref(traced))
         return out
 
-    def _new_trace(self, x: Tensor, num_windows: int) -> Dict[str, Tensor]:
+    def _new_trace(self, x: Tensor, windows: Windows) -> Dict[str, Tensor]:
         images, tokens, channels = x.shape
-        positions = self.plan.window**2
-        windows = (images * num_windows, positions, channels)
+        number, positions = windows.token.shape
+        rows = (images * number, positions, channels)
         shapes = dict.fromkeys(TRACED, (images, tokens, channels))
-        shapes.update(query=windows, key=windows, value=windows)
+        shapes.update(query=rows, key=rows, value=rows)
         shapes['fc2_input'] = (images, tokens, self.hidden)
-        found = {
+        arrays = {
             name: x.new_zeros(shape, dtype=torch.uint8)
             for name, shape in shapes.items()
         }
-        found['attention'] = x.new_zeros(windows[0], self.plan.heads,
-                                         positions, positions)
-        return found
+        arrays['attention'] = x.new_zeros(rows[0], self.plan.heads, positions,
+                                          positions)
+        return arrays
 
 
 class NativeMerging:
     """What a calibrated ``PatchMerging`` computes in eval mode.
 
     Args:
-        merging: as it is now; later changes of it are not seen.
+        plan: of the merging.
         isa: kernels to use.
-
-    Raises:
-        Unsupported: if the kernels cannot run it, with the reason.
     """
 
-    def __init__(self, merging: PatchMerging, isa: Isa) -> None:
+    def __init__(self, plan: MergingPlan, isa: Isa) -> None:
         self.isa = isa
-        self.plan = plan = plan_merging(merging)
+        self.plan = plan
         self._builder = make = _Builder(isa)
         self._structure = _Merging(
             make.norm(plan.norm), make.quantizer(plan.reduction.input),

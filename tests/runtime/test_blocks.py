@@ -1,13 +1,15 @@
-"""Native Swin blocks and mergings against the simulation in float64."""
+"""Native blocks and mergings against the simulation in float64."""
 import pytest
 import torch
 from torch import nn
 
 from isvit_det.runtime.native import Isa
 from isvit_det.runtime.plan import Unsupported
-from isvit_det.runtime.swin import TRACED, NativeMerging, NativeSwinBlock
+from isvit_det.runtime.blocks import TRACED, NativeMerging
+from isvit_det.runtime.swin_plan import plan_merging
+from tests.runtime.blocks import (TWO_STAGES, WINDOWED, draw_backbone,
+                                  draw_vit, native_block, simulate_block)
 from tests.runtime.products import ISAS
-from tests.runtime.swin_blocks import TWO_STAGES, draw_backbone, simulate_block
 
 every_isa = pytest.mark.parametrize('isa', ISAS, ids=lambda isa: isa.name)
 # Padded, of one window, smaller than a window, and long.
@@ -18,9 +20,9 @@ def blocks_of(model):
     return [block for stage in model.stages for block in stage.blocks]
 
 
-def draw_map(block, size, images=1):
-    channels = block.attn.w_msa.embed_dims
-    return torch.randn(images, size[0] * size[1], channels)
+def draw_map(block, size, images=1, prefix=0):
+    channels = len(block.norm1.weight)
+    return torch.randn(images, prefix + size[0] * size[1], channels)
 
 
 def count_wrong(codes, expected):
@@ -34,17 +36,17 @@ def count_wrong(codes, expected):
     return wrong, total
 
 
-def check_block(block, size, images=1):
+def check_block(block, size, images=1, prefix=0):
     """A block's codes are those of float64, up to what float32 itself gets
     wrong, and so is its output; CPU paths agree to the bit."""
-    x = draw_map(block, size, images)
+    x = draw_map(block, size, images, prefix)
     out, expected = simulate_block(block, x, size, torch.float64)
     _, single = simulate_block(block, x, size, torch.float32)
     allowed, total = count_wrong(single, expected)
     results = []
     for isa in ISAS:
         codes = {}
-        found = NativeSwinBlock(block, isa)(x, size, trace=codes)
+        found = native_block(block, isa)(x, size, trace=codes)
         wrong, _ = count_wrong(codes, expected)
         assert wrong <= 2 * allowed + 1e-5 * total
         if not wrong:
@@ -111,6 +113,34 @@ def test_zero_points_outside_of_the_codes(shift):
         check_block(block, (9, 10))
 
 
+@pytest.mark.parametrize('quant', [
+    dict(),
+    dict(bits='w3a3'),
+    dict(bits='w6a6'),
+    dict(bits='w8a8'),
+    dict(bits='w4a8', softmax='log2'),
+    dict(softmax='uniform'),
+],
+                         ids=str)
+def test_blocks_of_a_vit(quant):
+    model = draw_vit(quant, **WINDOWED)
+    for block in model.blocks:
+        for size in [(6, 7), (3, 2), (13, 9)]:
+            check_block(block, size, images=2)
+
+
+@pytest.mark.parametrize('kwargs, prefix', [
+    (dict(num_prefix_tokens=1), 1),
+    (dict(num_prefix_tokens=2, layer_scale=True), 2),
+    (dict(qkv_bias=False, mlp_ratio=3.), 0),
+    (dict(window_size=7), 0),
+],
+                         ids=str)
+def test_every_shape_of_a_vit(kwargs, prefix):
+    for block in draw_vit(**kwargs).blocks:
+        check_block(block, (14, 15), prefix=prefix)
+
+
 def test_two_stages():
     for block in blocks_of(draw_backbone(**TWO_STAGES)):
         check_block(block, (9, 10))
@@ -120,7 +150,7 @@ def test_wide_keys_are_multiplied_in_two_parts():
     parts = {}
     for bits in (4, 6, 8):
         block = blocks_of(draw_backbone(dict(bits=f'w4a{bits}')))[0]
-        native = NativeSwinBlock(block, Isa.PORTABLE)
+        native = native_block(block, Isa.PORTABLE)
         parts[bits] = native._structure.key_parts
     assert parts == {4: 1, 6: 1, 8: 2}
 
@@ -132,12 +162,25 @@ def threads():
     torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize('images', [1, 3])
+def test_threads_that_share_a_window_do_not_change_a_bit(threads, images):
+    for block in draw_vit(**WINDOWED).blocks:
+        x = draw_map(block, (15, 18), images)
+        native = native_block(block, ISAS[0])
+        expected = native(x, (15, 18))
+        for number in (2, 3, 7):
+            threads(number)
+            assert torch.equal(native(x, (15, 18)), expected)
+        assert torch.equal(native(x, (15, 18), x), expected)
+        threads(1)
+
+
 def test_threads_batches_and_places_do_not_change_a_bit(threads):
     model = draw_backbone(**TWO_STAGES)
     block, size = model.stages[0].blocks[1], (20, 17)
     x = draw_map(block, size, images=3)
-    native = NativeSwinBlock(block, ISAS[0])
-    merging = NativeMerging(model.stages[0].downsample, ISAS[0])
+    native = native_block(block, ISAS[0])
+    merging = NativeMerging(plan_merging(model.stages[0].downsample), ISAS[0])
     expected = native(x, size)
     merged, _ = merging(x, size)
     for number in (2, 5):
@@ -156,7 +199,7 @@ def test_threads_batches_and_places_do_not_change_a_bit(threads):
 def test_merging(isa, strides):
     merging = draw_backbone(
         **dict(TWO_STAGES, strides=strides)).stages[0].downsample
-    native = NativeMerging(merging, isa)
+    native = NativeMerging(plan_merging(merging), isa)
     for size in [(9, 13), (1, 1), (8, 6)]:
         x = torch.randn(2, size[0] * size[1], 32)
         found, grid = native(x, size)
@@ -198,7 +241,7 @@ def test_what_is_not_supported_is_named(change, reason):
     block = blocks_of(draw_backbone())[0]
     change(block)
     with pytest.raises(Unsupported, match=reason):
-        NativeSwinBlock(block, ISAS[-1])
+        native_block(block, ISAS[-1])
 
 
 @pytest.mark.parametrize('kwargs, reason', [
@@ -208,4 +251,4 @@ def test_what_is_not_supported_is_named(change, reason):
 def test_channels_that_are_not_supported_are_named(kwargs, reason):
     block = blocks_of(draw_backbone(**kwargs))[0]
     with pytest.raises(Unsupported, match=reason):
-        NativeSwinBlock(block, ISAS[-1])
+        native_block(block, ISAS[-1])

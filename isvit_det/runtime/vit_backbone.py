@@ -1,0 +1,44 @@
+"""The forward pass of a ViT backbone with its blocks on the kernels."""
+from typing import Optional
+
+from torch import Tensor
+
+from isvit_det.backbones.quant_vit import QuantVisionTransformer
+from isvit_det.backbones.vit_layers import Block
+from isvit_det.core.units import State
+from isvit_det.runtime.blocks import NativeBlock
+from isvit_det.runtime.calls import is_plain_input
+from isvit_det.runtime.native import Isa
+from isvit_det.runtime.parts import NativeParts
+from isvit_det.runtime.vit_plan import plan_vit_block
+
+
+class VitForward(NativeParts):
+    """Runs the blocks of a calibrated backbone natively.
+
+    What cannot be run natively runs by its own module in between.
+    """
+
+    def tokens(self, backbone: QuantVisionTransformer,
+               images: Tensor) -> Optional[State]:
+        """The tokens after the last block, or None where all of the backbone
+        is simulated."""
+        if backbone.training or not is_plain_input(images):
+            return None
+        isa = self.runtime.choose().isa
+        if isa is None:
+            return None
+        x, size = backbone.embed(images)
+        for index, block in enumerate(backbone.blocks):
+            native = self.prepare(f'{index}', block, isa, _block)
+            if native is None:
+                x = block(x, size)
+            else:
+                # Only the blocks know the map: it is replaced in place.
+                x = x.contiguous()
+                x = native(x, size, x)
+        return State(x, size)
+
+
+def _block(block: Block, isa: Isa) -> NativeBlock:
+    return NativeBlock(plan_vit_block(block), isa)
