@@ -71,5 +71,5 @@ def test_tokens_are_those_of_the_simulation(calibrated):
         tokens[engine] = model.backbone.tokens(x).x
     # Codes at a boundary fall on either side, in float32 too.
     allowed = (tokens['simulation'] - exact).norm()
-    assert allowed <= .02 * exact.norm()
+    assert allowed <= .05 * exact.norm()
     assert (tokens['native'] - exact).norm() <= 2 * allowed
