@@ -25,7 +25,7 @@ struct Head {
   uint8_t *output;                     // codes, likewise
   int8_t *packed_keys;
   int32_t *correction;                 // [columns]
-  float *values;                       // [positions][width up to columns]
+  float *values;                       // [width / 16, up][positions][16]
 };
 
 // Logits of some queries, then their probabilities, and what is added to them.
@@ -98,11 +98,10 @@ void pack_keys(const isvit_block &block, const Head &head, int positions,
 
 void decode_values(const isvit_block &block, const Head &head, int positions,
                    int width) {
-  const int pitch = up_to_columns(width);
   const Ints zero_point = splat(block.value_codes.zero_point);
   for (int j = 0; j < positions; j++) {
     const uint8_t *value = head.value + (int64_t)j * block.channels;
-    float *to = head.values + (int64_t)j * pitch;
+    float *to = head.values + (int64_t)j * COLUMNS;
     // Columns beyond the width hold anything: their sums are not used.
     for (int c = 0; c < width; c += COLUMNS) {
       const Ints16 codes = load_codes(value + c);
@@ -110,7 +109,7 @@ void decode_values(const isvit_block &block, const Head &head, int positions,
       repeat<PARTS>([&](auto k) ISVIT_INLINE {
         reals.part[k] = to_float(codes.part[k] - zero_point);
       });
-      store16(to + c, reals);
+      store16(to + (int64_t)c * positions, reals);
     }
   }
 }
@@ -142,8 +141,8 @@ void find_logits(const isvit_block &block, const Head &head,
             const Floats16 b = load16<Floats16>(bias + i * scores.bias_pitch);
             Floats16 logit;
             repeat<PARTS>([&](auto k) ISVIT_INLINE {
-              logit.part[k] =
-                  to_float(sums.part[k] + added.part[k]) * scale + b.part[k];
+              logit.part[k] = multiply_add(
+                  to_float(sums.part[k] + added.part[k]), scale, b.part[k]);
             });
             store16(to + (int64_t)i * scores.columns, logit);
           });
@@ -194,60 +193,48 @@ void quantize_rows(const isvit_block &block, const Scores &scores,
   }
 }
 
-// Sums of values weighted by the probabilities of ROWS queries, for 2 * 16 or
-// 16 columns, then their codes.
-template <int ROWS, int BLOCKS>
+// Sums of values weighted by the probabilities of ROWS queries, for sixteen
+// columns, then their codes.
+template <int ROWS>
 inline void mix_values(const isvit_block &block, const Head &head,
                        const Scores &scores, const Encoder<false> &encode,
                        int row, int first, int width) {
-  const int pitch = up_to_columns(width), columns = scores.columns;
-  const float *weights = scores.row + (int64_t)row * columns;
-  constexpr int VECTORS = BLOCKS * PARTS;
-  Floats sum[ROWS][VECTORS] = {};
-  for (int j = 0; j < scores.positions; j++) {
-    const float *value = head.values + (int64_t)j * pitch + first;
-    Floats part[VECTORS];
-    repeat<VECTORS>([&](auto k) ISVIT_INLINE {
-      part[k] = load<Floats>(value + k * LANES);
-    });
+  const float *weights = scores.row + (int64_t)row * scores.columns;
+  const float *value = head.values + (int64_t)first * scores.positions;
+  Floats16 sum[ROWS] = {};
+  for (int j = 0; j < scores.positions; j++, value += COLUMNS) {
+    const Floats16 part = load16<Floats16>(value);
     repeat<ROWS>([&](auto i) ISVIT_INLINE {
-      const Floats weight = splat(weights[i * columns + j]);
-      repeat<VECTORS>([&](auto k) ISVIT_INLINE {
-        sum[i][k] = multiply_add(weight, part[k], sum[i][k]);
+      const Floats weight = splat(weights[(int64_t)i * scores.columns + j]);
+      repeat<PARTS>([&](auto k) ISVIT_INLINE {
+        sum[i].part[k] = multiply_add(weight, part.part[k], sum[i].part[k]);
       });
     });
   }
   repeat<ROWS>([&](auto i) ISVIT_INLINE {
-    uint8_t *to =
-        head.output + (int64_t)(scores.first + row + i) * block.channels;
-    repeat<BLOCKS>([&](auto b) ISVIT_INLINE {
-      const int at = first + b * COLUMNS;
-      Floats16 mixed;
-      repeat<PARTS>([&](auto k) ISVIT_INLINE {
-        mixed.part[k] = sum[i][b * PARTS + k] * block.value_scale;
-      });
-      if (at + COLUMNS <= width) return encode(mixed, to + at);
-      uint8_t codes[COLUMNS];
-      encode(mixed, codes);
-      std::copy(codes, codes + width - at, to + at);
+    uint8_t *to = head.output + first +
+                  (int64_t)(scores.first + row + i) * block.channels;
+    repeat<PARTS>([&](auto k) ISVIT_INLINE {
+      sum[i].part[k] *= block.value_scale;
     });
+    if (first + COLUMNS <= width) return encode(sum[i], to);
+    uint8_t codes[COLUMNS];
+    encode(sum[i], codes);
+    std::copy(codes, codes + width - first, to);
   });
 }
 
 void mix_all(const isvit_block &block, const Head &head, const Scores &scores,
              int width) {
-  const int pitch = up_to_columns(width);
   const Encoder<false> encode(block.proj_input);
-  for (int c = 0; c < pitch;) {
-    const bool is_wide = c + 2 * COLUMNS <= pitch;
+  for (int c = 0; c < width; c += COLUMNS) {
     int i = 0;
+    for (; i + 6 <= scores.count; i += 6)
+      mix_values<6>(block, head, scores, encode, i, c, width);
     for (; i + 2 <= scores.count; i += 2)
-      is_wide ? mix_values<2, 2>(block, head, scores, encode, i, c, width)
-              : mix_values<2, 1>(block, head, scores, encode, i, c, width);
+      mix_values<2>(block, head, scores, encode, i, c, width);
     if (i < scores.count)
-      is_wide ? mix_values<1, 2>(block, head, scores, encode, i, c, width)
-              : mix_values<1, 1>(block, head, scores, encode, i, c, width);
-    c += is_wide ? 2 * COLUMNS : COLUMNS;
+      mix_values<1>(block, head, scores, encode, i, c, width);
   }
 }
 

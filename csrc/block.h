@@ -83,6 +83,8 @@ struct Shape {
     queries = up_to_tiles((int)std::min<int64_t>(positions, LOGITS / columns));
     is_relative = work.windows.relative_rows != nullptr;
   }
+  int num_chunks() const { return (positions + chunk - 1) / chunk; }
+  int num_groups() const { return (positions + queries - 1) / queries; }
   static int up_to_tiles(int count) {
     return std::max(1, (count + TILE_ROWS - 1) / TILE_ROWS) * TILE_ROWS;
   }
@@ -137,9 +139,6 @@ class Window {
                     [&](int32_t r) { return r != region[0]; }))
       region_ = region;
   }
-
-  int num_chunks() const { return parts(shape_.chunk); }
-  int num_query_groups() const { return parts(shape_.queries); }
 
   void make_codes(int chunk) {
     const int first = chunk * shape_.chunk, channels = block_.channels;
@@ -281,7 +280,6 @@ class Window {
                                  up_to_columns(shape_.width)};
   }
 
-  int parts(int size) const { return (shape_.positions + size - 1) / size; }
   bool is_outside(int position) const {
     return token_[position] == work_.windows.tokens;
   }
@@ -318,9 +316,7 @@ class Window {
 };
 
 // A whole window in a thread's own memory.
-void run_window(const void *what, int64_t number) {
-  const BlockWork &work = *(const BlockWork *)what;
-  const Shape shape(work);
+void run_window(const BlockWork &work, const Shape &shape, int64_t number) {
   WindowMemory memory;
   RowMemory rows;
   scratch.lay_out([&] {
@@ -328,52 +324,33 @@ void run_window(const void *what, int64_t number) {
     shape.take(work.block, work.windows, rows, scratch);
   });
   Window window(work, shape, number, memory, rows);
-  for (int i = 0; i < window.num_chunks(); i++) window.make_codes(i);
+  for (int i = 0; i < shape.num_chunks(); i++) window.make_codes(i);
   for (int h = 0; h < work.block.heads; h++) {
     window.prepare(h, 0);
-    for (int i = 0; i < window.num_query_groups(); i++)
-      window.attend_group(h, 0, i);
+    for (int i = 0; i < shape.num_groups(); i++) window.attend_group(h, 0, i);
   }
-  for (int i = 0; i < window.num_chunks(); i++) window.finish(i);
+  for (int i = 0; i < shape.num_chunks(); i++) window.finish(i);
 }
 
-// A phase of a window that all threads share.
-struct SharedWindow {
-  const BlockWork &work;
-  const Shape &shape;
-  const WindowMemory &memory;
-  int64_t number;
-  int groups;
-
-  Window own() const {
-    RowMemory rows;
-    scratch.lay_out([&] { shape.take(work.block, work.windows, rows, scratch); });
-    return Window(work, shape, number, memory, rows);
-  }
-};
-
+// A window that all threads share, phase after phase.
 void run_shared_window(int threads, const BlockWork &work, const Shape &shape,
-                       const WindowMemory &memory, int64_t number) {
-  SharedWindow shared{work, shape, memory, number, 0};
-  const Window window = shared.own();
-  shared.groups = window.num_query_groups();
-  const int64_t heads = work.block.heads, chunks = window.num_chunks();
-  typedef const SharedWindow Shared;
-  run_tasks(threads, {[](const void *what, int64_t task) {
-                        ((Shared *)what)->own().make_codes((int)task);
-                      }, &shared, chunks});
-  run_tasks(threads, {[](const void *what, int64_t h) {
-                        ((Shared *)what)->own().prepare((int)h, (int)h);
-                      }, &shared, heads});
-  run_tasks(threads, {[](const void *what, int64_t task) {
-                        Shared &shared = *(Shared *)what;
-                        const int h = (int)(task / shared.groups);
-                        shared.own().attend_group(h, h,
-                                                  (int)(task % shared.groups));
-                      }, &shared, heads * shared.groups});
-  run_tasks(threads, {[](const void *what, int64_t task) {
-                        ((Shared *)what)->own().finish((int)task);
-                      }, &shared, chunks});
+                       int64_t number, const WindowMemory &memory) {
+  const auto own = [&] {
+    RowMemory rows;
+    scratch.lay_out(
+        [&] { shape.take(work.block, work.windows, rows, scratch); });
+    return Window(work, shape, number, memory, rows);
+  };
+  const int heads = work.block.heads, groups = shape.num_groups();
+  parallel(threads, shape.num_chunks(),
+           [&](int64_t i) { own().make_codes((int)i); });
+  parallel(threads, heads, [&](int64_t h) { own().prepare((int)h, (int)h); });
+  parallel(threads, (int64_t)heads * groups, [&](int64_t task) {
+    const int h = (int)(task / groups);
+    own().attend_group(h, h, (int)(task % groups));
+  });
+  parallel(threads, shape.num_chunks(),
+           [&](int64_t i) { own().finish((int)i); });
 }
 
 void run_block(int32_t threads, const isvit_block &block,
@@ -382,13 +359,14 @@ void run_block(int32_t threads, const isvit_block &block,
   const BlockWork work{block, windows, x, y, trace};
   const int64_t count = (int64_t)windows.images * windows.windows;
   const Shape shape(work);
-  if (threads == 1 || count >= 2 * threads || windows.positions <= CHUNK)
-    return run_tasks(threads, {run_window, &work, count});
+  if (threads == 1 || count >= 2 * threads || shape.num_chunks() == 1)
+    return parallel(threads, count,
+                    [&](int64_t number) { run_window(work, shape, number); });
   Scratch shared;
   WindowMemory memory;
   shared.lay_out([&] { shape.take(block, block.heads, memory, shared); });
   for (int64_t number = 0; number < count; number++)
-    run_shared_window(threads, work, shape, memory, number);
+    run_shared_window(threads, work, shape, number, memory);
 }
 
 }  // namespace

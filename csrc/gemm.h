@@ -91,8 +91,8 @@ struct Affine {
   ISVIT_INLINE Floats16 operator()(const Ints16 &sums) const {
     Floats16 y;
     repeat<PARTS>([&](auto j) ISVIT_INLINE {
-      y.part[j] = to_float(sums.part[j] + correction.part[j]) *
-                      scale.part[j] + bias.part[j];
+      y.part[j] = multiply_add(to_float(sums.part[j] + correction.part[j]),
+                               scale.part[j], bias.part[j]);
     });
     return y;
   }

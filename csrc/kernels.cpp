@@ -21,8 +21,7 @@ struct EncodeWork {
   int32_t channels;
   const isvit_map &map;
   uint8_t *codes;
-  int64_t lines_per_task;
-  const float *end;  // of the values
+  const float *end;        // of the values
 };
 
 int64_t padded_width(const isvit_map &map) {
@@ -110,16 +109,6 @@ void encode_line(const EncodeWork &work, const Encoder<true> &encode,
     encode_pixels(work, encode, x, to);
 }
 
-void encode_lines(const void *what, int64_t task) {
-  const EncodeWork &work = *(const EncodeWork *)what;
-  const Encoder<true> encode(work.quantizer);
-  const int64_t lines = work.map.images * padded_height(work.map);
-  const int64_t first = task * work.lines_per_task;
-  const int64_t last = std::min(first + work.lines_per_task, lines);
-  for (int64_t line = first; line < last; line++)
-    encode_line(work, encode, line);
-}
-
 void encode(int32_t threads, const isvit_quantizer &quantizer, const float *x,
             const int64_t *strides, int32_t channels, const isvit_map &map,
             uint8_t *codes) {
@@ -131,17 +120,14 @@ void encode(int32_t threads, const isvit_quantizer &quantizer, const float *x,
                      strides[1] * (channels - 1) +
                      strides[2] * (map.height - 1) +
                      strides[3] * (map.width - 1);
-  const EncodeWork work{quantizer, x, strides, channels, map, codes, each, end};
-  run_tasks(threads, {encode_lines, &work, (lines + each - 1) / each});
+  const EncodeWork work{quantizer, x, strides, channels, map, codes, end};
+  parallel(threads, (lines + each - 1) / each, [&](int64_t task) {
+    const Encoder<true> encode(quantizer);
+    const int64_t last = std::min((task + 1) * each, lines);
+    for (int64_t line = task * each; line < last; line++)
+      encode_line(work, encode, line);
+  });
 }
-
-struct MultiplyWork {
-  const isvit_product &product;
-  const isvit_rows &rows;
-  const isvit_output &output;
-  int64_t num_rows, panels;
-  int32_t blocks_per_task;
-};
 
 // Where the rows of a panel begin, and where their outputs go.
 struct Panel {
@@ -150,10 +136,9 @@ struct Panel {
   int num_rows;
   bool is_line;  // of one image, so that a channel's outputs lie in a row
 
-  Panel(const MultiplyWork &work, int64_t first) {
-    const isvit_rows &rows = work.rows;
-    const isvit_output &out = work.output;
-    num_rows = (int)std::min<int64_t>(PANEL, work.num_rows - first);
+  Panel(const isvit_rows &rows, const isvit_output &out, int64_t first,
+        int count)
+      : num_rows(count) {
     const int64_t pixels = (int64_t)rows.height * rows.width;
     int64_t image = first / pixels, pixel = first % pixels;
     is_line = out.pixel_stride == 1 && pixel + num_rows <= pixels;
@@ -169,87 +154,34 @@ struct Panel {
   }
 };
 
-inline void store_row(const isvit_output &out, int64_t at, int count,
-                      const Floats16 &y) {
-  float values[COLUMNS];
-  store16(values, y);
-  for (int n = 0; n < count; n++) {
-    const int64_t to = at + n * out.channel_stride;
-    out.values[to] =
-        out.residual == nullptr ? values[n] : values[n] + out.residual[to];
-  }
-}
-
-void float_block(const MultiplyWork &work, const Panel &panel, int block) {
-  const isvit_output &out = work.output;
-  const Affine affine(work.product, block);
+void multiply_panel(const isvit_product &product, const isvit_rows &rows,
+                    const isvit_output &out, const Panel &panel, int block) {
+  const Affine affine(product, block);
   const int64_t first = (int64_t)block * COLUMNS * out.channel_stride;
-  const int count =
-      std::min(COLUMNS, work.product.outputs - block * COLUMNS);
+  const int count = std::min(COLUMNS, product.outputs - block * COLUMNS);
   if (panel.is_line && out.channel_stride != 1) {
     alignas(64) float square[PANEL][COLUMNS];
-    multiply_block(panel.row, panel.num_rows, work.rows.segments, work.product,
-                   block, [&](int r, const Ints16 &sums) {
+    multiply_block(panel.row, panel.num_rows, rows.segments, product, block,
+                   [&](int r, const Ints16 &sums) {
                      store16(square[r], affine(sums));
                    });
     for (int n = 0; n < count; n++) {
       const int64_t at = panel.output[0] + first + n * out.channel_stride;
       for (int r = 0; r < panel.num_rows; r++)
-        out.values[at + r] = out.residual == nullptr
-                                 ? square[r][n]
-                                 : square[r][n] + out.residual[at + r];
+        out.values[at + r] = square[r][n];
     }
     return;
   }
   const bool is_whole = count == COLUMNS && out.channel_stride == 1;
-  multiply_block(panel.row, panel.num_rows, work.rows.segments, work.product,
-                 block, [&](int r, const Ints16 &sums) {
-                   const int64_t at = panel.output[r] + first;
-                   Floats16 y = affine(sums);
-                   if (!is_whole) return store_row(out, at, count, y);
-                   if (out.residual != nullptr) {
-                     const Floats16 x = load16<Floats16>(out.residual + at);
-                     repeat<PARTS>(
-                         [&](auto j) ISVIT_INLINE { y.part[j] += x.part[j]; });
-                   }
-                   store16(out.values + at, y);
+  multiply_block(panel.row, panel.num_rows, rows.segments, product, block,
+                 [&](int r, const Ints16 &sums) {
+                   float *to = out.values + panel.output[r] + first;
+                   if (is_whole) return store16(to, affine(sums));
+                   float values[COLUMNS];
+                   store16(values, affine(sums));
+                   for (int n = 0; n < count; n++)
+                     to[n * out.channel_stride] = values[n];
                  });
-}
-
-template <bool GELU>
-void code_block(const MultiplyWork &work, const Panel &panel, int block) {
-  const isvit_output &out = work.output;
-  const Affine affine(work.product, block);
-  const Encoder<false> encode(out.quantizer);
-  const int count =
-      std::min(COLUMNS, work.product.outputs - block * COLUMNS);
-  multiply_block(panel.row, panel.num_rows, work.rows.segments, work.product,
-                 block, [&](int r, const Ints16 &sums) {
-                   Floats16 y = affine(sums);
-                   if (GELU)
-                     repeat<PARTS>([&](auto j) ISVIT_INLINE {
-                       y.part[j] = gelu(y.part[j]);
-                     });
-                   uint8_t *to = out.codes + panel.output[r] + block * COLUMNS;
-                   if (count == COLUMNS) return encode(y, to);
-                   uint8_t codes[COLUMNS];
-                   encode(y, codes);
-                   std::copy(codes, codes + count, to);
-                 });
-}
-
-void multiply_panel(const void *what, int64_t task) {
-  const MultiplyWork &work = *(const MultiplyWork *)what;
-  const Panel panel(work, task % work.panels * PANEL);
-  const int first = (int)(task / work.panels) * work.blocks_per_task;
-  const int last = std::min(first + work.blocks_per_task, work.product.blocks);
-  for (int block = first; block < last; block++) {
-    switch (work.output.epilogue) {
-      case ISVIT_FLOAT: float_block(work, panel, block); break;
-      case ISVIT_CODES: code_block<false>(work, panel, block); break;
-      case ISVIT_GELU_CODES: code_block<true>(work, panel, block); break;
-    }
-  }
 }
 
 void multiply(int32_t threads, const isvit_product &product,
@@ -261,9 +193,16 @@ void multiply(int32_t threads, const isvit_product &product,
   const int64_t parts = std::min<int64_t>(
       product.blocks, panels < 4 * threads ? (4 * threads) / panels : 1);
   const int32_t blocks = (int32_t)((product.blocks + parts - 1) / parts);
-  const MultiplyWork work{product, rows, output, num_rows, panels, blocks};
-  const int64_t tasks = panels * ((product.blocks + blocks - 1) / blocks);
-  run_tasks(threads, {multiply_panel, &work, tasks});
+  const int64_t groups = (product.blocks + blocks - 1) / blocks;
+  parallel(threads, panels * groups, [&](int64_t task) {
+    const int64_t begin = task % panels * PANEL;
+    const Panel panel(rows, output, begin,
+                      (int)std::min<int64_t>(PANEL, num_rows - begin));
+    const int first = (int)(task / panels) * blocks;
+    const int last = std::min(first + blocks, product.blocks);
+    for (int block = first; block < last; block++)
+      multiply_panel(product, rows, output, panel, block);
+  });
 }
 
 }  // namespace

@@ -14,6 +14,14 @@ struct Tasks {
 // Run all tasks on up to `threads` threads, the caller among them.
 void run_tasks(int threads, const Tasks &tasks);
 
+// Call work(0), ..., work(count - 1), likewise.
+template <class Work>
+void parallel(int threads, int64_t count, const Work &work) {
+  run_tasks(threads, {[](const void *what, int64_t task) {
+                        (*(const Work *)what)(task);
+                      }, &work, count});
+}
+
 struct Kernels {
   void (*encode)(int32_t threads, const isvit_quantizer &, const float *x,
                  const int64_t *strides, int32_t channels, const isvit_map &,

@@ -6,46 +6,30 @@
 
 namespace {
 
-struct MergeWork {
-  const isvit_merging &merging;
-  const isvit_merged &merged;
-  const float *x;
-  float *y;
-  int64_t panels;  // of an image
-};
-
-void run_merging_panel(const void *what, int64_t task) {
-  const MergeWork &work = *(const MergeWork *)what;
-  const isvit_merged &merged = work.merged;
-  const isvit_product &product = work.merging.reduction;
-  const int total = work.merging.norm.channels;
-  const int channels = total / merged.parts;
-  const int64_t image = task / work.panels;
-  const int64_t begin = task % work.panels * PANEL;
-  const int count = (int)std::min<int64_t>(PANEL, merged.rows - begin);
-  uint8_t *codes = nullptr;
-  float *line = nullptr;
+// Merge up to PANEL patches, whose tokens begin at `token`.
+void merge_panel(const isvit_merging &merging, const isvit_merged &merged,
+                 const float *x, const int32_t *token, int count, float *y) {
+  const isvit_product &product = merging.reduction;
+  const int total = merging.norm.channels, channels = total / merged.parts;
+  uint8_t *codes;
+  float *line;
   scratch.lay_out([&] {
     scratch.take(codes, (int64_t)PANEL * total);
     scratch.take(line, total);
   });
-  const float *x = work.x + image * merged.tokens * channels;
-  const Encoder<false> encode(work.merging.input);
+  const Encoder<false> encode(merging.input);
   const uint8_t *rows[PANEL];
   for (int r = 0; r < count; r++) {
-    const int32_t *token = merged.token + (begin + r) * merged.parts;
-    for (int p = 0; p < merged.parts; p++) {
-      float *to = line + p * channels;
-      const float *from = x + (int64_t)token[p] * channels;
-      if (token[p] == merged.tokens)
-        std::fill(to, to + channels, 0.f);
+    for (int p = 0; p < merged.parts; p++, token++) {
+      const float *from = x + (int64_t)*token * channels;
+      if (*token == merged.tokens)
+        std::fill_n(line + p * channels, channels, 0.f);
       else
-        std::copy(from, from + channels, to);
+        std::copy(from, from + channels, line + p * channels);
     }
-    norm_codes(work.merging.norm, encode, line, codes + (int64_t)r * total);
+    norm_codes(merging.norm, encode, line, codes + (int64_t)r * total);
     rows[r] = codes + (int64_t)r * total;
   }
-  float *y = work.y + (image * merged.rows + begin) * product.outputs;
   multiply_rows(product, rows, count,
                 [&](int r, int n, const Floats16 &value) ISVIT_INLINE {
                   store16(y + (int64_t)r * product.outputs + n * COLUMNS, value);
@@ -55,8 +39,14 @@ void run_merging_panel(const void *what, int64_t task) {
 void run_merging(int32_t threads, const isvit_merging &merging,
                  const isvit_merged &merged, const float *x, float *y) {
   const int64_t panels = (merged.rows + PANEL - 1) / PANEL;
-  const MergeWork work{merging, merged, x, y, panels};
-  run_tasks(threads, {run_merging_panel, &work, merged.images * panels});
+  const int channels = merging.norm.channels / merged.parts;
+  parallel(threads, merged.images * panels, [&](int64_t task) {
+    const int64_t image = task / panels, first = task % panels * PANEL;
+    merge_panel(merging, merged, x + image * merged.tokens * channels,
+                merged.token + first * merged.parts,
+                (int)std::min<int64_t>(PANEL, merged.rows - first),
+                y + (image * merged.rows + first) * merging.reduction.outputs);
+  });
 }
 
 }  // namespace

@@ -9,7 +9,7 @@
 #define ISVIT_API extern "C" __attribute__((visibility("default")))
 
 // Raised whenever a structure or a function below changes.
-constexpr int32_t ISVIT_VERSION = 3;
+constexpr int32_t ISVIT_VERSION = 4;
 
 // A stretch of the inputs that int16 lanes may sum before they are widened:
 // `groups` groups of four inputs, from `offset` bytes behind the start of each
@@ -59,22 +59,11 @@ struct isvit_rows {
   const int64_t *segments;
 };
 
-enum isvit_epilogue : int32_t {
-  ISVIT_FLOAT = 0,       // y, plus `residual` if there is one
-  ISVIT_CODES = 1,       // codes of y by `quantizer`
-  ISVIT_GELU_CODES = 2,  // codes of gelu(y) by `quantizer`
-};
-
 // Where the outputs go: output n of position (i, p = y * width + x) to
-// i * image_stride + p * pixel_stride + n * channel_stride. Codes need
-// channel_stride == 1. `residual` is laid out like `values`, and may be it.
+// i * image_stride + p * pixel_stride + n * channel_stride.
 struct isvit_output {
-  isvit_epilogue epilogue;
   float *values;
-  const float *residual;
-  uint8_t *codes;
   int64_t image_stride, pixel_stride, channel_stride;
-  isvit_quantizer quantizer;
 };
 
 ISVIT_API int32_t isvit_version();

@@ -95,37 +95,40 @@ inline ISVIT_INLINE Ints nearest(Floats x) {
   return (Ints)(x + magic) - (Ints)magic;
 }
 
+// The polynomial whose coefficients are given from the highest power down.
+template <int N>
+inline ISVIT_INLINE Floats polynomial(Floats x, const float (&coefficients)[N]) {
+  Floats sum = splat(coefficients[0]);
+  repeat<N - 1>([&](auto i) ISVIT_INLINE {
+    sum = multiply_add(sum, x, splat(coefficients[i + 1]));
+  });
+  return sum;
+}
+
 // e^x for x <= 0, within 2 units in the last place; 0 below -87.
 inline ISVIT_INLINE Floats exponential(Floats x) {
+  // Taylor's series; the remainder is at most ln(2) / 2.
+  constexpr float taylor[] = {1.f / 5040, 1.f / 720, 1.f / 120, 1.f / 24,
+                              1.f / 6,    .5f,       1.f,       1.f};
   const Floats floor = splat(-87.f);
   const Floats clamped = larger(x, floor);
   const Ints power = nearest(clamped * 1.44269504f);
   const Floats k = to_float(power);
   // ln 2 in two parts, the first of which k times is exact.
-  const Floats r = (clamped - k * 0.693359375f) - k * -2.12194440e-4f;
-  // Taylor's series; |r| <= ln(2) / 2.
-  Floats p = splat(1.f / 5040);
-  p = p * r + 1.f / 720;
-  p = p * r + 1.f / 120;
-  p = p * r + 1.f / 24;
-  p = p * r + 1.f / 6;
-  p = p * r + .5f;
-  p = p * (r * r) + (r + 1.f);
-  const Floats scaled = (Floats)((Ints)p + (power << 23));
+  Floats rest = multiply_add(k, splat(-.693359375f), clamped);
+  rest = multiply_add(k, splat(2.12194440e-4f), rest);
+  const Floats scaled =
+      (Floats)((Ints)polynomial(rest, taylor) + (power << 23));
   return x < floor ? Floats{} : scaled;
 }
 
 // x * Phi(x), Phi by Abramowitz and Stegun 7.1.26 (absolute error 1.5e-7).
 inline ISVIT_INLINE Floats gelu(Floats x) {
-  const Floats size = x < 0.f ? -x : x;
-  const Floats z = size * .70710678f;
-  const Floats t = 1.f / (z * .3275911f + 1.f);
-  Floats p = splat(1.061405429f);
-  p = p * t - 1.453152027f;
-  p = p * t + 1.421413741f;
-  p = p * t - .284496736f;
-  p = p * t + .254829592f;
-  const Floats half_tail = p * t * exponential(-(z * z)) * .5f;
+  constexpr float tail[] = {1.061405429f, -1.453152027f, 1.421413741f,
+                            -.284496736f, .254829592f,   0.f};
+  const Floats z = (x < 0.f ? -x : x) * .70710678f;
+  const Floats t = 1.f / multiply_add(z, splat(.3275911f), splat(1.f));
+  const Floats half_tail = polynomial(t, tail) * exponential(-(z * z)) * .5f;
   return x * (x < 0.f ? half_tail : 1.f - half_tail);
 }
 

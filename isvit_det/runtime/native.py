@@ -27,13 +27,6 @@ class Isa(enum.IntEnum):
         return self in (Isa.AVXVNNI, Isa.AVX512VNNI)
 
 
-class Epilogue(enum.IntEnum):
-    """What becomes of a product's integer sums."""
-    FLOAT = 0
-    CODES = 1
-    GELU_CODES = 2
-
-
 class Product(ctypes.Structure):
     """``isvit_product``."""
     _fields_ = [('weight', POINTER), ('correction', POINTER),
@@ -62,10 +55,8 @@ class _Rows(ctypes.Structure):
 
 
 class _Output(ctypes.Structure):
-    _fields_ = [('epilogue', INT), ('values', POINTER), ('residual', POINTER),
-                ('codes', POINTER), ('image_stride', LONG),
-                ('pixel_stride', LONG), ('channel_stride', LONG),
-                ('quantizer', Quantizer)]
+    _fields_ = [('values', POINTER), ('image_stride', LONG),
+                ('pixel_stride', LONG), ('channel_stride', LONG)]
 
 
 class Rows(NamedTuple):
@@ -128,25 +119,16 @@ def encode_map(isa: Isa,
     return codes
 
 
-def multiply(isa: Isa,
-             weights: PackedWeights,
-             rows: Rows,
-             out: Tensor,
-             strides: Tuple[int, int, int],
-             epilogue: Epilogue = Epilogue.FLOAT,
-             target: Optional[InputCodes] = None,
-             residual: Optional[Tensor] = None) -> Tensor:
+def multiply(isa: Isa, weights: PackedWeights, rows: Rows, out: Tensor,
+             strides: Tuple[int, int, int]) -> Tensor:
     """Multiply rows by a layer.
 
     Args:
         isa: kernels to use; the weights were packed for their lanes.
         weights: of the layer.
         rows: inputs, packed in the same segments.
-        out: float32 for ``Epilogue.FLOAT``, else uint8.
+        out: float32.
         strides: elements of ``out`` between images, pixels and channels.
-        epilogue: what becomes of the sums.
-        target: how outputs are coded, but for ``Epilogue.FLOAT``.
-        residual: float32, added to the outputs; laid out like ``out``.
 
     Returns:
         ``out``.
@@ -155,12 +137,7 @@ def multiply(isa: Isa,
     segments = (LONG * len(rows.segments))(*rows.segments)
     inputs = _Rows(rows.codes.data_ptr(), *rows.grid, *rows.strides,
                    ctypes.addressof(segments))
-    quantizer, _kept = quantizer_structure(target)
-    is_float = epilogue is Epilogue.FLOAT
-    output = _Output(epilogue,
-                     out.data_ptr() if is_float else None,
-                     None if residual is None else residual.data_ptr(),
-                     None if is_float else out.data_ptr(), *strides, quantizer)
+    output = _Output(out.data_ptr(), *strides)
     load_library().isvit_multiply(
         INT(isa), INT(torch.get_num_threads()), ctypes.byref(product),
         ctypes.byref(inputs), ctypes.byref(output))
