@@ -1,6 +1,5 @@
 """QuantSwinTransformer: MMDetection's Swin with quantized layers."""
-from typing import (Any, List, Mapping, NamedTuple, Optional, Tuple,
-                    Union)
+from typing import Any, List, Mapping, NamedTuple, Optional, Tuple, Union
 
 import torch
 from mmdet.models.backbones.swin import (ShiftWindowMSA, SwinBlock,

@@ -6,7 +6,7 @@ from typing import Any, Optional, Tuple, Union
 import torch
 from torch import Tensor, nn
 
-from isvit_det.core.layers import QuantLinear, QuantMatMul
+from isvit_det.core.layers import QuantLinear
 from isvit_det.core.quantizers import Quantizer, UniformQuantizer
 from isvit_det.runtime.packing import BLOCK
 from isvit_det.runtime.plan import (InputCodes, LayerPlan, Unsupported,
@@ -14,6 +14,7 @@ from isvit_det.runtime.plan import (InputCodes, LayerPlan, Unsupported,
 from isvit_det.runtime.steps import (GeluCodes, Steps, attention_steps,
                                      gelu_codes)
 
+Order = Union[slice, Tensor]
 # What the kernels have memory for.
 MAX_HEAD = 256
 
@@ -90,8 +91,8 @@ class BlockParts:
     Attributes:
         norm1, norm2: the norms before attention and MLP.
         qkv, proj, fc1, fc2: each a layer and its name in the block.
-        query_key: product of queries and keys.
-        attention_value: product of attention and values.
+        query_key, attention_value: the ``QuantMatMul`` of queries and keys
+            and of attention and values.
         heads: their number.
         scale: of the queries.
         padding: value of a padding token after the norm, shape (C,); None
@@ -103,8 +104,8 @@ class BlockParts:
     proj: Tuple[str, Any]
     fc1: Tuple[str, Any]
     fc2: Tuple[str, Any]
-    query_key: QuantMatMul
-    attention_value: QuantMatMul
+    query_key: Any
+    attention_value: Any
     heads: int
     scale: float
     padding: Optional[Tensor]
@@ -193,8 +194,7 @@ def _rows(plan: LayerPlan, first: int, count: int) -> LayerPlan:
         bias=plan.bias[rows])
 
 
-def plan_norm(norm: Any,
-              order: Union[slice, Tensor] = slice(None)) -> NormPlan:
+def plan_norm(norm: Any, order: Order = slice(None)) -> NormPlan:
     """Plan of a norm, whose channels are taken in an order.
 
     Raises:

@@ -36,8 +36,7 @@ class _Gelu(ctypes.Structure):
 
 
 class _Block(ctypes.Structure):
-    _fields_ = [(name, INT)
-                for name in ('channels', 'heads', 'hidden')]
+    _fields_ = [(name, INT) for name in ('channels', 'heads', 'hidden')]
     _fields_ += [(name, _Norm) for name in ('norm1', 'norm2')]
     _fields_ += [(name, Quantizer)
                  for name in ('qkv_input', 'query_codes', 'key_codes',
@@ -56,8 +55,7 @@ class _Windows(ctypes.Structure):
                 ('positions', INT), ('token', POINTER), ('region', POINTER),
                 ('position_bias', POINTER), ('bias_head', LONG),
                 ('bias_query', LONG), ('relative_rows', POINTER),
-                ('relative_columns', POINTER), ('height', INT),
-                ('width', INT)]
+                ('relative_columns', POINTER), ('height', INT), ('width', INT)]
 
 
 # Places in a block whose codes can be looked at.
@@ -173,12 +171,13 @@ class NativeBlock:
         windows = find_windows(self.plan.window, self.plan.shift, size, tokens)
         bias = self._bias_of(windows.token.shape[1], windows.size)
         heads, queries, _ = bias.added.shape
-        structure = _Windows(
-            images, tokens, *windows.token.shape, windows.token.data_ptr(),
-            _address(windows.region), bias.added.data_ptr(),
-            bias.added.stride(0) if heads > 1 else 0,
-            bias.added.stride(1) if queries > 1 else 0, _address(bias.rows),
-            _address(bias.columns), *windows.size)
+        structure = _Windows(images, tokens, *windows.token.shape,
+                             windows.token.data_ptr(),
+                             _address(windows.region), bias.added.data_ptr(),
+                             bias.added.stride(0) if heads > 1 else 0,
+                             bias.added.stride(1) if queries > 1 else 0,
+                             _address(bias.rows), _address(bias.columns),
+                             *windows.size)
         if out is None:
             out = torch.empty_like(x)
         traced = _Trace()

@@ -1,4 +1,4 @@
-"""Parts of a backbone that run natively as a whole, in place of their modules."""
+"""Parts of a backbone that run natively as a whole."""
 from typing import Any, Callable, Dict, Iterator, Optional
 
 from torch import Tensor, nn

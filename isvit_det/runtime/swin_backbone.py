@@ -76,8 +76,8 @@ class SwinForward(NativeParts):
                 x, size = self._merge(f'{i}', stage.downsample, x, size, isa)
 
     def _merge(self, name: str, merging: PatchMerging, x: Tensor,
-               size: Tuple[int, int],
-               isa: Isa) -> Tuple[Tensor, Tuple[int, int]]:
+               size: Tuple[int,
+                           int], isa: Isa) -> Tuple[Tensor, Tuple[int, int]]:
         native = self.prepare(name, merging, isa, _merging)
         if native is None:
             return merging(x, size)

@@ -30,11 +30,11 @@ def plan_swin_block(block: SwinBlock) -> BlockPlan:
         raise Unsupported('it is no Swin block as mmdet builds it')
     fc1, fc2 = _mlp(block.ffn)
     msa = attn.w_msa
-    parts = BlockParts(
-        block.norm1, block.norm2, ('attn.w_msa.qkv', msa.qkv),
-        ('attn.w_msa.proj', msa.proj), ('ffn.layers.0.0', fc1),
-        ('ffn.layers.1', fc2), msa.query_key, msa.attention_value,
-        msa.num_heads, msa.scale, attn.padding_value)
+    parts = BlockParts(block.norm1, block.norm2, ('attn.w_msa.qkv', msa.qkv),
+                       ('attn.w_msa.proj', msa.proj), ('ffn.layers.0.0', fc1),
+                       ('ffn.layers.1', fc2), msa.query_key,
+                       msa.attention_value, msa.num_heads, msa.scale,
+                       attn.padding_value)
     return plan_parts(
         parts,
         window=attn.window_size,

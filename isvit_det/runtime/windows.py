@@ -66,8 +66,7 @@ class Bias(NamedTuple):
     columns: Optional[Tensor] = None
 
 
-def make_bias(plan: BlockPlan, positions: int, size: Tuple[int,
-                                                          int]) -> Bias:
+def make_bias(plan: BlockPlan, positions: int, size: Tuple[int, int]) -> Bias:
     """What is added to the logits of a block.
 
     Args:
@@ -81,9 +80,8 @@ def make_bias(plan: BlockPlan, positions: int, size: Tuple[int,
     nothing = _filled(torch.zeros(1, positions)).expand(1, 1, -1)
     if plan.relative_positions is None:
         return Bias(nothing)
-    rows, columns = (
-        _relative_table(table, length)
-        for table, length in zip(plan.relative_positions, size))
+    rows, columns = (_relative_table(table, length)
+                     for table, length in zip(plan.relative_positions, size))
     return Bias(nothing, rows, columns)
 
 

@@ -3,9 +3,9 @@ import pytest
 import torch
 from torch import nn
 
+from isvit_det.runtime.blocks import TRACED, NativeMerging
 from isvit_det.runtime.native import Isa
 from isvit_det.runtime.plan import Unsupported
-from isvit_det.runtime.blocks import TRACED, NativeMerging
 from isvit_det.runtime.swin_plan import plan_merging
 from tests.runtime.blocks import (TWO_STAGES, WINDOWED, draw_backbone,
                                   draw_vit, native_block, simulate_block)
@@ -113,15 +113,16 @@ def test_zero_points_outside_of_the_codes(shift):
         check_block(block, (9, 10))
 
 
-@pytest.mark.parametrize('quant', [
-    dict(),
-    dict(bits='w3a3'),
-    dict(bits='w6a6'),
-    dict(bits='w8a8'),
-    dict(bits='w4a8', softmax='log2'),
-    dict(softmax='uniform'),
-],
-                         ids=str)
+@pytest.mark.parametrize(
+    'quant', [
+        dict(),
+        dict(bits='w3a3'),
+        dict(bits='w6a6'),
+        dict(bits='w8a8'),
+        dict(bits='w4a8', softmax='log2'),
+        dict(softmax='uniform'),
+    ],
+    ids=str)
 def test_blocks_of_a_vit(quant):
     model = draw_vit(quant, **WINDOWED)
     for block in model.blocks:
@@ -129,13 +130,14 @@ def test_blocks_of_a_vit(quant):
             check_block(block, size, images=2)
 
 
-@pytest.mark.parametrize('kwargs, prefix', [
-    (dict(num_prefix_tokens=1), 1),
-    (dict(num_prefix_tokens=2, layer_scale=True), 2),
-    (dict(qkv_bias=False, mlp_ratio=3.), 0),
-    (dict(window_size=7), 0),
-],
-                         ids=str)
+@pytest.mark.parametrize(
+    'kwargs, prefix', [
+        (dict(num_prefix_tokens=1), 1),
+        (dict(num_prefix_tokens=2, layer_scale=True), 2),
+        (dict(qkv_bias=False, mlp_ratio=3.), 0),
+        (dict(window_size=7), 0),
+    ],
+    ids=str)
 def test_every_shape_of_a_vit(kwargs, prefix):
     for block in draw_vit(**kwargs).blocks:
         check_block(block, (14, 15), prefix=prefix)

@@ -23,7 +23,8 @@ def calibrated(request):
     name, block = request.param
     torch.manual_seed(0)
     weights = timm.create_model(name, num_classes=3).state_dict()
-    _, model = build_classifiers(name, weights, QuantConfig.from_dict(dict(bits='w8a8')),
+    _, model = build_classifiers(name, weights,
+                                 QuantConfig.from_dict(dict(bits='w8a8')),
                                  False)
     fit_weights_(model)
     with torch.no_grad(), observe(model):
