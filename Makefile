@@ -18,7 +18,7 @@ DRAWN = configs/drawn/$(or $(DRAWN_$(MODEL)_$(BACKBONE)),$(error \
 	MODEL=$(MODEL) BACKBONE=$(BACKBONE) is not there: give mask with swin or \
 	deit, or cascade with swin))
 DEMO_mask = tools/quantize_det.py $(DRAWN)_isvit-w4a4_drawn.py \
-	--work-dir work_dirs/demo_$(BACKBONE)
+	--engine both --work-dir work_dirs/demo_$(BACKBONE)
 DEMO_cascade = -m benchmarks.methods $(DRAWN)_isvit-w4a4_drawn.py \
 	--methods isvit --seeds 0 --bits w4a4 w3a3 --scopes backbone detector \
 	--work-dir work_dirs/demo_cascade

@@ -8,7 +8,7 @@ from typing import Any, NoReturn, Optional
 
 from isvit_det.core.presets import METHODS
 from isvit_det.core.settings import SCOPES
-from isvit_det.runtime import ENGINES
+from isvit_det.runtime import BOTH, ENGINES
 
 QUANTIZE_DET = """\
 Evaluate a float detector, calibrate it in low bits, write a packed
@@ -115,11 +115,12 @@ def quantize_det() -> Parser:
         action='store_true',
         help='do not evaluate the float model first')
     add('--engine',
-        choices=ENGINES,
+        choices=[*ENGINES, BOTH],
         help='what runs the quantized layers of the calibrated model on a '
         "CPU: 'native', integer kernels, wherever they can; 'simulation', "
         "torch in float; 'auto' (default), the first where it is known to be "
-        'faster; the environment variable ISVIT_DET_ENGINE overrides it')
+        'faster; the environment variable ISVIT_DET_ENGINE overrides these; '
+        "'both' evaluates in the simulation and natively")
     parser.add_overrides('override settings of the config, or of the '
                          'quantization: quant.KEY=VALUE, sos.KEY=VALUE')
     add('--launcher',
