@@ -22,6 +22,7 @@ from isvit_det.engine.calibrate import WORKSPACE
 from isvit_det.engine.float_metrics import (FloatMetrics, prediction_key,
                                             sources_of)
 from isvit_det.engine.hook import SOSCalibrationHook, bare_model
+from isvit_det.engine.reported import REPORT
 from isvit_det.evaluation.agreement import plan_evaluation
 from isvit_det.evaluation.data_checks import check_test_data, test_data_errors
 from isvit_det.evaluation.figures import explain_gaps
@@ -121,7 +122,7 @@ class QuantizationRun:
             self.model = bare_model(self.runner)
             self.model.eval()
         # The report of the calibration is often in the same folder.
-        name = 'result_packed.json' if self.calibrated else 'result.json'
+        name = 'result_packed.json' if self.calibrated else REPORT
         self.report = self.work_dir / name
         if not self.calibrated:
             with config_errors():

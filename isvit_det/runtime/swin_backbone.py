@@ -7,8 +7,7 @@ from torch import Tensor, nn
 
 from isvit_det.backbones.swin import QuantSwinTransformer
 from isvit_det.core.quantizers import Quantizer
-from isvit_det.runtime.calls import (Kept, is_hooked, is_plain_input,
-                                     is_plain_part)
+from isvit_det.runtime.calls import Kept, is_hooked, is_plain_input, obstacle
 from isvit_det.runtime.native import Isa
 from isvit_det.runtime.plan import Unsupported
 from isvit_det.runtime.swin import NativeMerging, NativeSwinBlock
@@ -80,19 +79,39 @@ class SwinForward:
         _count_calls(merging)
         return native(x.contiguous(), size)
 
-    def _prepare(self, name: str, part: Part,
-                 isa: Isa) -> Union[NativeSwinBlock, NativeMerging, None]:
-        """A part as it is now; None if it cannot be run as a whole."""
-        if not is_plain_part(part):
-            return None
+    def describe(self, backbone: QuantSwinTransformer,
+                 isa: Isa) -> Dict[nn.Module, str]:
+        """Why each block and merging does not run as a whole; '' if it does.
 
-        def make() -> Union[NativeSwinBlock, NativeMerging, None]:
+        They are prepared for it.
+        """
+        found: Dict[nn.Module, str] = {}
+        for i, stage in enumerate(backbone.stages):
+            whole = type(stage) is SwinBlockSequence and not is_hooked(stage)
+            parts = {f'{i}.{j}': block for j, block in enumerate(stage.blocks)}
+            if stage.downsample is not None:
+                parts[f'{i}'] = stage.downsample
+            for name, part in parts.items():
+                made = self._prepare(name, part, isa)
+                found[part] = made if isinstance(made, str) else ''
+                if not whole:
+                    found[part] = 'its stage is another class or has hooks'
+        return found
+
+    def _prepare(self, name: str, part: Part,
+                 isa: Isa) -> Union[NativeSwinBlock, NativeMerging, str]:
+        """A part as it is now, or why it cannot be run as a whole."""
+        reason = obstacle(part)
+        if reason:
+            return reason
+
+        def make() -> Union[NativeSwinBlock, NativeMerging, str]:
             try:
                 if isinstance(part, SwinBlock):
                     return NativeSwinBlock(part, isa)
                 return NativeMerging(part, isa)
-            except Unsupported:
-                return None
+            except Unsupported as error:
+                return str(error)
 
         kept = self._parts.setdefault(name, Kept())
         return kept.get(list(_tensors_of(part)), make, isa)

@@ -146,3 +146,32 @@ def test_both_engines_and_one_of_the_environment_are_refused(
     assert main([tiny.config, str(packed), '--engine', 'both']) == 2
     line, = capsys.readouterr().err.splitlines()
     assert line.startswith("error: --engine: 'both'") and VARIABLE in line
+
+
+LINE = 'this test runs in engine'
+
+
+@pytest.mark.parametrize('reported, now, is_told', [
+    ('native', 'simulation', True),
+    ('simulation', 'native', True),
+    ('native', 'native', False),
+])
+def test_a_test_in_another_engine_than_the_reports_says_so(
+        evaluate, packed, tmp_path, reported, now, is_told):
+    path = packed.with_name('result.json')
+    before = path.read_text()
+    result = json.loads(before)
+    result['engine']['engine'] = reported
+    path.write_text(json.dumps(result))
+    try:
+        evaluate(now)
+        log = (tmp_path / 'work/quantize_det.log').read_text()
+        assert log.count(f"{LINE} '{now}'") == is_told
+        assert log.count(f"are of '{reported}'") == is_told
+        # That of another calibration says nothing.
+        result['provenance']['seed'] = 99
+        path.write_text(json.dumps(result))
+        evaluate(now, 'other')
+        assert LINE not in (tmp_path / 'other/quantize_det.log').read_text()
+    finally:
+        path.write_text(before)
