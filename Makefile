@@ -5,7 +5,7 @@ SHELL := bash
 .SHELLFLAGS := -e -o pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help demo picture methods accuracy bench-calibration bench-scaling \
-	bench-memory bench-runtime learn-coco60 bench-coco60 test test-openmmlab \
+	bench-memory bench-runtime bench-engines learn-coco60 bench-coco60 test test-openmmlab \
 	test-slow wheel torture check train format clean
 
 # The demo's detector: MODEL=mask with BACKBONE=swin or deit, or MODEL=cascade.
@@ -18,7 +18,7 @@ DRAWN = configs/drawn/$(or $(DRAWN_$(MODEL)_$(BACKBONE)),$(error \
 	MODEL=$(MODEL) BACKBONE=$(BACKBONE) is not there: give mask with swin or \
 	deit, or cascade with swin))
 DEMO_mask = tools/quantize_det.py $(DRAWN)_isvit-w4a4_drawn.py \
-	--work-dir work_dirs/demo_$(BACKBONE)
+	--engine both --work-dir work_dirs/demo_$(BACKBONE)
 DEMO_cascade = -m benchmarks.methods $(DRAWN)_isvit-w4a4_drawn.py \
 	--methods isvit --seeds 0 --bits w4a4 w3a3 --scopes backbone detector \
 	--work-dir work_dirs/demo_cascade
@@ -73,6 +73,9 @@ bench-memory:  ## peak memory of a ViT-B at 800x1333; needs COCO_ROOT=DIR
 bench-runtime:  ## integer kernels against torch; PACKED=FILE of the demo
 	@$(IN_ENV) OMP_NUM_THREADS=1 python -m benchmarks.runtime \
 		$(if $(PACKED),--packed $(PACKED))
+
+bench-engines:  ## AP of the drawn detectors in the simulation and natively
+	@$(IN_ENV) OMP_NUM_THREADS=1 python -m benchmarks.engines
 
 accuracy:  ## methods and ablations; COCO_ROOT, DEIT_TINY, BUDGET=MINUTES
 	@$(IN_ENV) python -m benchmarks.accuracy \

@@ -1,164 +1,217 @@
 #!/usr/bin/env python
-"""Native layers and detectors against float and simulation, on one thread.
+"""The native kernels beside torch, OpenVINO and onnxruntime in float32.
 
-Each line of the table is measured in turns: float, simulation, native, float
-again, and so on, in processor seconds of this process, so that a machine with
-other work changes the ratios little. The medians are printed.
+Each subject is run by all engines in turns, in one process, so that other
+work on the machine hits all of them, and once more by each engine in a
+process of its own, which tells its memory. Medians of processor seconds in
+user mode are compared. A subject is a line that is added to --record, from
+which docs/speed.md is made (python -m benchmarks.pages).
 """
 import argparse
-import statistics
+import json
+import logging
+import os
 import sys
-import time
+from functools import partial
 from pathlib import Path
-from typing import Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
 import torch
-from mmengine.config import Config
 from mmengine.logging import MMLogger
-from mmengine.registry import init_default_scope
-from torch import Tensor, nn
 
+from benchmarks.rivals import Unavailable
+from benchmarks.runtime_subjects import (COMPILED, ENGINES, LAYERS, NATIVE,
+                                         OPENVINO_BF16, SUBJECTS, Loaded)
+from isvit_det.commands.children import call_elsewhere
 from isvit_det.commands.console import run_command
 from isvit_det.commands.parsers import Parser
 from isvit_det.core.errors import QuantError
-from isvit_det.core.layers import QuantConv2d, QuantLinear, set_precision_
-from isvit_det.core.settings import QuantConfig
-from isvit_det.inputs.configs import quantize_config_
-from isvit_det.registry import MODELS
+from isvit_det.report.machine import describe_machine, machine_line, peak_bytes
 from isvit_det.report.tables import format_table
-from isvit_det.runtime.engine import attach_runtime_
+from isvit_det.report.timing import take_turns
+from isvit_det.runtime.engine import VARIABLE
 
-DETECTOR = 'configs/drawn/mask-rcnn_swin-mini_fpn_isvit-w4a4_drawn.py'
-LINEARS = ((67200, 96, 384), (4200, 384, 1536), (1050, 3072, 768))
-CONVS = ((256, 256, 1, 100, 168), (256, 256, 3, 100, 168), (64, 64, 3, 56, 56))
+RECORD = Path(__file__).parent / 'measured/speed.jsonl'
+# CPUs that OpenVINO runs in bf16.
+BF16 = {'avx512_bf16', 'amx_bf16'}
 
 
 def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     parser = Parser(description=__doc__)
     add = parser.add_argument
-    add('--bits', nargs='+', default=['w4a4', 'w8a8'])
-    add('--rounds', type=int, default=7)
-    add('--packed',
+    add('--subjects',
+        nargs='+',
+        default=['swin-t'],
+        choices=['all', 'layers', *SUBJECTS],
+        metavar='NAME',
+        help=f'default: swin-t; all, layers, or of {", ".join(SUBJECTS)}')
+    add('--engines',
+        nargs='+',
+        choices=ENGINES,
+        metavar='NAME',
+        help=f'default: all but {COMPILED}, which takes minutes; of '
+        f'{", ".join(ENGINES)}')
+    add('--bits', nargs='+', default=['w4a4'])
+    add('--threads', nargs='+', type=int, default=[1])
+    add('--rounds', type=int, default=5)
+    add('--no-memory', action='store_true', help='measure no memory')
+    add('--work-dir',
         type=Path,
-        help='a packed file of the demo, for a line on its whole detector')
+        default=Path('work_dirs/bench_runtime'),
+        help='keeps exported and calibrated models')
+    add('--record', type=Path, default=RECORD, help='default: %(default)s')
     return parser.parse_args(argv)
 
 
-def measure(runs: Dict[str, Callable[[], object]],
-            rounds: int) -> Dict[str, float]:
-    """Median processor seconds of each run, which take turns."""
-    seconds: Dict[str, List[float]] = {name: [] for name in runs}
-    for run in runs.values():
-        run()
-    for _ in range(rounds):
-        for name, run in runs.items():
-            start = time.process_time()
-            run()
-            seconds[name].append(time.process_time() - start)
-    return {name: statistics.median(found) for name, found in seconds.items()}
+def names_of(asked: List[str]) -> List[str]:
+    """The subjects that are asked for.
+
+    >>> names_of(['swin-t', 'layers'])[:2]
+    ['swin-t', 'linear-67200x96x384']
+    """
+    names: List[str] = []
+    for name in asked:
+        more = dict(all=list(SUBJECTS), layers=list(LAYERS))
+        names += more.get(name, [name])
+    return list(dict.fromkeys(names))
 
 
-def row(what: str, found: Dict[str, float]) -> Dict[str, str]:
-    cells = {'': what}
-    cells.update(
-        (f'{name} ms', f'{1e3 * value:.1f}') for name, value in found.items())
-    cells['float / native'] = f'{found["float"] / found["native"]:.2f}'
-    return cells
+def default_engines(instructions: List[str]) -> List[str]:
+    """Those that a CPU of some instructions runs and that start at once."""
+    left_out = {COMPILED}
+    if not BF16 & {*instructions}:
+        left_out.add(OPENVINO_BF16)
+    return [name for name in ENGINES if name not in left_out]
 
 
-def calibrate_(layer: nn.Module, x: Tensor) -> None:
-    """Give a quantized layer the whole range of its weights and inputs."""
-    layer.weight_quantizer.fit_tensor_(layer.weight)  # type: ignore
-    layer.input_quantizer.fit_tensor_(x)  # type: ignore
-    set_precision_(layer, weights=True, acts=True)
+def load(name: str, engine: str, bits: str, threads: int,
+         work_dir: Path) -> Loaded:
+    """A subject in one engine.
 
-
-def layer_row(what: str, source: nn.Module, x: Tensor, bits: str,
-              rounds: int) -> Dict[str, str]:
-    config = QuantConfig.from_dict(dict(bits=bits))
-    twin = QuantLinear if isinstance(source, nn.Linear) else QuantConv2d
-    model = nn.Sequential(twin(source, config)).eval()  # type: ignore
-    calibrate_(model[0], x)
-    attach_runtime_(model, 'native')
-
-    def run(engine: str) -> Callable[[], object]:
-
-        def work() -> object:
-            model.runtime.engine = engine  # type: ignore
-            return model(x)
-
-        return work
-
-    return row(
-        f'{what} {bits}',
-        measure(
-            dict(
-                float=lambda: source(x),
-                simulation=run('simulation'),
-                native=run('native')), rounds))
-
-
-def layer_rows(bits: str, rounds: int) -> List[Dict[str, str]]:
-    rows = []
-    for tokens, inputs, outputs in LINEARS:
-        rows.append(
-            layer_row(f'linear {tokens}x{inputs}x{outputs}',
-                      nn.Linear(inputs, outputs), torch.randn(tokens, inputs),
-                      bits, rounds))
-    for inputs, outputs, size, height, width in CONVS:
-        conv = nn.Conv2d(inputs, outputs, size, padding=size // 2)
-        rows.append(
-            layer_row(
-                f'conv {size}x{size} {inputs}-{outputs} {height}x{width}',
-                conv, torch.randn(1, inputs, height, width), bits, rounds))
-    return rows
-
-
-def detector_row(packed: Path, rounds: int) -> Dict[str, str]:
-    """The demo's detector on one random image."""
-    content = torch.load(packed, weights_only=True)
-    cfg = Config.fromfile(DETECTOR)
-    init_default_scope('mmdet')
-    quantize_config_(cfg, content['quant'])
-    model = MODELS.build(cfg.model).eval()
-    model.load_state_dict(content['state_dict'])
-    x = torch.randn(1, 3, 224, 224)
-
-    def run(engine: str) -> Callable[[], object]:
-
-        def work() -> object:
-            is_float = engine == 'float'
-            set_precision_(model, weights=not is_float, acts=not is_float)
-            model.runtime.engine = 'auto' if is_float else engine
-            return model.rpn_head(model.extract_feat(x))
-
-        return work
-
-    names = ('float', 'simulation', 'native')
-    return row('demo: backbone, neck, RPN at 224x224',
-               measure({name: run(name)
-                        for name in names}, rounds))
-
-
-@torch.no_grad()
-def main() -> None:
-    args = parse_args()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
+    Raises:
+        Unavailable: if it does not run there.
+    """
     # Every change of the engine would be told.
-    MMLogger.get_current_instance().setLevel('WARNING')
-    probe = nn.Sequential()
-    attach_runtime_(probe, 'native')
-    choice = probe.runtime.choose()  # type: ignore
-    if choice.isa is None:
-        raise QuantError(f'runtime: {choice.reason}.')
-    print(f'{choice.isa.name} kernels, torch {torch.__version__}, one thread')
-    rows = []
-    for bits in args.bits:
-        rows += layer_rows(bits, args.rounds)
-    if args.packed is not None:
-        rows.append(detector_row(args.packed, args.rounds))
-    print(format_table(rows))
+    MMLogger.get_current_instance().setLevel(logging.WARNING)
+    torch.set_num_threads(threads)
+    folder = work_dir / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return SUBJECTS[name].load(engine, bits, threads, folder)
+
+
+def measure_memory(*loading: Any) -> int:
+    """What a subject adds at its peak to the memory of imports, in bytes.
+
+    Args:
+        *loading: arguments of ``load``, which finds all files made.
+    """
+    before = peak_bytes()
+    found = load(*loading)
+    for _ in range(2):
+        found.run()
+    return peak_bytes() - before
+
+
+def measure(name: str, bits: str, threads: int, engines: List[str],
+            args: argparse.Namespace) -> Dict[str, Any]:
+    """A line of the record: a subject in all engines."""
+    loaded: Dict[str, Loaded] = {}
+    missing: Dict[str, str] = {}
+    for engine in engines:
+        try:
+            loaded[engine] = load(name, engine, bits, threads, args.work_dir)
+        except Unavailable as error:
+            missing[engine] = str(error)
+            print(f'{engine} is left out: {error}')
+    subject = SUBJECTS[name]
+    runs: Dict[str, Callable[[], Any]] = {
+        engine: partial(_repeat, found.run, subject.calls)
+        for engine, found in loaded.items()
+    }
+    load_before = os.getloadavg()[0]
+    seconds = take_turns(runs, args.rounds)
+    load_after = os.getloadavg()[0]
+    facts = loaded[NATIVE].facts if NATIVE in loaded else {}
+    loaded.clear()
+    runs.clear()
+    results: Dict[str, Dict[str, Any]] = {}
+    for engine, found in seconds.items():
+        results[engine] = {
+            key: value / subject.calls
+            for key, value in found._asdict().items()
+        }
+        if not args.no_memory and engine != COMPILED:
+            results[engine]['memory'] = call_elsewhere(measure_memory, name,
+                                                       engine, bits, threads,
+                                                       args.work_dir)
+    return dict(
+        subject=name,
+        title=subject.title,
+        bits=bits,
+        threads=threads,
+        rounds=args.rounds,
+        load=[load_before, load_after],
+        machine=describe_machine(),
+        native=facts,
+        missing=missing,
+        results=results)
+
+
+def _repeat(run: Callable[[], Any], times: int) -> None:
+    for _ in range(times):
+        run()
+
+
+def rows(line: Mapping[str, Any]) -> List[Dict[str, str]]:
+    """A table of a line of the record, with a row for each engine."""
+    results = line['results']
+    base = results.get(NATIVE)
+    table = []
+    for engine, found in results.items():
+        memory = found.get('memory')
+        cells = {
+            f'{line["title"]}, {line["bits"]}': engine,
+            'threads': str(line['threads']),
+            'user s': f'{found["user"]:.4g}',
+            'processor s': f'{found["processor"]:.4g}',
+            'wall s': f'{found["wall"]:.4g}'
+        }
+        for key in ('user', 'wall') if base else ():
+            cells[f'{key} / native'] = f'{found[key] / base[key]:.2f}'
+        cells['MB'] = '-' if memory is None else f'{memory / 1e6:.0f}'
+        table.append(cells)
+    return table
+
+
+def record(path: Path, line: Mapping[str, Any]) -> None:
+    """Add a line to the record; an earlier one of the same is replaced."""
+
+    def key(one: Mapping[str, Any]) -> Tuple[Any, ...]:
+        return one['subject'], one['bits'], one['threads'], one['machine'][
+            'cpu']
+
+    lines = [] if not path.exists() else [
+        json.loads(text) for text in path.read_text().splitlines()
+    ]
+    kept = [one for one in lines if key(one) != key(line)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(''.join(f'{json.dumps(one)}\n' for one in [*kept, line]))
+
+
+def main(argv: Optional[List[str]] = None) -> None:
+    args = parse_args(argv)
+    if os.environ.get(VARIABLE):
+        raise QuantError(f'the environment variable {VARIABLE} names one '
+                         'engine, and this command compares them; unset it.')
+    machine = describe_machine()
+    print(machine_line(machine), flush=True)
+    engines = args.engines or default_engines(machine['instructions'])
+    for name in names_of(args.subjects):
+        for bits in args.bits:
+            for threads in args.threads:
+                line = measure(name, bits, threads, engines, args)
+                record(args.record, line)
+                print(f'{format_table(rows(line))}\n', flush=True)
 
 
 if __name__ == '__main__':

@@ -14,6 +14,7 @@ COMMANDS = {
     'convert_swin_od': 'checkpoints of Swin-Transformer-Object-Detection',
     'convert_vitdet': "Detectron2's ViTDet checkpoints",
     'reproduce_table': 'a column of the table of published results',
+    'benchmark_det': 'speed and memory of a packed detector, float and native',
     'publish_float': "a training checkpoint's weights alone"
 }
 

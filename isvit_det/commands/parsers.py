@@ -8,7 +8,7 @@ from typing import Any, NoReturn, Optional
 
 from isvit_det.core.presets import METHODS
 from isvit_det.core.settings import SCOPES
-from isvit_det.runtime import ENGINES
+from isvit_det.runtime import BOTH, ENGINES
 
 QUANTIZE_DET = """\
 Evaluate a float detector, calibrate it in low bits, write a packed
@@ -27,6 +27,10 @@ own. A cell that is done is not run again, as long as checkpoint and arguments
 are the same; one that was interrupted goes on. The table,
 WORK_DIR/BITS_SCOPE_METHOD.md, is written anew after each cell. If a cell
 fails, the table says so, the others go on, and the exit status is 1."""
+BENCHMARK_DET = """\
+Measure a packed detector on this machine: seconds of a prediction and peak
+memory, in float by torch, in the simulation and on the native kernels. They
+take turns, so that other work on the machine hits all of them."""
 CONVERT_VITDET = """\
 Convert a ViTDet checkpoint of Detectron2 for a ViT config of configs/vit.
 Every weight of the file is used and every weight of the config's model is
@@ -51,16 +55,21 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f'error: {message}\n')
 
-    def add_engine(self) -> None:
-        """The option for what runs the quantized model."""
+    def add_engine(self, both: bool = False) -> None:
+        """The option for what runs the quantized model.
+
+        Args:
+            both: whether it may be evaluated by both engines.
+        """
         self.add_argument(
             '--engine',
-            choices=ENGINES,
+            choices=[*ENGINES, BOTH] if both else ENGINES,
             help='what runs the quantized layers of the calibrated model on a '
             "CPU: 'native', integer kernels, wherever they can; 'simulation', "
             "torch in float; 'auto' (default), the first where it is known to "
             'be faster; the environment variable ISVIT_DET_ENGINE overrides '
-            'it')
+            'these' + ("; 'both' evaluates in the simulation and natively"
+                       if both else ''))
 
     def add_overrides(self, purpose: str) -> None:
         """Add ``--cfg-options``, read into a dict by dotted key."""
@@ -125,7 +134,7 @@ def quantize_det() -> Parser:
     add('--no-float-eval',
         action='store_true',
         help='do not evaluate the float model first')
-    parser.add_engine()
+    parser.add_engine(both=True)
     parser.add_overrides('override settings of the config, or of the '
                          'quantization: quant.KEY=VALUE, sos.KEY=VALUE')
     add('--launcher',
@@ -209,6 +218,32 @@ def reproduce_table() -> Parser:
         help='override settings of every config')
     add('--metafile', type=Path, help="default: the package's own")
     parser.add_verbose()
+    return parser
+
+
+def benchmark_det() -> Parser:
+    """The command line of benchmark_det."""
+    parser = Parser(BENCHMARK_DET)
+    add = parser.add_argument
+    add('config',
+        metavar='CONFIG',
+        help='that of the calibration, or the float one')
+    add('checkpoint', metavar='PACKED', help='packed file, or its address')
+    add('--image',
+        metavar='FILE',
+        help='what to predict on; default: noise of the size that the config '
+        'tests')
+    add('--threads',
+        type=int,
+        nargs='+',
+        default=[1],
+        metavar='N',
+        help='default: 1; memory and layers are measured with the first')
+    add('--rounds', type=int, default=5, metavar='N', help='default: 5')
+    add('--layers',
+        action='store_true',
+        help='time each quantized layer by itself as well')
+    add('--json', type=Path, metavar='FILE', help='write all figures there')
     return parser
 
 

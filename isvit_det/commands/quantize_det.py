@@ -28,6 +28,8 @@ from isvit_det.inputs.configs import (DETECTOR, config_errors, configure_hook_,
 from isvit_det.packed.state import packed_config
 from isvit_det.report.tables import (format_table, further_lines, silent_sites,
                                      table_rows)
+from isvit_det.runtime import BOTH
+from isvit_det.runtime.engine import VARIABLE
 from isvit_det.screen.output import say, showing
 
 # Name of the log in the work directory.
@@ -62,7 +64,12 @@ def configure(args: argparse.Namespace) -> Config:
     else:
         refuse_other_layouts(content['state_dict'], path)
     quantize_config_(cfg, quant)
-    cfg.model.update(given(engine=args.engine))
+    if args.engine != BOTH:
+        cfg.model.update(given(engine=args.engine))
+    elif os.environ.get(VARIABLE):
+        raise QuantError(f'--engine: {BOTH!r} are asked for, and the '
+                         f'environment variable {VARIABLE} names one; unset '
+                         'it, or leave --engine out.')
     cfg = as_python(cfg)
     sos = given(num_images=args.calib_images, iters=args.iters, seed=args.seed)
     configure_hook_(cfg, {**more.sos, **sos}, args.store_gb)
@@ -146,7 +153,9 @@ def quantize(args: argparse.Namespace) -> None:
         else:
             screen.mute()
         run = QuantizationRun(cfg, device)
-        result = run.run(float_eval=not args.no_float_eval)
+        result = run.run(
+            float_eval=not args.no_float_eval,
+            both_engines=args.engine == BOTH)
         if is_main_process():
             show(run, result)
         run.close()

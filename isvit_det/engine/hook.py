@@ -22,6 +22,7 @@ from isvit_det.engine.calibrate import WORKSPACE, calibrate_detector_
 from isvit_det.engine.float_metrics import without_engine
 from isvit_det.engine.heads import find_products
 from isvit_det.engine.images import CalibrationImages, calibration_images
+from isvit_det.engine.reported import other_engine
 from isvit_det.engine.tested_weights import take_tested_weights_
 from isvit_det.evaluation.tasks import metainfo
 from isvit_det.inputs.datasets import (dataset_of, evaluation_paths,
@@ -84,6 +85,8 @@ class SOSCalibrationHook(Hook):
         self.outcome: Optional[Outcome] = None
         self.teacher: Any = None
         self.left_out: List[str] = []
+        # Entries of the packed file that was loaded.
+        self._packed: Dict[str, Any] = {}
         self._weights: Optional[str] = None
         self._postponed = False
         self._calls: Dict[str, int] = {}
@@ -131,6 +134,10 @@ class SOSCalibrationHook(Hook):
         """
         if is_packed(checkpoint):
             check_others(checkpoint)
+            self._packed = {
+                key: value
+                for key, value in checkpoint.items() if key != 'state_dict'
+            }
 
     def sos_config(self, runner: Runner) -> SOSConfig:
         """Settings of the calibration, on top of the method's preset.
@@ -256,8 +263,17 @@ class SOSCalibrationHook(Hook):
         self._note_weights(runner)
 
     def before_test_epoch(self, runner: Runner) -> None:
-        """Note the number of calls of every quantizer."""
-        self._calls = count_calls(bare_model(runner))
+        """Note the number of calls of every quantizer.
+
+        A line tells of a test in another engine than the calibration's.
+        """
+        model = bare_model(runner)
+        self._calls = count_calls(model)
+        source = runner.cfg.get('load_from')
+        if self._packed and source:
+            line = other_engine(model, Path(source), self._packed)
+            if line is not None:
+                runner.logger.info(line)
 
     def before_test_iter(self,
                          runner: Runner,

@@ -22,12 +22,14 @@ from isvit_det.engine.calibrate import WORKSPACE
 from isvit_det.engine.float_metrics import (FloatMetrics, prediction_key,
                                             sources_of)
 from isvit_det.engine.hook import SOSCalibrationHook, bare_model
+from isvit_det.engine.reported import REPORT
 from isvit_det.evaluation.agreement import plan_evaluation
 from isvit_det.evaluation.data_checks import check_test_data, test_data_errors
 from isvit_det.evaluation.figures import explain_gaps
 from isvit_det.evaluation.ground_truth import read_truth
 from isvit_det.evaluation.loop import PREDICTIONS, Evaluation
 from isvit_det.evaluation.predictions import PredictionFile
+from isvit_det.evaluation.stopwatch import Stopwatch
 from isvit_det.evaluation.trial import try_log, try_metrics
 from isvit_det.inputs.configs import config_errors
 from isvit_det.inputs.data_errors import TestWatch, read
@@ -69,6 +71,8 @@ class QuantizationRun:
     def __init__(self, cfg: Config, device: Optional[str] = None) -> None:
         self.start = time.perf_counter()
         self.seconds: Dict[str, float] = {}
+        # Predictions of which no report is written yet.
+        self.unsettled: List[PredictionFile] = []
         self.work_dir = Path(str(cfg.work_dir))
         self.checkpoint = Path(cfg.load_from)
         check_writable(self.work_dir)
@@ -92,7 +96,9 @@ class QuantizationRun:
         try_log(self.runner)
         data_notes = check_test_data(self.runner, truth)
         self.watch = TestWatch()
+        self.stopwatch = Stopwatch()
         self.runner.register_hook(self.watch)
+        self.runner.register_hook(self.stopwatch)
         self.model = bare_model(self.runner)
         if device is not None:
             self.model.to(device)
@@ -116,7 +122,7 @@ class QuantizationRun:
             self.model = bare_model(self.runner)
             self.model.eval()
         # The report of the calibration is often in the same folder.
-        name = 'result_packed.json' if self.calibrated else 'result.json'
+        name = 'result_packed.json' if self.calibrated else REPORT
         self.report = self.work_dir / name
         if not self.calibrated:
             with config_errors():
@@ -128,14 +134,21 @@ class QuantizationRun:
             self.runner.logger.warning(note)
         self.plan.notes.extend(data_notes)
 
-    def run(self, float_eval: bool) -> Dict[str, Any]:
+    def run(self,
+            float_eval: bool,
+            both_engines: bool = False) -> Dict[str, Any]:
         """Run all phases and write the report, a JSON file.
 
         Args:
             float_eval: whether to evaluate the float model.
+            both_engines: whether to evaluate the quantized model twice, in
+                the simulation and natively, instead of once as
+                ``model.engine`` says. Without native kernels it is simulated
+                only, and a note says why.
 
         Returns:
-            The content of the file.
+            The content of the file. Its figures of the quantized model are
+            those of the last evaluation; ``also_evaluated`` has those before.
         """
         found: Dict[str, Any] = {}
         teacher = None
@@ -146,17 +159,16 @@ class QuantizationRun:
             teacher = self.hook.teacher = copy.deepcopy(self.model.backbone)
             with self._timed('calibration'):
                 self.hook.before_test(self.runner)
-        calls = count_calls(self.model)
-        found['engine'] = describe_engine(self.model)
-        # Engines round sums in different orders.
-        engine = [found['engine'][key] for key in ('engine', 'kernels')]
-        evaluation = self._evaluation(
-            'packed' if self.calibrated else 'quantized',
-            [*sources_of(self.runner, self.model), engine],
-            lambda: dict(sites=list_sites_run(self.model, calls)))
-        found['quantized'] = evaluation.run()
-        found['sites'] = sum_calls(evaluation.about['sites'])
-        self.seconds['quantized_evaluation'] = evaluation.seconds
+        engines = [self.model.runtime.engine]
+        if both_engines:
+            engines = self._both_engines()
+        evaluations = [
+            self._evaluate_quantized(engine, is_last=engine == engines[-1])
+            for engine in engines
+        ]
+        last = evaluations.pop()
+        found.update(last, also_evaluated=evaluations)
+        self.seconds['quantized_evaluation'] = last['seconds']
         if teacher is not None:
             self.runner.logger.info("measuring the backbone's error")
             total = min(ERROR_IMAGES, len(self.plan.indices))
@@ -172,8 +184,48 @@ class QuantizationRun:
             if not self.calibrated:
                 # There is nothing left to resume.
                 shutil.rmtree(self.work_dir / WORKSPACE, ignore_errors=True)
-        evaluation.file.settle()
+        for file in self.unsettled:
+            file.settle()
         return result
+
+    def _both_engines(self) -> List[str]:
+        """The simulation, and then the native kernels if there are any."""
+        self.model.runtime.engine = 'native'
+        found = describe_engine(self.model)
+        if found['engine'] == 'native':
+            return ['simulation', 'native']
+        self.plan.notes.append('quantized: not evaluated natively, since '
+                               f'{found["reason"]}')
+        return ['simulation']
+
+    def _evaluate_quantized(self, engine: str,
+                            is_last: bool) -> Dict[str, Any]:
+        """Figures of the quantized model, and how it ran.
+
+        Args:
+            engine: as for ``model.engine``.
+            is_last: whether its predictions have the plain name.
+        """
+        self.model.runtime.engine = engine
+        calls = count_calls(self.model)
+        how = describe_engine(self.model)
+        name = shown = 'packed' if self.calibrated else 'quantized'
+        if not is_last:
+            name += f'_{how["engine"]}'
+            shown += f' ({how["engine"]})'
+        # Engines round sums in different orders.
+        key = [how[part] for part in ('engine', 'kernels')]
+        evaluation = self._evaluation(
+            shown, name, [*sources_of(self.runner, self.model), key],
+            lambda: dict(sites=list_sites_run(self.model, calls)))
+        figures = evaluation.run()
+        self.unsettled.append(evaluation.file)
+        return dict(
+            quantized=figures,
+            engine=how,
+            sites=sum_calls(evaluation.about['sites']),
+            seconds=evaluation.seconds,
+            seconds_per_image=evaluation.seconds_per_image)
 
     def close(self) -> None:
         """Call ``after_run`` of the hooks, after the table is shown."""
@@ -186,16 +238,16 @@ class QuantizationRun:
         with self.watch.errors(), hook_errors():
             yield
 
-    def _evaluation(self, name: str, sources: List[Any],
+    def _evaluation(self, shown: str, name: str, sources: List[Any],
                     describe: Callable[[], Mapping[str, Any]]) -> Evaluation:
         key = prediction_key(sources)
         file = PredictionFile(self.work_dir / PREDICTIONS, name, key)
-        return Evaluation(name, self.runner, self.plan, file, describe,
-                          self._test_errors)
+        return Evaluation(shown, self.runner, self.plan, file, describe,
+                          self._test_errors, self.stopwatch)
 
     def _evaluate_float(self) -> Dict[str, Any]:
         sources = sources_of(self.runner, self.model)
-        evaluation = self._evaluation('float', sources,
+        evaluation = self._evaluation('float', 'float', sources,
                                       lambda: dict(peak_memory=peak_memory()))
         memory = FloatMetrics(self.work_dir, self.runner, sources)
         found = memory.recall()
@@ -205,7 +257,10 @@ class QuantizationRun:
         else:
             with self.hook.postponed():
                 found = evaluation.run()
-            found.update(evaluation.about, seconds=evaluation.seconds)
+            found.update(
+                evaluation.about,
+                seconds=evaluation.seconds,
+                seconds_per_image=evaluation.seconds_per_image)
             if is_main_process():
                 memory.keep(found)
             evaluation.file.settle()
@@ -227,6 +282,8 @@ class QuantizationRun:
             float=found.get('float'),
             quantized=found['quantized'],
             engine=found['engine'],
+            seconds_per_image=found['seconds_per_image'],
+            also_evaluated=found['also_evaluated'],
             backbone_error=found.get('backbone_error'),
             bytes=dict(
                 float=None if outcome is None else self.given_bytes,

@@ -4,7 +4,7 @@ import time
 import traceback
 from pathlib import Path
 from typing import (Any, Callable, ContextManager, Dict, Iterator, List,
-                    Mapping, Sequence)
+                    Mapping, Optional, Sequence)
 
 from mmengine.evaluator import Evaluator
 from mmengine.runner import Runner
@@ -16,6 +16,7 @@ from isvit_det.evaluation.agreement import Plan, counts_part
 from isvit_det.evaluation.figures import (Figures, average_precision,
                                           fractions, gaps, raw)
 from isvit_det.evaluation.predictions import PredictionFile
+from isvit_det.evaluation.stopwatch import Stopwatch
 from isvit_det.evaluation.tasks import Task, is_split
 from isvit_det.screen.progress import duration, track
 
@@ -34,16 +35,19 @@ class Evaluation(Evaluator):
         describe: is called when all images are predicted, and returns plain
             values that are kept with the predictions.
         watching: a context that turns exceptions of a test into QuantErrors.
+        stopwatch: a hook of the runner.
 
     Attributes:
         about: the values of ``describe``.
         seconds: time of predicting and measuring.
+        seconds_per_image: median time of predicting an image.
     """
 
     def __init__(self, name: str, runner: Runner, plan: Plan,
                  file: PredictionFile, describe: Callable[[], Mapping[str,
                                                                       Any]],
-                 watching: Callable[[], ContextManager[None]]) -> None:
+                 watching: Callable[[], ContextManager[None]],
+                 stopwatch: Stopwatch) -> None:
         self.name = name
         self.runner = runner
         self.loop = runner.test_loop
@@ -54,8 +58,10 @@ class Evaluation(Evaluator):
         self.file = file
         self.describe = describe
         self.watching = watching
+        self.stopwatch = stopwatch
         self.about: Dict[str, Any] = {}
         self.seconds = 0.
+        self.seconds_per_image: Optional[float] = None
         self._ids: List[Any] = []
         self._num_detections = 0
         self._part: Dict[str, Any] = {}
@@ -107,6 +113,7 @@ class Evaluation(Evaluator):
                 data_samples: Sequence[Any],
                 data_batch: Any = None) -> None:
         """Keep the predictions of a batch, and pass them to the metrics."""
+        self.stopwatch.stop(len(data_samples))
         samples = [
             sample.to_dict() if isinstance(sample, BaseDataElement) else sample
             for sample in data_samples
@@ -119,7 +126,9 @@ class Evaluation(Evaluator):
     def evaluate(self, size: int) -> Dict[str, Any]:
         """Finish the file and measure."""
         self.about = dict(
-            self.describe(), seconds=time.perf_counter() - self._start)
+            self.describe(),
+            seconds=time.perf_counter() - self._start,
+            seconds_per_image=self.stopwatch.median())
         self.file.finish(self.about)
         return self._measure(size)
 
@@ -166,6 +175,7 @@ class Evaluation(Evaluator):
     def _outcome(self, metrics: Mapping[str, Any]) -> Dict[str, Any]:
         tasks, nothing = self.plan.tasks, self.plan.nothing
         self.about.pop('seconds')
+        self.seconds_per_image = self.about.pop('seconds_per_image', None)
         part = raw(self._part)
         every = {**raw(metrics), **part}
         missing = gaps(every, tasks, nothing)

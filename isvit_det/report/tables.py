@@ -142,19 +142,18 @@ def write_result(path: Path, result: Mapping[str, Any]) -> None:
 
 
 def table_rows(result: Mapping[str, Any]) -> List[Dict[str, str]]:
-    """The rows of the float and of the quantized model.
+    """The rows of the float model and of each evaluation of the quantized one.
 
     Args:
         result: of a run, as in ``result.json``.
     """
     seconds = result['seconds']
     unquantized = result['float'] or {}
-    quantized = result['quantized']
-    error = result['backbone_error']
-    figures = Figures(unquantized, quantized)
+    also = result['also_evaluated']
+    figures = Figures(unquantized, result['quantized'])
 
-    def row(model: str, found: Mapping[str, Any], size: Optional[int],
-            memory: Mapping[str, int], **more: Optional[str]) -> dict:
+    def row(model: str, found: Mapping[str, Any], memory: Mapping[str, int],
+            pace: Optional[float], **more: Optional[str]) -> dict:
         cells = {
             'model':
             model,
@@ -167,10 +166,14 @@ def table_rows(result: Mapping[str, Any]) -> List[Dict[str, str]]:
             more.get('scope'),
             'method':
             more.get('method'),
+            'engine':
+            more.get('engine'),
+            's/image':
+            pace and f'{pace:.3g}',
             'backbone error':
             more.get('error'),
             'MB':
-            size and f'{size / 1e6:.1f}',
+            more.get('size'),
             'calibration s':
             more.get('calibration'),
             'evaluation s':
@@ -181,23 +184,38 @@ def table_rows(result: Mapping[str, Any]) -> List[Dict[str, str]]:
         }
         return {key: value or '-' for key, value in cells.items()}
 
-    return [
-        row('float',
-            unquantized,
-            result['bytes']['float'],
-            unquantized.get('peak_memory', {}),
-            bits='32',
-            evaluation=_whole(seconds.get('float_evaluation'))),
-        row('quantized',
-            quantized,
-            result['bytes']['packed'],
-            result['peak_memory'],
+    def quantized_row(found: Mapping[str, Any], memory: Mapping[str, int],
+                      evaluation: Optional[float],
+                      **more: Optional[str]) -> dict:
+        return row(
+            'quantized',
+            found['quantized'],
+            memory,
+            found['seconds_per_image'],
             bits=result['bits'],
             scope=result['scope'],
             method=result['method'],
+            engine=found['engine']['engine'],
+            size=_megabytes(result['bytes']['packed']),
+            evaluation=_whole(evaluation),
+            **more)
+
+    error = result['backbone_error']
+    return [
+        row('float',
+            unquantized,
+            unquantized.get('peak_memory', {}),
+            unquantized.get('seconds_per_image'),
+            bits='32',
+            size=_megabytes(result['bytes']['float']),
+            evaluation=_whole(seconds.get('float_evaluation'))),
+        *(quantized_row(each, {}, each['seconds']) for each in also),
+        quantized_row(
+            result,
+            result['peak_memory'],
+            seconds.get('quantized_evaluation'),
             error=None if error is None else f'{error:.4g}',
-            calibration=_whole(seconds.get('calibration')),
-            evaluation=_whole(seconds.get('quantized_evaluation'))),
+            calibration=_whole(seconds.get('calibration'))),
     ]
 
 
@@ -213,6 +231,10 @@ def further_lines(result: Mapping[str, Any]) -> List[str]:
     if result.get('engine'):
         lines.append(engine_line(result['engine']))
     return lines + [f'note: {note}' for note in result['notes']]
+
+
+def _megabytes(size: Optional[int]) -> Optional[str]:
+    return size and f'{size / 1e6:.1f}'  # type: ignore
 
 
 def _whole(seconds: Optional[float]) -> Optional[str]:

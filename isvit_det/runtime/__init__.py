@@ -7,3 +7,5 @@ them on tensors, and ``layers`` has whole linear layers and convolutions.
 
 # What may run a calibrated model's quantized layers.
 ENGINES = ('auto', 'native', 'simulation')
+# With which the calibrated model is evaluated twice.
+BOTH = 'both'

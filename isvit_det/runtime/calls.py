@@ -33,23 +33,28 @@ def _is_autocast() -> bool:
         return torch.is_autocast_cpu_enabled()
 
 
-def is_plain_part(part: nn.Module) -> bool:
-    """Whether a calibrated part of a model may be run as a whole.
+def obstacle(part: nn.Module) -> str:
+    """Why a calibrated part of a model cannot be run as a whole; '' if it can.
 
-    It may not where anyone watches, trains or simulates something in it.
+    It cannot where anyone watches, trains or simulates something in it.
     """
-    for module in part.modules():
-        if module.training or is_hooked(module):
-            return False
-        if isinstance(module, Quantizer) and not (module.enabled
-                                                  and module.observer is None):
-            return False
-        if isinstance(module,
-                      (QuantLinear, QuantConv2d)) and (module.native is None
-                                                       or module.weight.dtype
-                                                       is not torch.float32):
-            return False
-    return True
+    for name, module in part.named_modules():
+        where = name or 'it'
+        if module.training:
+            return f'{where} is in training mode'
+        if is_hooked(module):
+            return f'{where} has forward hooks'
+        if isinstance(module, Quantizer):
+            if not module.enabled:
+                return f'{where} is off'
+            if module.observer is not None:
+                return f'{where} is observed'
+        if isinstance(module, (QuantLinear, QuantConv2d)):
+            if module.native is None:
+                return f'{where} is simulated'
+            if module.weight.dtype is not torch.float32:
+                return f'{where} has weights in {module.weight.dtype}'
+    return ''
 
 
 class Kept:

@@ -21,6 +21,7 @@ from isvit_det.runtime.build import NoLibrary
 from isvit_det.runtime.calls import Kept, is_hooked, is_plain_input
 from isvit_det.runtime.layers import NativeConv, NativeLinear
 from isvit_det.runtime.native import Isa, supported_isas
+from isvit_det.runtime.parts import NativeParts
 from isvit_det.runtime.plan import Unsupported
 from isvit_det.runtime.swin_backbone import SwinForward
 from isvit_det.runtime.vit_backbone import VitForward
@@ -179,25 +180,43 @@ def attach_runtime_(model: Any, engine: str = 'auto') -> None:
 def describe_engine(model: nn.Module) -> Dict[str, Any]:
     """What runs a calibrated model of ``attach_runtime_``, and why.
 
+    What is packed for that is what the next prediction runs.
+
     Returns:
         ``engine``, ``'native'`` or ``'simulation'``; ``kernels``, of which
         CPU, or None; ``reason``; ``native_layers``, a number; ``simulated``,
-        the other quantized layers by name with the reason for each.
+        the other quantized layers by name with the reason for each;
+        ``unfused``, the blocks by name whose layers are run one by one,
+        with the reason for each.
     """
     choice = model.runtime.choose()  # type: ignore
+    device = next(model.parameters()).device.type
+    if choice.isa is not None and device != 'cpu':
+        choice = Choice(None, f'the model is on a device of type {device!r}')
+    names = {module: name for name, module in model.named_modules()}
+    wholes: Dict[nn.Module, str] = {}
+    for backbone in names if choice.isa is not None else ():
+        native = getattr(backbone, 'native', None)
+        if isinstance(native, NativeParts):
+            wholes.update(native.describe(backbone, choice.isa))
+    fused = {
+        layer
+        for whole, reason in wholes.items() if not reason
+        for layer in whole.modules()
+    }
     simulated: Dict[str, str] = {}
     num_native = 0
-    for name, layer in model.named_modules():
-        if not isinstance(layer, (QuantLinear, QuantConv2d)):
-            continue
-        reason = 'the whole model is simulated'
-        if choice.isa is not None:
+    for layer in quantized_layers(model):
+        reason = ''
+        if choice.isa is None:
+            reason = 'the whole model is simulated'
+        elif not isinstance(layer.native, _Forward):
             reason = 'it was exchanged'
-            if isinstance(layer.native, _Forward):
-                layer.native.prepare(layer, choice.isa)
-                reason = layer.native.reason
+        elif layer not in fused:
+            layer.native.prepare(layer, choice.isa)
+            reason = layer.native.reason
         if reason:
-            simulated[name] = reason
+            simulated[names[layer]] = reason
         else:
             num_native += 1
     is_native = num_native > 0
@@ -206,7 +225,11 @@ def describe_engine(model: nn.Module) -> Dict[str, Any]:
         kernels=choice.isa.name if is_native and choice.isa else None,
         reason=choice.reason,
         native_layers=num_native,
-        simulated=simulated)
+        simulated=simulated,
+        unfused={
+            names[whole]: reason
+            for whole, reason in wholes.items() if reason
+        })
 
 
 def engine_line(found: Dict[str, Any]) -> str:
@@ -220,12 +243,17 @@ def engine_line(found: Dict[str, Any]) -> str:
             f'run in integers ({found["kernels"]} kernels; '
             f'{found["reason"]}), all else in float')
     if simulated:
-        shown: List[str] = [
-            f'{name} ({reason})' for name, reason in simulated.items()
-        ]
-        more = ', ...' if len(shown) > SHOWN_LAYERS else ''
-        text += f'; simulated: {", ".join(shown[:SHOWN_LAYERS])}{more}'
+        text += f'; simulated: {_few(simulated)}'
+    # Reports of earlier versions do not have these.
+    if found.get('unfused'):
+        text += f'; blocks that run layer by layer: {_few(found["unfused"])}'
     return text
+
+
+def _few(reasons: Dict[str, str]) -> str:
+    shown = [f'{name} ({reason})' for name, reason in reasons.items()]
+    more = ', ...' if len(shown) > SHOWN_LAYERS else ''
+    return ', '.join(shown[:SHOWN_LAYERS]) + more
 
 
 def _announce(model: Any, args: Any) -> None:

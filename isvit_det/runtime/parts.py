@@ -1,16 +1,29 @@
 """Parts of a backbone that run natively as a whole."""
-from typing import Any, Callable, Dict, Iterator, Optional
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional
 
 from torch import Tensor, nn
 
 from isvit_det.core.quantizers import Quantizer
-from isvit_det.runtime.calls import Kept, is_plain_part
+from isvit_det.runtime.calls import Kept, obstacle
 from isvit_det.runtime.native import Isa
 from isvit_det.runtime.plan import Unsupported
 
 
+class Part(NamedTuple):
+    """A part of a backbone.
+
+    Attributes:
+        name: in the backbone.
+        module: what it is.
+        make: makes what runs the module natively, or raises ``Unsupported``.
+    """
+    name: str
+    module: nn.Module
+    make: Callable[[Any, Isa], Any]
+
+
 class NativeParts:
-    """Parts that were prepared; can be copied and pickled.
+    """Runs the parts of a backbone natively; can be copied and pickled.
 
     Args:
         runtime: asked at every forward which kernels to use.
@@ -24,34 +37,52 @@ class NativeParts:
         # What was prepared is made anew.
         return dict(runtime=self.runtime, _parts={})
 
-    def prepare(self, name: str, part: nn.Module, isa: Isa,
-                make: Callable[[Any, Isa], Any]) -> Optional[Any]:
-        """A part as it is now.
+    def parts(self, backbone: Any) -> List[Part]:
+        """The parts that can be run as a whole, in order."""
+        raise NotImplementedError
 
-        Args:
-            name: of the part in the backbone.
-            part: the module.
-            isa: kernels to use.
-            make: makes what runs the module, or raises ``Unsupported``.
+    def obstacle(self, backbone: Any) -> str:
+        """Why no part of a backbone is run as a whole; '' if they are."""
+        raise NotImplementedError
 
-        Returns:
-            What ``make`` gives, whose quantizers count a call; None if the
-            part has to run by its own module.
+    def describe(self, backbone: Any, isa: Isa) -> Dict[nn.Module, str]:
+        """Why each part does not run as a whole; '' if it does.
+
+        They are prepared for it.
         """
-        if not is_plain_part(part):
+        common = self.obstacle(backbone)
+        reasons = {}
+        for part in self.parts(backbone):
+            made = self._prepare(part, isa)
+            own = made if isinstance(made, str) else ''
+            reasons[part.module] = common or own
+        return reasons
+
+    def prepare(self, part: Part, isa: Isa) -> Optional[Any]:
+        """What runs a part as it is now, whose quantizers count a call.
+
+        None if it has to run by its own module.
+        """
+        made = self._prepare(part, isa)
+        if isinstance(made, str):
             return None
+        _count_calls(part.module)
+        return made
 
-        def try_to_make() -> Optional[Any]:
+    def _prepare(self, part: Part, isa: Isa) -> Any:
+        """What runs a part, or why there is nothing that does."""
+        reason = obstacle(part.module)
+        if reason:
+            return reason
+
+        def try_to_make() -> Any:
             try:
-                return make(part, isa)
-            except Unsupported:
-                return None
+                return part.make(part.module, isa)
+            except Unsupported as error:
+                return str(error)
 
-        kept = self._parts.setdefault(name, Kept())
-        native = kept.get(list(_tensors_of(part)), try_to_make, isa)
-        if native is not None:
-            _count_calls(part)
-        return native
+        kept = self._parts.setdefault(part.name, Kept())
+        return kept.get(list(_tensors_of(part.module)), try_to_make, isa)
 
 
 def _tensors_of(part: nn.Module) -> Iterator[Tensor]:

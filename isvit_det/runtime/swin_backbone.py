@@ -1,5 +1,5 @@
 """The forward pass of a Swin backbone with its blocks on the kernels."""
-from typing import Any, Iterator, List, Optional, Tuple
+from typing import Any, Iterator, List, Optional
 
 from mmdet.models.backbones.swin import SwinBlock, SwinBlockSequence
 from mmdet.models.layers import PatchMerging
@@ -10,7 +10,7 @@ from isvit_det.core.units import State
 from isvit_det.runtime.blocks import NativeBlock, NativeMerging
 from isvit_det.runtime.calls import is_hooked, is_plain_input
 from isvit_det.runtime.native import Isa
-from isvit_det.runtime.parts import NativeParts
+from isvit_det.runtime.parts import NativeParts, Part
 from isvit_det.runtime.swin_plan import plan_merging, plan_swin_block
 
 
@@ -43,12 +43,26 @@ class SwinForward(NativeParts):
         *_, last = self._stages(backbone, x, isa)
         return last
 
+    def parts(self, backbone: Any) -> List[Part]:
+        parts = []
+        for i, stage in enumerate(backbone.stages):
+            parts += [
+                Part(f'{i}.{j}', block, _block)
+                for j, block in enumerate(stage.blocks)
+            ]
+            if stage.downsample is not None:
+                parts.append(_merging_of(i, stage.downsample))
+        return parts
+
+    def obstacle(self, backbone: Any) -> str:
+        for i, stage in enumerate(backbone.stages):
+            if type(stage) is not SwinBlockSequence or is_hooked(stage):
+                return f'stages.{i} is of another class or has forward hooks'
+        return ''
+
     def _isa(self, backbone: QuantSwinTransformer, x: Tensor) -> Optional[Isa]:
-        if backbone.training or not is_plain_input(x):
-            return None
-        if any(
-                type(stage) is not SwinBlockSequence or is_hooked(stage)
-                for stage in backbone.stages):
+        if (backbone.training or not is_plain_input(x)
+                or self.obstacle(backbone)):
             return None
         return self.runtime.choose().isa
 
@@ -64,7 +78,7 @@ class SwinForward(NativeParts):
         x = backbone.drop_after_pos(x)
         for i, stage in enumerate(backbone.stages):
             for j, block in enumerate(stage.blocks):
-                native = self.prepare(f'{i}.{j}', block, isa, _block)
+                native = self.prepare(Part(f'{i}.{j}', block, _block), isa)
                 if native is None:
                     x = block(x, size)
                 else:
@@ -73,20 +87,20 @@ class SwinForward(NativeParts):
                     x = native(x, size, x)
             yield State(x, size)
             if stage.downsample is not None:
-                x, size = self._merge(f'{i}', stage.downsample, x, size, isa)
-
-    def _merge(self, name: str, merging: PatchMerging, x: Tensor,
-               size: Tuple[int,
-                           int], isa: Isa) -> Tuple[Tensor, Tuple[int, int]]:
-        native = self.prepare(name, merging, isa, _merging)
-        if native is None:
-            return merging(x, size)
-        return native(x.contiguous(), size)
+                native = self.prepare(_merging_of(i, stage.downsample), isa)
+                if native is None:
+                    x, size = stage.downsample(x, size)
+                else:
+                    x, size = native(x.contiguous(), size)
 
 
 def _block(block: SwinBlock, isa: Isa) -> NativeBlock:
     return NativeBlock(plan_swin_block(block), isa)
 
 
-def _merging(merging: Any, isa: Isa) -> NativeMerging:
+def _merging_of(stage: int, merging: PatchMerging) -> Part:
+    return Part(f'{stage}', merging, _merging)
+
+
+def _merging(merging: PatchMerging, isa: Isa) -> NativeMerging:
     return NativeMerging(plan_merging(merging), isa)

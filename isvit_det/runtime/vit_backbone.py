@@ -1,5 +1,5 @@
 """The forward pass of a ViT backbone with its blocks on the kernels."""
-from typing import Optional
+from typing import Any, List, Optional
 
 from torch import Tensor
 
@@ -9,7 +9,7 @@ from isvit_det.core.units import State
 from isvit_det.runtime.blocks import NativeBlock
 from isvit_det.runtime.calls import is_plain_input
 from isvit_det.runtime.native import Isa
-from isvit_det.runtime.parts import NativeParts
+from isvit_det.runtime.parts import NativeParts, Part
 from isvit_det.runtime.vit_plan import plan_vit_block
 
 
@@ -29,15 +29,24 @@ class VitForward(NativeParts):
         if isa is None:
             return None
         x, size = backbone.embed(images)
-        for index, block in enumerate(backbone.blocks):
-            native = self.prepare(f'{index}', block, isa, _block)
+        for part in self.parts(backbone):
+            native = self.prepare(part, isa)
             if native is None:
-                x = block(x, size)
+                x = part.module(x, size)
             else:
                 # Only the blocks know the map: it is replaced in place.
                 x = x.contiguous()
                 x = native(x, size, x)
         return State(x, size)
+
+    def parts(self, backbone: Any) -> List[Part]:
+        return [
+            Part(f'{index}', block, _block)
+            for index, block in enumerate(backbone.blocks)
+        ]
+
+    def obstacle(self, backbone: Any) -> str:
+        return ''
 
 
 def _block(block: Block, isa: Isa) -> NativeBlock:

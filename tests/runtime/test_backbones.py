@@ -5,9 +5,11 @@ import pickle
 import pytest
 import torch
 
-from isvit_det.core.layers import quantizers, simulation
-from isvit_det.runtime import swin_backbone
-from isvit_det.runtime.engine import VARIABLE, attach_runtime_
+from isvit_det.core.layers import quantized_layers, quantizers, simulation
+from isvit_det.runtime import blocks, engine, swin_backbone
+from isvit_det.runtime.engine import (VARIABLE, attach_runtime_,
+                                      describe_engine, engine_line)
+from isvit_det.runtime.plan import Unsupported
 from tests.runtime.blocks import TWO_STAGES, draw_backbone
 
 
@@ -177,3 +179,63 @@ def test_all_images_of_a_batch_are_as_alone(model):
         for i in range(3):
             for one, all_of_them in zip(model(x[i:i + 1]), batch):
                 assert torch.equal(one[0], all_of_them[i])
+
+
+def test_what_is_described_is_packed_once_and_is_what_runs(
+        model, ran, monkeypatch):
+    packed = []
+    for module in (engine, blocks):
+        for name in ('NativeLinear', 'NativeConv', 'NativeBlock',
+                     'NativeMerging', 'pack_layer'):
+            if hasattr(module, name):
+                monkeypatch.setattr(
+                    module, name, noting(packed, name, getattr(module, name)))
+    found = describe_engine(model)
+    layers = len(quantized_layers(model))
+    assert found['native_layers'] == layers
+    assert found['simulated'] == found['unfused'] == {}
+    inside = sum(
+        len(quantized_layers(part)) for stage in model.stages
+        for part in (*stage.blocks, stage.downsample) if part is not None)
+    # Query, key and value are packed one by one.
+    assert 'NativeLinear' not in packed
+    assert packed.count('NativeConv') == layers - inside
+    packed.clear()
+    predict(model)
+    assert ran == ALL and packed == []
+
+
+def noting(calls, name, make):
+
+    def call(*args, **kwargs):
+        calls.append(name)
+        return make(*args, **kwargs)
+
+    return call
+
+
+@pytest.mark.parametrize('change, reason', [
+    (lambda block: block.ffn.register_forward_hook(lambda *args: None),
+     'ffn has forward hooks'),
+    (lambda block: block.attn.w_msa.train(), 'attn.w_msa is in training mode'),
+    (lambda block: setattr(block.attn.w_msa.proj, 'native', None),
+     'attn.w_msa.proj is simulated'),
+])
+def test_a_block_that_runs_layer_by_layer_is_named(model, change, reason):
+    change(model.stages[0].blocks[1])
+    found = describe_engine(model)
+    assert found['unfused'] == {'stages.0.blocks.1': reason}
+    assert found['engine'] == 'native'
+    assert f'layer by layer: stages.0.blocks.1 ({reason})' in \
+        engine_line(found)
+
+
+def test_what_the_kernels_cannot_run_as_a_whole_is_named(model, monkeypatch):
+
+    def refuse(*args):
+        raise Unsupported('it is too long')
+
+    monkeypatch.setattr(swin_backbone, 'NativeMerging', refuse)
+    found = describe_engine(model)
+    assert found['unfused'] == {'stages.0.downsample': 'it is too long'}
+    assert found['native_layers'] == len(quantized_layers(model))

@@ -211,6 +211,12 @@ def test_layers_that_cannot_run_are_named(net):
     assert '1 of 2 quantized layers run in integers' in engine_line(found)
 
 
+def test_a_model_on_another_device_is_said_to_be_simulated(net):
+    found = describe_engine(net.to('meta'))
+    assert found['engine'] == 'simulation' and found['native_layers'] == 0
+    assert "on a device of type 'meta'" in engine_line(found)
+
+
 def test_without_a_library_all_is_simulated(net, calls, monkeypatch):
 
     def fail():
