@@ -5,8 +5,8 @@ SHELL := bash
 .SHELLFLAGS := -e -o pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help demo picture methods accuracy bench-calibration bench-scaling \
-	bench-memory bench-runtime bench-engines learn-coco60 bench-coco60 test test-openmmlab \
-	test-slow wheel torture check train format clean
+	bench-memory bench-runtime bench-engines learn-coco60 bench-coco60 \
+	test test-openmmlab test-slow wheel torture check train format clean
 
 # The demo's detector: MODEL=mask with BACKBONE=swin or deit, or MODEL=cascade.
 MODEL := mask
