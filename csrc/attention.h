@@ -37,58 +37,27 @@ struct Scores {
   int64_t bias_pitch;
 };
 
-// One part of a key's codes less the center, and the sum of them.
-int center_key(const uint8_t *key, int width, int center, int8_t *part) {
-  typedef uint8_t Bytes __attribute__((vector_size(16)));
-  typedef uint16_t Pairs __attribute__((vector_size(16)));
-  Pairs sums = {};
-  int c = 0;
-  for (; c + 16 <= width; c += 16) {
-    const Bytes codes = load<Bytes>(key + c);
-    store(part + c, codes - (uint8_t)center);
-    sums += ((Pairs)codes & 255) + ((Pairs)codes >> 8);
-  }
-  int sum = -width * center;
-  for (int i = 0; i < 8; i++) sum += sums[i];
-  for (; c < width; c++) {
-    part[c] = (int8_t)(key[c] - center);
-    sum += key[c];
-  }
-  return sum;
-}
-
-// The same in two parts, 16 * high + low.
-int split_key(const uint8_t *key, int width, int center, int8_t *high,
-              int8_t *low) {
-  int sum = 0;
-  for (int c = 0; c < width; c++) {
-    const int weight = key[c] - center;
-    high[c] = (int8_t)((weight + 8) >> 4);
-    low[c] = (int8_t)(weight - 16 * high[c]);
-    sum += weight;
-  }
-  return sum;
-}
-
 // Keys as the weights of a product; also what the zero point of the queries
 // adds to the products with each key.
 void pack_keys(const isvit_block &block, const Head &head, int positions,
                int width) {
   const int groups = width / GROUP, step = groups * COLUMNS * GROUP;
-  int8_t part[2][MAX_WIDTH] = {};
+  const int last = block.key_parts - 1;
+  int8_t part[2][MAX_WIDTH];
   for (int j = 0; j < up_to_columns(positions); j++) {
-    int8_t *to = head.packed_keys +
-                 (int64_t)(j / COLUMNS) * block.key_parts * step +
-                 j % COLUMNS * GROUP;
     const uint8_t *key = head.key + (int64_t)j * block.channels;
     int sum = 0;
-    if (j >= positions)
-      std::fill(part[0], part[2], 0);
-    else if (block.key_parts == 1)
-      sum = center_key(key, width, block.key_center, part[0]);
-    else
-      sum = split_key(key, width, block.key_center, part[0], part[1]);
+    for (int c = 0; c < width; c++) {
+      // In two parts, 16 * high + low, where the products need it.
+      const int weight = j < positions ? key[c] - block.key_center : 0;
+      const int high = last ? (weight + 8) >> 4 : 0;
+      part[0][c] = (int8_t)high;
+      part[last][c] = (int8_t)(weight - 16 * high);
+      sum += weight;
+    }
     head.correction[j] = -block.query_codes.zero_point * sum;
+    int8_t *to = head.packed_keys + j % COLUMNS * GROUP +
+                 (int64_t)(j / COLUMNS) * block.key_parts * step;
     for (int p = 0; p < block.key_parts; p++)
       for (int g = 0; g < groups; g++)
         std::memcpy(to + p * step + g * COLUMNS * GROUP, part[p] + GROUP * g,
