@@ -314,9 +314,9 @@ class QuantSwinTransformer(SwinTransformer):
     def forward(self, x: Tensor) -> List[Tensor]:
         """Maps of all stages in ``out_indices``, (images, C, H, W) each."""
         if self.native is not None:
-            found = self.native(self, x)
-            if found is not None:
-                return found
+            maps = self.native(self, x)
+            if maps is not None:
+                return maps
         return super().forward(x)
 
     def units(self) -> List[Unit]:

@@ -43,7 +43,7 @@ FORMAT_VERSION = 1
 
 
 class _WatchedRunner(Runner):
-    """A runner of whose log the open screen shows what matters."""
+    """A runner whose log is also shown on the open screen, in part."""
 
     def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
         logger = super().build_logger(*args, **kwargs)
@@ -100,7 +100,7 @@ class QuantizationRun:
             self.runner.call_hook('before_run')
         content = read_checkpoint(self.checkpoint)
         self.given_bytes = weight_bytes(content['state_dict'])
-        # Of a packed file: its provenance and its settings.
+        # A packed file brings its provenance and its settings.
         self.origin = content.get('provenance', {})
         quant = content.get('quant')
         with hook_errors():
@@ -115,7 +115,8 @@ class QuantizationRun:
                 self.hook.settle(self.runner)
             self.model = bare_model(self.runner)
             self.model.eval()
-        # The report of the calibration is often in the same folder.
+        # The report of the calibration is often in the same folder, and must
+        # not be replaced.
         name = 'result_packed.json' if self.calibrated else 'result.json'
         self.report = self.work_dir / name
         if not self.calibrated:
@@ -137,36 +138,36 @@ class QuantizationRun:
         Returns:
             The content of the file.
         """
-        found: Dict[str, Any] = {}
+        results: Dict[str, Any] = {}
         teacher = None
         if not self.calibrated:
             if float_eval:
-                found['float'] = self._evaluate_float()
+                results['float'] = self._evaluate_float()
             # The calibration and the final comparison share one copy.
             teacher = self.hook.teacher = copy.deepcopy(self.model.backbone)
             with self._timed('calibration'):
                 self.hook.before_test(self.runner)
         calls = count_calls(self.model)
-        found['engine'] = describe_engine(self.model)
+        results['engine'] = describe_engine(self.model)
         # Engines round sums in different orders.
-        engine = [found['engine'][key] for key in ('engine', 'kernels')]
+        engine = [results['engine'][key] for key in ('engine', 'kernels')]
         evaluation = self._evaluation(
             'packed' if self.calibrated else 'quantized',
             [*sources_of(self.runner, self.model), engine],
             lambda: dict(sites=list_sites_run(self.model, calls)))
-        found['quantized'] = evaluation.run()
-        found['sites'] = sum_calls(evaluation.about['sites'])
+        results['quantized'] = evaluation.run()
+        results['sites'] = sum_calls(evaluation.about['sites'])
         self.seconds['quantized_evaluation'] = evaluation.seconds
         if teacher is not None:
             self.runner.logger.info("measuring the backbone's error")
             total = min(ERROR_IMAGES, len(self.plan.indices))
             with self._timed('backbone_error'), \
                     track('backbone error', total) as advance:
-                found['backbone_error'] = backbone_error(
+                results['backbone_error'] = backbone_error(
                     self.model, teacher, read(self.loader, 'test_dataloader'),
                     advance)
         self.seconds['total'] = time.perf_counter() - self.start
-        result = self._result(found)
+        result = self._result(results)
         if is_main_process():
             write_result(self.report, result)
             if not self.calibrated:
@@ -198,21 +199,21 @@ class QuantizationRun:
         evaluation = self._evaluation('float', sources,
                                       lambda: dict(peak_memory=peak_memory()))
         memory = FloatMetrics(self.work_dir, self.runner, sources)
-        found = memory.recall()
-        if found is not None:
+        result = memory.recall()
+        if result is not None:
             self.runner.logger.info('the float evaluation of an earlier run '
                                     'is taken over')
         else:
             with self.hook.postponed():
-                found = evaluation.run()
-            found.update(evaluation.about, seconds=evaluation.seconds)
+                result = evaluation.run()
+            result.update(evaluation.about, seconds=evaluation.seconds)
             if is_main_process():
-                memory.keep(found)
+                memory.keep(result)
             evaluation.file.settle()
-        self.seconds['float_evaluation'] = found['seconds']
-        return found
+        self.seconds['float_evaluation'] = result['seconds']
+        return result
 
-    def _result(self, found: Mapping[str, Any]) -> Dict[str, Any]:
+    def _result(self, results: Mapping[str, Any]) -> Dict[str, Any]:
         outcome = self.hook.outcome
         quant = self.quant
         origin = self.origin if outcome is None else outcome.provenance
@@ -224,10 +225,10 @@ class QuantizationRun:
             method=quant.method,
             lr=origin.get('sos', {}).get('lr'),
             iters=origin.get('sos', {}).get('iters'),
-            float=found.get('float'),
-            quantized=found['quantized'],
-            engine=found['engine'],
-            backbone_error=found.get('backbone_error'),
+            float=results.get('float'),
+            quantized=results['quantized'],
+            engine=results['engine'],
+            backbone_error=results.get('backbone_error'),
             bytes=dict(
                 float=None if outcome is None else self.given_bytes,
                 packed=self.packed.stat().st_size),
@@ -235,7 +236,7 @@ class QuantizationRun:
             peak_memory=peak_memory(),
             units=None if outcome is None else
             [vars(record) for record in outcome.records],
-            sites=found['sites'],
+            sites=results['sites'],
             hooks_left_out=self.hook.left_out,
             float_modules=[
                 dict(name=name, type=kind)
@@ -243,12 +244,12 @@ class QuantizationRun:
             ],
             float_layers=self.model.float_layers,
             images=dict(
-                evaluated=found['quantized']['images'],
+                evaluated=results['quantized']['images'],
                 annotated=[
                     None if ids is None else len(ids)
                     for ids in self.plan.annotated
                 ]),
-            notes=self.plan.notes + explain_gaps(found, self.plan.nothing),
+            notes=self.plan.notes + explain_gaps(results, self.plan.nothing),
             provenance=origin)
 
     @property
@@ -257,7 +258,7 @@ class QuantizationRun:
         outcome = self.hook.outcome
         if outcome is None:
             return self.checkpoint
-        # With the folder as the user gave it, which MMEngine resolves.
+        # The folder is shown as the user gave it; MMEngine resolves it.
         return self.work_dir / outcome.packed.name
 
     @contextlib.contextmanager

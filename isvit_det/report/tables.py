@@ -32,7 +32,7 @@ def backbone_error(model: Any, teacher: nn.Module, batches: Iterable[Any],
         model: the quantized detector.
         teacher: its float backbone.
         batches: of the data loader of the evaluation.
-        advance: is told how many more images of the run are done.
+        advance: is called with the number of further images that are done.
     """
     limit = -(-ERROR_IMAGES // get_world_size())
     errors: List[float] = []
@@ -121,7 +121,7 @@ def list_sites_run(model: nn.Module,
 
 
 def sum_calls(sites: Sequence[Mapping[str, Any]]) -> List[Dict[str, Any]]:
-    """Sites with the times they have run in all processes of the run."""
+    """Sites with their numbers of calls summed over all processes."""
     counts = torch.tensor([site['num_calls'] for site in sites])
     all_reduce(counts)
     return [
@@ -153,13 +153,13 @@ def table_rows(result: Mapping[str, Any]) -> List[Dict[str, str]]:
     error = result['backbone_error']
     figures = Figures(unquantized, quantized)
 
-    def row(model: str, found: Mapping[str, Any], size: Optional[int],
+    def row(model: str, scores: Mapping[str, Any], size: Optional[int],
             memory: Mapping[str, int], **more: Optional[str]) -> dict:
         cells = {
             'model':
             model,
             **{
-                title: figures.cell(found, name)
+                title: figures.cell(scores, name)
                 for title, name in figures.columns.items()
             }, 'bits':
             more.get('bits'),
