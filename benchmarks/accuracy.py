@@ -1,22 +1,23 @@
 #!/usr/bin/env python
 """How accurate methods and single options are: mean and spread over seeds.
 
-Four models: the embedded detectors with Swin and DeiT; a real DeiT-tiny as a
-classifier, where COCO_ROOT names a folder and DEIT_TINY a file; and, where
-COCO_ROOT does, the detector of `make learn-coco60` on the images that it has
-learned. From 6 bits up only `isvit` is run. An ablation, on Swin, with
---tune on DeiT and the classifier too, is `isvit` with one option as in
-`isvit_paper` or set otherwise; its table shows by how much that changes the
-figures of the same seeds. A third table, of the same models, has other numbers
-of images and of iterations, on the first seed.
+There are four models: the detectors of the demo with Swin and with DeiT; a
+real DeiT-tiny as a classifier, if COCO_ROOT names a folder and DEIT_TINY a
+file; and, if COCO_ROOT is given, the detector of `make learn-coco60` on the
+images that it has learned. From 6 bits up only `isvit` is run. An ablation is
+`isvit` with one option as in `isvit_paper` or set to another value, and its
+table shows by how much that changes the figures of the same seeds. Ablations
+are run on Swin, and with --tune on DeiT and the classifier too. A third table,
+of the same models, has other numbers of images and of iterations, on the
+first seed.
 
-A run is a cell, a line of cells.jsonl in the work directory; cells found
-there, of the same weights and names of images, are not run again, so the
-command goes on after an interruption; give another --work-dir after a change
-of the code. With --budget no cell is started after so many minutes; the
-tables count those that are there. The scopes of a detector share one
-calibration. benchmarks/measured holds the cells that the tables of
-docs/accuracy.md were made of.
+Each run is a cell of a table and writes a line of cells.jsonl in the work
+directory. A cell that has a line there, with the same weights and names of
+images, is not run again, so that the command goes on after an interruption.
+Give another --work-dir after a change of the code. With --budget no cell is
+started after so many minutes, and the tables say how many of the cells were
+run. The scopes of a detector share one calibration. benchmarks/measured holds
+the cells that the tables of docs/accuracy.md were made of.
 """
 import argparse
 import contextlib
@@ -162,9 +163,9 @@ class Accuracy:
         argv = [subject.config, str(subject.weights), '--method', 'minmax']
         argv += ['--calib-images', str(key.images)]
         argv += _options(self._images())
-        found = Cell(QUANTIZE_DET, argv, self._folder(key),
-                     subject.weights).run()
-        return dict(quantized=found['float'], seconds=found['seconds'])
+        result = Cell(QUANTIZE_DET, argv, self._folder(key),
+                      subject.weights).run()
+        return dict(quantized=result['float'], seconds=result['seconds'])
 
     def _backbone(self, key: Key) -> Mapping[str, Any]:
         """The result with neck and heads in float."""
@@ -179,9 +180,9 @@ class Accuracy:
         argv = [subject.config, str(packed), '--scope', key.scope]
         argv += ['--bits', key.bits, '--method', key.variant]
         argv += _options(self._images())
-        found = Cell(whole.command, argv, folder, subject.weights,
-                     'result_packed.json').run()
-        return dict(found, backbone_error=result['backbone_error'])
+        packed_result = Cell(whole.command, argv, folder, subject.weights,
+                             'result_packed.json').run()
+        return dict(packed_result, backbone_error=result['backbone_error'])
 
     def _images(self) -> Dict[str, Any]:
         return TUNE if self.args.tune else {}
@@ -194,8 +195,8 @@ class Accuracy:
 
 def _options(changed: Mapping[str, Any]) -> List[str]:
     """Settings as a tool's arguments."""
-    found = [f'{key}={_text(value)}' for key, value in changed.items()]
-    return ['--cfg-options', *found] if found else []
+    pairs = [f'{key}={_text(value)}' for key, value in changed.items()]
+    return ['--cfg-options', *pairs] if pairs else []
 
 
 def _text(value: Any) -> str:

@@ -21,8 +21,8 @@ EXTENTS = (
     ('isvit, sos.stage_one_share=0.0', None, 500),
     ('isvit_paper', None, 500),
 )
-# Ablations that set an option otherwise than isvit_paper has it.
-OTHERWISE = {
+# Ablations that give an option a value other than that of isvit_paper.
+OTHER_VALUES = {
     'sos.stage_one_share': 0.,
     'sos.rotate_heads': True,
     'sos.mirror_images': True,
@@ -87,30 +87,31 @@ class Key:
 
 def subjects(args: argparse.Namespace) -> Dict[str, Subject]:
     """The models whose files exist, by name."""
-    found = {}
+    existing = {}
     for name, backbone in (('swin', 'swin-mini_fpn'), ('deit',
                                                        'deit-mini_sfpn')):
         config = f'configs/drawn/mask-rcnn_{backbone}_isvit-w4a4_drawn.py'
-        found[name] = Subject(config,
-                              Path(load_config(config, None).load_from),
-                              ('detector', 'backbone'), name == 'swin'
-                              or args.tune)
+        existing[name] = Subject(config,
+                                 Path(load_config(config, None).load_from),
+                                 ('detector', 'backbone'), name == 'swin'
+                                 or args.tune)
     images = os.environ.get('COCO_ROOT')
     weights = Path(os.environ.get('DEIT_TINY', ''))
     if images and weights.is_file():
         options = ['--calib', f'{images}/train2017']
         if not args.tune:
             options += ['--val', f'{images}/val2017']
-        found['deit-tiny'] = Subject('deit_tiny_patch16_224', weights, (),
-                                     args.tune, tuple(options), Path(images))
+        existing['deit-tiny'] = Subject('deit_tiny_patch16_224', weights,
+                                        (), args.tune, tuple(options),
+                                        Path(images))
     learned = Path('work_dirs/coco60/float.pth')
     if images and learned.is_file() and not args.tune:
-        found['coco60'] = Subject(
+        existing['coco60'] = Subject(
             'configs/coco_subset/'
             'mask-rcnn_deit-t-p16_sfpn_isvit-w4a4_320px_coco60_learned.py',
             learned, ('detector', 'backbone'),
             images=Path(images))
-    return {name: found[name] for name in args.models if name in found}
+    return {name: existing[name] for name in args.models if name in existing}
 
 
 def ablations(scope: str) -> Dict[str, Dict[str, Any]]:
@@ -125,19 +126,19 @@ def ablations(scope: str) -> Dict[str, Dict[str, Any]]:
     kind = 'classifier' if scope == '-' else 'detector'
     pairs['sos'] = tuple(  # type: ignore
         SOSConfig.from_dict({}, config, kind) for config in (ours, paper))
-    found = {}
+    changes = {}
     for part, (one, other) in pairs.items():
         for field in dataclasses.fields(one):
             value = getattr(other, field.name)
             key = f'{part}.{field.name}'
             if field.name != 'method' and key not in IDLE.get(
                     scope, ()) and getattr(one, field.name) != value:
-                found[f'isvit, {key} as published'] = {key: value}
-    for key, value in OTHERWISE.items():
+                changes[f'isvit, {key} as published'] = {key: value}
+    for key, value in OTHER_VALUES.items():
         part, name = key.split('.')
         if getattr(pairs[part][0], name) != value:
-            found[f'isvit, {key}={value}'] = {key: value}
-    return found
+            changes[f'isvit, {key}={value}'] = {key: value}
+    return changes
 
 
 def keys(args: argparse.Namespace, known: Mapping[str,
@@ -184,6 +185,7 @@ def extents(args: argparse.Namespace) -> Iterator[Tuple[str, int, int]]:
     for variant, images, iters in EXTENTS:
         if args.tune and images:
             continue
-        found = (images or args.images, args.iters if iters is None else iters)
-        if found != (args.images, args.iters):
-            yield (variant, *found)
+        extent = (images
+                  or args.images, args.iters if iters is None else iters)
+        if extent != (args.images, args.iters):
+            yield (variant, *extent)

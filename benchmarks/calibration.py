@@ -1,9 +1,10 @@
 #!/usr/bin/env python
-"""Calibration side by side: streaming, and restarting from the image.
+"""Three schemes of calibration compared: time, memory and error.
 
-``items`` streams and draws minibatches of items, our default; ``images``
-streams and draws whole images; ``restart`` draws whole images and runs from
-the images again for each unit, as published. All calibrate the same float
+``items`` keeps the activations of one unit and advances them to the next, and
+draws minibatches of items, which is our default. ``images`` does so too, and
+draws whole images. ``restart`` draws whole images and computes the activations
+from the images again for each unit, as published. All calibrate the same float
 backbone on the same images with the settings of ``isvit_paper``, each in a
 process of its own, and are scored on the same held-out images: by the output
 of the last unit, and by the backbone's maps.
@@ -54,11 +55,13 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     add('--seed', type=int, default=0)
     parser.add_overrides('override settings of the config, or of the '
                          'quantization: quant.KEY=VALUE, sos.KEY=VALUE')
-    add('--store-gb', type=float, help='memory for activations, streaming')
+    add('--store-gb',
+        type=float,
+        help='memory for activations, except in restart')
     add('--scheme', choices=SCHEMES, help='run one, and print JSON')
     add('--method',
         default='isvit_paper',
-        help='of a streaming scheme that is run alone')
+        help='of a scheme other than restart that is run alone')
     return parser.parse_args(argv)
 
 
@@ -134,9 +137,9 @@ def measure(args: argparse.Namespace) -> Dict[str, float]:
         maps=sum(maps) / len(maps))
 
 
-def compare(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
+def compare(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> float:
     """Relative error of the maps of one image, in the mean."""
-    each = [relative_errors(*pair).item() for pair in zip(found, wanted)]
+    each = [relative_errors(*pair).item() for pair in zip(student, teacher)]
     return sum(each) / len(each)
 
 
@@ -170,14 +173,14 @@ def main() -> None:
         return
     rows = []
     for scheme in SCHEMES:
-        found = run_alone(scheme, sys.argv[1:])
+        measured = run_alone(scheme, sys.argv[1:])
         rows.append({
             'scheme': scheme,
-            'seconds': f'{found["seconds"]:.1f}',
-            'GB before': f'{found["before"] / 1e9:.2f}',
-            'peak GB': f'{found["peak"] / 1e9:.2f}',
-            'last unit error': f'{found["last_unit"]:.4g}',
-            'backbone error': f'{found["maps"]:.4g}'
+            'seconds': f'{measured["seconds"]:.1f}',
+            'GB before': f'{measured["before"] / 1e9:.2f}',
+            'peak GB': f'{measured["peak"] / 1e9:.2f}',
+            'last unit error': f'{measured["last_unit"]:.4g}',
+            'backbone error': f'{measured["maps"]:.4g}'
         })
     print(f'{Path(args.config).name}, {args.bits}: {args.images} images, '
           f'{args.iters} iterations per unit and stage, '

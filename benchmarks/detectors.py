@@ -56,12 +56,12 @@ class Trial(NamedTuple):
     Attributes:
         refusal: the line it is refused with, or ''.
         in_float: classes of what stays in float, and how many of each.
-        num_found: detections on the images.
+        num_detections: detections on the images.
         same: whether the packed model predicts what the quantized one did.
     """
     refusal: str = ''
     in_float: Mapping[str, int] = {}
-    num_found: int = 0
+    num_detections: int = 0
     same: bool = False
 
 
@@ -104,14 +104,14 @@ def try_detector(cfg: Config, scope: str) -> Trial:
     load = dict(type='mmdet.LoadImageFromNDArray')
     steps = without_annotations(get_test_pipeline_cfg(again.cfg.copy()))
     pipeline = Compose([load, *steps[1:]])
-    found = [
+    predicted = [
         values_of(inference_detector(one, images, pipeline, **prompt))
         for one in (quantized, again)
     ]
-    same = len(found[0]) == len(found[1]) and all(
-        torch.equal(*pair) for pair in zip(*found))
+    same = len(predicted[0]) == len(predicted[1]) and all(
+        torch.equal(*pair) for pair in zip(*predicted))
     kinds = Counter(kind for _, kind in float_modules(again))
-    return Trial('', kinds, sum(map(len, found[0])), same)
+    return Trial('', kinds, sum(map(len, predicted[0])), same)
 
 
 def random_detector(cfg: Config) -> Any:
@@ -136,14 +136,14 @@ def draw_images() -> List[np.ndarray]:
 
 def values_of(samples: Sequence[Any]) -> List[Tensor]:
     """All tensors that predictions hold."""
-    found = []
+    tensors = []
     for sample in samples:
         for part in (sample.get('pred_instances'),
                      sample.get('pred_panoptic_seg')):
             for _, value in part.items() if part is not None else ():
                 if isinstance(value, Tensor):
-                    found.append(value)
-    return found
+                    tensors.append(value)
+    return tensors
 
 
 def table(trials: Trials, configs: Mapping[str, Config]) -> str:

@@ -57,18 +57,18 @@ class Grid:
         self.float: Optional[Mapping[str, Any]] = None
 
     def cell(self, *values: Any) -> Result:
-        """The result for bits, scope, method and seed, made or found."""
+        """The result for bits, scope, method and seed; runs it if need be."""
         bits, scope, method, seed = map(str, values)
         folder = self.folder / f'{bits}_{scope}_{method}_seed{seed}'
         quant = ['--bits', bits, '--scope', scope, '--method', method]
         argv = [self.args.config, str(self.checkpoint), *quant, '--seed', seed]
-        # The float model is the same in all cells: one of them tells.
+        # The float model is the same in all cells: one of them evaluates it.
         cells = [
             Cell(QUANTIZE_DET, [*argv, *more], folder, self.checkpoint)
             for more in ([], ['--no-float-eval'])
         ]
-        found = cells[0].find() or cells[1].find()
-        result = dict(found or cells[self.float is not None].run())
+        earlier = cells[0].find() or cells[1].find()
+        result = dict(earlier or cells[self.float is not None].run())
         self.float = self.float or result['float']
         if self.args.learned:
             packed = [self.args.learned, str(folder / 'packed.pth'), *quant]
@@ -78,12 +78,12 @@ class Grid:
         return result
 
     def float_row(self) -> Dict[str, str]:
-        """The row of the float model, by runs of its own where none tells."""
-        found = self.float or self._float_of(self.args.config, 'float')
+        """The row of the float model, by runs of its own if no cell has it."""
+        result = self.float or self._float_of(self.args.config, 'float')
         learned = None
         if self.args.learned:
             learned = self._float_of(self.args.learned, 'float_learned')
-        return row(found, learned, method='float', bits='32')
+        return row(result, learned, method='float', bits='32')
 
     def _float_of(self, config: str, folder: str) -> Mapping[str, Any]:
         argv = [config, str(self.checkpoint), '--method', 'minmax']
@@ -91,10 +91,10 @@ class Grid:
                     self.checkpoint).run()['float']
 
 
-def row(found: Mapping[str, Any], learned: Optional[Mapping[str, Any]],
+def row(result: Mapping[str, Any], learned: Optional[Mapping[str, Any]],
         **cells: str) -> Dict[str, str]:
-    cells['box AP'] = in_points(found.get('box_ap'))
-    cells['mask AP'] = in_points(found.get('mask_ap'))
+    cells['box AP'] = in_points(result.get('box_ap'))
+    cells['mask AP'] = in_points(result.get('mask_ap'))
     columns = COLUMNS
     if learned is not None:
         columns = COLUMNS + ALSO_COLUMNS

@@ -43,11 +43,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def attributes(cls: Type) -> Dict[str, str]:
     """What a class's docstring says of each attribute, as Markdown."""
     text = inspect.cleandoc(cls.__doc__ or '').split('Attributes:\n')[1]
-    found = re.findall(r'^ {4}(\w+): (.*?)(?=^ {4}\w|\Z)', text,
-                       re.DOTALL | re.MULTILINE)
+    entries = re.findall(r'^ {4}(\w+): (.*?)(?=^ {4}\w|\Z)', text,
+                         re.DOTALL | re.MULTILINE)
     return {
         name: ' '.join(meaning.split()).replace('``', '`')
-        for name, meaning in found
+        for name, meaning in entries
     }
 
 
@@ -93,7 +93,7 @@ def methods() -> str:
             columns[f'`{name}`, classifiers'] = settings_of(name, 'classifier')
     rows = []
     for key in next(iter(columns.values())):
-        values = [show(found[key]) for found in columns.values()]
+        values = [show(column[key]) for column in columns.values()]
         if key != 'quant.method' and len(set(values)) > 1:
             rows.append([f'`{key}`', *values])
     return table(['setting', *columns], rows)
@@ -106,11 +106,11 @@ def link(path: str, name: str) -> str:
 
 def entries() -> Dict[str, Dict[str, Dict]]:
     """The metafile's entries: by detector, then by bits."""
-    found: Dict[str, Dict[str, Dict]] = {}
+    by_detector: Dict[str, Dict[str, Dict]] = {}
     for model in load(str(METAFILE))['Models']:
         facts = model['Metadata']
-        found.setdefault(facts['Detector'], {})[facts['Bits']] = model
-    return found
+        by_detector.setdefault(facts['Detector'], {})[facts['Bits']] = model
+    return by_detector
 
 
 def spell(detector: str) -> Tuple[str, str]:

@@ -35,7 +35,7 @@ QUALITY = 85
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
-class Found(NamedTuple):
+class Detections(NamedTuple):
     """Detections of one picture.
 
     Attributes:
@@ -50,13 +50,13 @@ class Found(NamedTuple):
     scores: np.ndarray
 
 
-def detect(config: str, checkpoint: str, path: Path) -> Found:
+def detect(config: str, checkpoint: str, path: Path) -> Detections:
     """Detections of a detector in a picture, with a score of 0.5 at least."""
     model = init_detector(config, checkpoint, device='cpu')
-    found = inference_detector(model, str(path)).pred_instances
-    found = found[found.scores >= SCORE].numpy()
-    return Found(found.bboxes, found.masks.astype(bool), found.labels,
-                 found.scores)
+    instances = inference_detector(model, str(path)).pred_instances
+    instances = instances[instances.scores >= SCORE].numpy()
+    return Detections(instances.bboxes, instances.masks.astype(bool),
+                      instances.labels, instances.scores)
 
 
 def color_of(label: int) -> np.ndarray:
@@ -65,16 +65,17 @@ def color_of(label: int) -> np.ndarray:
     return cv2.cvtColor(hue, cv2.COLOR_HSV2BGR)[0, 0].astype(np.float32)
 
 
-def draw(pixels: np.ndarray, found: Found, title: str) -> np.ndarray:
+def draw(pixels: np.ndarray, detections: Detections, title: str) -> np.ndarray:
     """A picture (H, W, 3), enlarged, with its detections and a title."""
     size = pixels.shape[1] * SCALE, pixels.shape[0] * SCALE
     canvas = cv2.resize(pixels, size, interpolation=cv2.INTER_CUBIC)
     canvas = canvas.astype(np.float32)
-    for mask, label in zip(found.masks, found.labels):
+    for mask, label in zip(detections.masks, detections.labels):
         inside = cv2.resize(mask.astype(np.uint8), size) > 0
         canvas[inside] += OPACITY * (color_of(label) - canvas[inside])
     canvas = canvas.astype(np.uint8)
-    for box, label, score in zip(found.boxes, found.labels, found.scores):
+    for box, label, score in zip(detections.boxes, detections.labels,
+                                 detections.scores):
         left, top, right, bottom = (int(side) for side in SCALE * box)
         color = color_of(label).tolist()
         cv2.rectangle(canvas, (left, top), (right, bottom), color, 2)
@@ -122,14 +123,15 @@ def main() -> None:
     path = root / dataset.data_prefix.img / images[args.image]['file_name']
     pixels = cv2.imread(str(path))
     assert pixels is not None
-    found = detect(f'{FLOAT}.py', str(weights), path)
+    detections = detect(f'{FLOAT}.py', str(weights), path)
     size = results[0]['bytes']['float'] / 1e6
-    panels = [draw(pixels, found, f'float, {size:.1f} MB')]
+    panels = [draw(pixels, detections, f'float, {size:.1f} MB')]
     for folder, result in zip(folders, results):
-        found = detect(
+        detections = detect(
             str(folder / Path(CONFIG).name), str(folder / 'packed.pth'), path)
         size = result['bytes']['packed'] / 1e6
-        panels.append(draw(pixels, found, f'{result["bits"]}, {size:.1f} MB'))
+        panels.append(
+            draw(pixels, detections, f'{result["bits"]}, {size:.1f} MB'))
     ok, content = cv2.imencode('.jpg', side_by_side(panels),
                                [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
     assert ok

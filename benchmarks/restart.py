@@ -62,15 +62,15 @@ def _from_images(units: List[Unit], teachers: List[Unit], index: int,
     cached = []
     for image in images:
         size = image.shape[-2], image.shape[-1]
-        wanted = state = State(image, size)
+        reference = state = State(image, size)
         for teacher in teachers[:index]:
-            wanted = teacher.forward(wanted)
+            reference = teacher.forward(reference)
         if quantized:
             for unit in units[:index]:
                 state = unit.forward(state)
         else:
-            state = wanted
-        target = teachers[index].forward(wanted).x
+            state = reference
+        target = teachers[index].forward(reference).x
         cached.append(Cached(state, target))
     return cached
 
@@ -85,8 +85,8 @@ def _optimise(unit: Unit, cached: List[Cached], sos: SOSConfig,
                                     math.cos(math.pi * step / sos.iters)) / 2
         chosen = int(torch.randint(len(cached), (), generator=generator))
         item = cached[chosen]
-        found = unit.forward(item.state).x
-        loss = (found - item.target).square().sum(-1).mean()
+        output = unit.forward(item.state).x
+        loss = (output - item.target).square().sum(-1).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

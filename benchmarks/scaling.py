@@ -33,7 +33,7 @@ def main() -> None:
     rows = []
     for depths in args.depths:
         for images in args.images:
-            found = run_alone('items', [
+            measured = run_alone('items', [
                 args.config, 'random', '--method', 'isvit', '--images',
                 str(images), '--held-out', '1', '--iters',
                 str(args.iters), '--cfg-options',
@@ -42,11 +42,12 @@ def main() -> None:
             rows.append({
                 'depths': depths.replace(',', '-'),
                 'images': str(images),
-                'units': str(found['units']),
-                'seconds': f'{found["seconds"]:.0f}',
-                'seconds per unit': f'{found["seconds"] / found["units"]:.1f}',
-                'GB before': f'{found["before"] / 1e9:.2f}',
-                'peak GB': f'{found["peak"] / 1e9:.2f}'
+                'units': str(measured['units']),
+                'seconds': f'{measured["seconds"]:.0f}',
+                'seconds per unit':
+                f'{measured["seconds"] / measured["units"]:.1f}',
+                'GB before': f'{measured["before"] / 1e9:.2f}',
+                'peak GB': f'{measured["peak"] / 1e9:.2f}'
             })
             print(rows[-1], flush=True)
     print(format_table(rows))

@@ -36,7 +36,7 @@ def swin_configs() -> Dict[str, Any]:
         in order.
     """
     root = os.path.join(mmdet.__path__[0], '.mim', 'configs')
-    found = {}
+    configs = {}
     for path in _files_about(root, 'Swin'):
         name = os.path.relpath(path, root)
         if '_base_/' in name:
@@ -47,8 +47,8 @@ def swin_configs() -> Dict[str, Any]:
             # Of a package that is not installed, or of a file that is not.
             continue
         if _has_swin(cfg.get('model')):
-            found[name[:-len('.py')]] = cfg
-    return found
+            configs[name[:-len('.py')]] = cfg
+    return configs
 
 
 def _files_about(root: str, word: str) -> List[str]:
@@ -57,16 +57,16 @@ def _files_about(root: str, word: str) -> List[str]:
     for path in glob.glob(f'{root}/**/*.py', recursive=True):
         with open(path, encoding='utf-8') as file:
             texts[path] = file.read()
-    words, found = {word}, set()
+    words, paths = {word}, set()
     while words:
         new = {
             path
             for path, text in texts.items()
-            if path not in found and any(word in text for word in words)
+            if path not in paths and any(word in text for word in words)
         }
-        found |= new
+        paths |= new
         words = {os.path.basename(path)[:-len('.py')] for path in new}
-    return sorted(found)
+    return sorted(paths)
 
 
 def _has_swin(model: Any) -> bool:

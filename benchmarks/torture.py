@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Faults and load, as figures: kills, full disks, damaged files, memory.
 
-What is found is noted in the work directory, and the same command goes on
-from there. Four tables are printed at the end, also of what is not complete.
+The results are kept in the work directory, and the same command goes on from
+there. Four tables are printed at the end, also of what is not complete.
 """
 import argparse
 import json
@@ -31,24 +31,24 @@ NUM_KILLS = {'quantize_det': 50, 'quantize_cls': 50}
 
 
 class Notes:
-    """What was found so far, in a file.
+    """The results so far, in a file.
 
     Args:
         path: of the file.
 
     Attributes:
-        found: by kind.
+        results: by kind.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.found: Dict[str, Dict[str, Any]] = {kind: {} for kind in KINDS}
+        self.results: Dict[str, Dict[str, Any]] = {kind: {} for kind in KINDS}
         if path.exists():
-            self.found.update(json.loads(path.read_text()))
+            self.results.update(json.loads(path.read_text()))
 
     def save(self) -> None:
         """Write the file anew."""
-        text = json.dumps(self.found, indent=1).encode()
+        text = json.dumps(self.results, indent=1).encode()
         write_atomically(self.path, lambda file: file.write(text))
 
 
@@ -107,10 +107,10 @@ def kills(folder: Path, notes: Dict[str, Any], save: Callable[[], None],
     for case in cases:
         command = case.task.name.split(',')[0]
         same = [c for c in cases if c.task.name.split(',')[0] == command]
-        # The first take what does not divide.
-        wanted, more = divmod(round(NUM_KILLS[command] * scale), len(same))
-        wanted += same.index(case) < more
-        kill_until(case, wanted, notes.setdefault(case.name, {}), save,
+        # The first cases take the remainder.
+        number, more = divmod(round(NUM_KILLS[command] * scale), len(same))
+        number += same.index(case) < more
+        kill_until(case, number, notes.setdefault(case.name, {}), save,
                    deadline)
 
 
@@ -133,13 +133,13 @@ def main() -> None:
         memory=measure_memory)
     for kind, share in KINDS.items():
         if kind in args.kinds:
-            work[kind](folder, notes.found[kind], notes.save, args.scale,
+            work[kind](folder, notes.results[kind], notes.save, args.scale,
                        start + share * 60 * args.minutes)
     tables = dict(
         kills=kill_rows, disk=disk_rows, files=file_rows, memory=memory_rows)
     for kind, rows in tables.items():
-        if notes.found[kind]:
-            print(f'\n{format_table(rows(notes.found[kind]))}')
+        if notes.results[kind]:
+            print(f'\n{format_table(rows(notes.results[kind]))}')
 
 
 if __name__ == '__main__':

@@ -57,8 +57,8 @@ def wait(children: List[int],
     end = None if seconds is None else time.monotonic() + seconds
     while children:
         for child in list(children):
-            found, status = os.waitpid(child, os.WNOHANG)
-            if found:
+            ended_child, status = os.waitpid(child, os.WNOHANG)
+            if ended_child:
                 children.remove(child)
                 ended[child] = os.waitstatus_to_exitcode(status)
         if end is not None and time.monotonic() >= end:

@@ -185,21 +185,21 @@ def watch_openings(place: Path, on_opening: Callable[[str], None]) -> None:
 
 def opened(command: Command, place: Path, log: Path) -> Counter[str]:
     """Run a command to its end; how often it opens which kinds of file."""
-    found = log.with_suffix('.opened')
-    found.unlink(missing_ok=True)
+    record = log.with_suffix('.opened')
+    record.unlink(missing_ok=True)
 
     def run() -> int:
-        with open(found, 'w', buffering=1) as file:
+        with open(record, 'w', buffering=1) as file:
             watch_openings(place, lambda kind: print(kind, file=file))
             return command.run(place)
 
     wait([fork(run, log)])
-    return Counter(found.read_text().splitlines())
+    return Counter(record.read_text().splitlines())
 
 
 def try_full(command: Command, folder: Path, size: int,
              opening: Optional[Tuple[str, int]],
-             wanted: Optional[str]) -> Dict[str, int]:
+             expected: Optional[str]) -> Dict[str, int]:
     """Run a command on a full disk, and again with room.
 
     Args:
@@ -208,7 +208,7 @@ def try_full(command: Command, folder: Path, size: int,
         size: of the disk, in bytes.
         opening: kind and number of the file at whose opening the disk is
             filled by another; None: never.
-        wanted: checksum of the weights that a run with room ends with.
+        expected: checksum of the weights that a run with room ends with.
 
     Returns:
         A count of each of ``KEYS``.
@@ -240,9 +240,9 @@ def try_full(command: Command, folder: Path, size: int,
                 and len(re.findall('^error: ', text, re.M)) == 1)
         disk.give_room()
         again = wait([fork(lambda: command.run(disk.place), log)])
-        found = weights_of(disk.place, command)
+        actual = weights_of(disk.place, command)
         counts['same after'] = int(
-            set(again.values()) == {0} and found == wanted)
+            set(again.values()) == {0} and actual == expected)
     if not counts['same after'] or not counts['one line']:
         name = command.name.split()[-1]
         print(f'on a full disk, {command.name}: {size} bytes, full at '
@@ -275,14 +275,14 @@ def fill_disks(folder: Path, notes: Dict[str, Any], save: Callable[[], None],
     num_sizes = max(1, round(scale * NUM_SIZES))
     for command in commands(folder):
         counts = notes.setdefault(command.name, dict.fromkeys(KEYS, 0))
-        if counts.get('wanted') == counts['trials'] or (time.monotonic()
-                                                        > deadline):
+        if counts.get('planned') == counts['trials'] or (time.monotonic()
+                                                         > deadline):
             continue
         with Disk(place / 'disk', ROOM) as disk:
             kinds = opened(command, disk.place, place / 'undisturbed.log')
             needed = sum(path.stat().st_size for path in disk.place.rglob('*')
                          if path.is_file())
-            wanted = weights_of(disk.place, command)
+            expected = weights_of(disk.place, command)
         trials: List[Tuple[int, Optional[Tuple[str, int]]]] = [
             (int(needed * number / num_sizes) + 4096, None)
             for number in range(num_sizes)
@@ -291,13 +291,13 @@ def fill_disks(folder: Path, notes: Dict[str, Any], save: Callable[[], None],
         trials += [(ROOM, (kind, draw.randrange(kinds[kind])))
                    for kind in sorted(kinds)
                    ][:max(1, round(scale * len(kinds)))]
-        counts.update(kinds=len(trials) - num_sizes, wanted=len(trials))
+        counts.update(kinds=len(trials) - num_sizes, planned=len(trials))
         for size, opening in trials[counts['trials']:]:
             if time.monotonic() > deadline:
                 break
-            found = try_full(command, place, size, opening, wanted)
+            result = try_full(command, place, size, opening, expected)
             for key in KEYS:
-                counts[key] += found[key]
+                counts[key] += result[key]
             save()
 
 

@@ -110,7 +110,7 @@ class Packed:
                 dict(seed=seed, image_ids=list(range(seed, 40))),
                 dict(classes=CLASSES[seed:], palette=[(1, 2, seed)] * 20))
             self.contents.append(path.read_bytes())
-        self.wanted = self._describe(folder / 'packed_0.pth')
+        self.expected = self._describe(folder / 'packed_0.pth')
 
     def _describe(self, path: Path) -> List[str]:
         content = read_checkpoint(path)
@@ -125,10 +125,10 @@ class Packed:
         """What becomes of a damaged file; one of ``OUTCOMES``."""
         self.path.write_bytes(damaged)
         try:
-            found = self._describe(self.path)
+            actual = self._describe(self.path)
         except QuantError as error:
             return 'crashed' if '\n' in str(error) else 'refused'
-        return 'as written' if found == self.wanted else 'other'
+        return 'as written' if actual == self.expected else 'other'
 
 
 class Resume:
@@ -142,17 +142,17 @@ class Resume:
         self.files.save(1, other, self.record)
         self.path, second = sorted(self.files.directory.glob('*.pth'))
         self.contents = [self.path.read_bytes(), second.read_bytes()]
-        self.wanted = checksum(self.unit.module.state_dict())
+        self.expected = checksum(self.unit.module.state_dict())
 
     def outcome(self, damaged: bytes) -> str:
         """What becomes of a damaged file; one of ``OUTCOMES``."""
         self.path.write_bytes(damaged)
-        found = self.files.load(0, self.unit)
-        if checksum(self.unit.module.state_dict()) != self.wanted:
+        record = self.files.load(0, self.unit)
+        if checksum(self.unit.module.state_dict()) != self.expected:
             return 'other'
-        if found is None:
+        if record is None:
             return 'refused' if self.files.damaged else 'other'
-        return 'as written' if found == self.record else 'other'
+        return 'as written' if record == self.record else 'other'
 
 
 def small_model(seed: int) -> Any:
@@ -183,12 +183,12 @@ def read_damaged(kind: str, folder: Path, start: int, end: int) -> List[str]:
     """
     results = folder / f'{kind.split()[0]}.outcomes'
     results.unlink(missing_ok=True)
-    found: List[str] = []
+    outcomes: List[str] = []
 
     def work() -> int:
         reader = KINDS[kind](folder / kind.split()[0])
         with open(results, 'a', buffering=1) as out:
-            for number in range(start + len(found), end):
+            for number in range(start + len(outcomes), end):
                 draw = random.Random(number)
                 content, other = reader.contents
                 damaged = mutate(content, other, draw)
@@ -200,16 +200,16 @@ def read_damaged(kind: str, folder: Path, start: int, end: int) -> List[str]:
                 out.write(f'{outcome}\n')
         return 0
 
-    while len(found) < end - start:
+    while len(outcomes) < end - start:
         statuses = wait([fork(work, folder / f'{kind.split()[0]}.log')])
-        found = results.read_text().splitlines()
+        outcomes = results.read_text().splitlines()
         if set(statuses.values()) != {0}:
-            print(f'{kind} {start + len(found)}: a child ended with '
+            print(f'{kind} {start + len(outcomes)}: a child ended with '
                   f'{list(statuses.values())}')
             with open(results, 'a') as out:
                 out.write('crashed\n')
-            found.append('crashed')
-    return found
+            outcomes.append('crashed')
+    return outcomes
 
 
 def mutate_files(folder: Path, notes: Dict[str, Any], save: Callable[[], None],
@@ -225,10 +225,10 @@ def mutate_files(folder: Path, notes: Dict[str, Any], save: Callable[[], None],
     """
     for kind, number in NUM_FILES.items():
         counts = notes.setdefault(kind, dict.fromkeys(OUTCOMES, 0))
-        wanted = round(number * scale)
-        while sum(counts.values()) < wanted and time.monotonic() < deadline:
+        total = round(number * scale)
+        while sum(counts.values()) < total and time.monotonic() < deadline:
             start = sum(counts.values())
-            end = min(start + BATCH, wanted)
+            end = min(start + BATCH, total)
             for outcome in read_damaged(kind, folder / 'files', start, end):
                 counts[outcome] += 1
             save()

@@ -100,27 +100,27 @@ class Kills(NamedTuple):
         return dict(kills=kills, runs=1, same=int(same), failed=int(not good))
 
 
-def kill_until(case: Kills, wanted: int, notes: Dict[str, Any],
+def kill_until(case: Kills, number: int, notes: Dict[str, Any],
                save: Callable[[], None], deadline: float) -> None:
     """Kill a task's runs until there were so many kills, or time is up.
 
     Args:
         case: what is killed.
-        wanted: kills, with those noted.
+        number: of kills to reach, with those noted.
         notes: counts so far; is changed.
         save: keeps the notes.
         deadline: of ``time.monotonic``.
     """
     notes.setdefault('kills', 0)
-    if notes['kills'] >= wanted or time.monotonic() > deadline:
+    if notes['kills'] >= number or time.monotonic() > deadline:
         return
     seconds = case.undisturbed()
-    while notes['kills'] < wanted and time.monotonic() < deadline:
+    while notes['kills'] < number and time.monotonic() < deadline:
         draw = random.Random(f'{case.name} {notes.get("runs", 0)}')
-        found = case.one_run(seconds, draw, min(4, wanted - notes['kills']))
-        for key, value in found.items():
+        counts = case.one_run(seconds, draw, min(4, number - notes['kills']))
+        for key, value in counts.items():
             notes[key] = notes.get(key, 0) + value
-        if found['same'] == 0:
+        if counts['same'] == 0:
             kept = case.folder / f'bad_{notes["runs"]}'
             shutil.copytree(
                 case.folder, kept, ignore=shutil.ignore_patterns('bad_*'))
@@ -131,7 +131,7 @@ def kill_rows(notes: Dict[str, Any]) -> List[Dict[str, str]]:
     """Rows of the table of kills."""
     return [{
         'killed': name,
-        'kills': str(found['kills']),
-        'runs ended': str(found.get('runs', 0)),
-        'with the same codes': str(found.get('same', 0))
-    } for name, found in notes.items()]
+        'kills': str(counts['kills']),
+        'runs ended': str(counts.get('runs', 0)),
+        'with the same codes': str(counts.get('same', 0))
+    } for name, counts in notes.items()]

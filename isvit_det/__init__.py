@@ -4,7 +4,7 @@ import contextlib
 from isvit_det.version import __version__
 
 # Quantizers and calibration need torch alone; without MMEngine there are no
-# configs to find. check_host() tells of a MMEngine that is missing or unfit.
+# configs to find. check_host() reports an MMEngine that is missing or too old.
 with contextlib.suppress(Exception):
     from isvit_det import scope  # noqa: F401
 

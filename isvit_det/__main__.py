@@ -23,7 +23,7 @@ def describe(name: str) -> str:
     """The text of ``--help``.
 
     Args:
-        name: of this program.
+        name: name of this program.
     """
     lines = [f'  {key:16} {purpose}' for key, purpose in COMMANDS.items()]
     return '\n'.join([
@@ -39,11 +39,10 @@ def run(name: str, argv: List[str]) -> int:
         name: one of ``COMMANDS``.
         argv: its arguments.
     """
-    if {'-h', '--help'} & {*argv}:
-        # Before the packages are imported, which takes seconds. What looks
-        # like --help may be the value of an option.
-        getattr(parsers, name)().parse_args(argv)
     try:
+        # This answers --help and refuses wrong options before the packages
+        # are imported, which takes seconds.
+        getattr(parsers, name)().parse_args(argv)
         with quiet_imports():
             check_host()
             command = importlib.import_module(f'isvit_det.commands.{name}')

@@ -1,4 +1,4 @@
-"""Quantizing from Python, as MMDetection's ``mmdet.apis`` does the rest."""
+"""Quantizing and saving a detector from Python, beside ``mmdet.apis``."""
 import copy
 import hashlib
 import inspect
@@ -36,7 +36,7 @@ from isvit_det.registry import MODELS
 from isvit_det.report.provenance import describe_origin, fingerprint
 
 
-# Whatever the caller's code stands in.
+# The caller may be in a context that disables gradients.
 @torch.inference_mode(False)
 @torch.enable_grad()
 def quantize_detector(model: Any,
@@ -53,8 +53,8 @@ def quantize_detector(model: Any,
                       custom_entities: bool = False) -> Any:
     """Make a detector in low bits from a float one.
 
-    What is evaluated later must not be among the images; nobody checks it
-    here.
+    Images that are evaluated later must not be among the calibration images;
+    this is not checked here.
 
     Args:
         model: of ``mmdet.apis.init_detector``, maybe wrapped for several
@@ -130,9 +130,9 @@ def quantize_detector(model: Any,
 
 def without_annotations(
         pipeline: Sequence[Dict[str, Any]]) -> List[Dict[str, Any]]:
-    """Transforms of a test, less those that read what images show.
+    """Transforms of a test pipeline without those that load annotations.
 
-    Those of panoptic segmentation ask for a package when they are built.
+    Those of panoptic segmentation need another package when they are built.
     """
     kinds = [class_of(step['type']) for step in pipeline]
     return [
@@ -143,11 +143,11 @@ def without_annotations(
 
 def _prompt(model: Any, text: Union[str, Sequence[str], None],
             custom_entities: bool) -> Dict[str, Any]:
-    """What the test pipeline is given beside an image.
+    """Entries that the test pipeline gets beside an image.
 
     Raises:
-        QuantError: if there is no prompt for a model that reads one, or one
-            for another.
+        QuantError: if a model that reads text has no prompt, or another model
+            has one.
     """
     if language_model(model) is None:
         if text:
@@ -162,7 +162,7 @@ def _prompt(model: Any, text: Union[str, Sequence[str], None],
 
 
 def _bare(model: Any) -> Any:
-    """A model without what wraps it for several devices or compiles it."""
+    """A model without wrappers for several devices or for compilation."""
     while is_model_wrapper(model) or hasattr(model, '_orig_mod'):
         model = model.module if is_model_wrapper(model) else model._orig_mod
     return model
@@ -172,7 +172,7 @@ def _state_of(model: Any) -> Dict[str, torch.Tensor]:
     """The weights of a float detector, parts of which may be compiled.
 
     Raises:
-        QuantError: if they are of another form than a checkpoint's.
+        QuantError: if they cannot be stored in a checkpoint as they are.
     """
     state = {
         name.replace('_orig_mod.', ''): value
@@ -223,11 +223,11 @@ def save_detector(model: Any, folder: Union[str, Path]) -> Tuple[str, str]:
 
     Args:
         model: of ``quantize_detector``.
-        folder: made if it is not there.
+        folder: created if it does not exist.
 
     Returns:
         Paths of the config and the packed checkpoint, ``config.py`` and
-        ``packed.pth``, for ``mmdet.apis.init_detector`` and all others.
+        ``packed.pth``, for ``mmdet.apis.init_detector`` and other tools.
 
     Raises:
         QuantError: if the model is not quantized, the folder holds another
@@ -249,15 +249,15 @@ def save_detector(model: Any, folder: Union[str, Path]) -> Tuple[str, str]:
 
 
 class GivenImages(Images):
-    """Images that somebody has at hand.
+    """Calibration images that the caller gives.
 
     Args:
         images: what ``as_images`` takes.
         pipeline: transforms of the test.
-        prompt: what they are given beside an image.
+        prompt: entries that the transforms get beside an image.
 
     Attributes:
-        asked: how many there are.
+        asked: number of images.
     """
 
     def __init__(self,
@@ -313,10 +313,10 @@ class GivenImages(Images):
 
 
 def _from_array(pipeline: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
-    """A pipeline that is given an image where another one reads a file.
+    """A pipeline that takes an array in place of reading a file.
 
-    Its first transform is replaced if none is known to read one, as
-    ``inference_detector`` does.
+    The transform that reads a file is replaced; if none is known to, the
+    first one is, as in ``inference_detector``.
     """
     readers = [
         place for place, step in enumerate(pipeline)

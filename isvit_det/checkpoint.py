@@ -14,8 +14,8 @@ from isvit_det.packed.keys import CODES
 from isvit_det.packed.state import pack_state
 
 FORMAT = 'isvit_det.packed'
-# Patterns of the names of weights in other projects, the projects, and what to
-# do.
+# Patterns of the names of weights in other projects, the projects, and what
+# the user can do.
 CONVERT = 'run python {} {{path}} OUT.pth --config CONFIG and give OUT.pth'
 LAYOUTS = (
     (r'backbone\.layers\.\d+\.blocks\.', 'Swin-Transformer-Object-Detection, '

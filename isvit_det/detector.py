@@ -10,13 +10,13 @@ from isvit_det.backbones import QUANTIZED
 from isvit_det.backbones.others import advice
 from isvit_det.core.errors import QuantError
 from isvit_det.core.settings import QuantConfig
-from isvit_det.core.swap import (QUANTIZED_LAYERS, make_float_, quantized_twin,
-                                 replace_)
+from isvit_det.core.swap import (QUANTIZED_LAYERS, make_float_,
+                                 quantized_version, replace_)
 from isvit_det.packed.loading import install_loading_
 from isvit_det.registry import MODELS
 from isvit_det.runtime.engine import attach_runtime_
 
-# Those of mmcv only add a case for empty inputs.
+# mmcv's layers only add a case for empty inputs.
 PLAIN_FORWARDS = [
     layer.forward
     for layer in (nn.Linear, nn.Conv2d, wrappers.Linear, wrappers.Conv2d)
@@ -101,8 +101,9 @@ def quantized_detector(base: Union[str, type],
     model.float_layers, model.products = {}, None
     if config.scope == 'detector':
         if quantize_layers_(model, model.backbone, config) == 0:
-            raise QuantError("quant.scope: 'detector' found no Conv2d and no "
-                             "Linear outside of the backbone; use 'backbone'.")
+            raise QuantError(
+                "quant.scope: 'detector': there is no Conv2d and no "
+                "Linear outside of the backbone; use 'backbone'.")
         _keep_float_(model, float_layers)
     install_loading_(model, config)
     attach_runtime_(model, engine)
@@ -128,7 +129,7 @@ def quantize_layers_(model: nn.Module, backbone: nn.Module,
     """Replace the Conv2d and Linear layers of a model but its backbone's.
 
     Those of a language model are left alone as well. A layer that occurs
-    twice is replaced by one and the same twin.
+    twice is replaced by the same quantized layer at both places.
 
     Returns:
         The number of layers replaced.
@@ -137,12 +138,12 @@ def quantize_layers_(model: nn.Module, backbone: nn.Module,
     language = language_model(model)
     if language is not None:
         kept.update(language.modules())
-    twins: Dict[nn.Module, nn.Module] = {
-        layer: quantized_twin(layer, config)
+    replacements: Dict[nn.Module, nn.Module] = {
+        layer: quantized_version(layer, config)
         for layer in model.modules() if layer not in kept and _is_plain(layer)
     }
-    replace_(model, twins)
-    return len(twins)
+    replace_(model, replacements)
+    return len(replacements)
 
 
 def language_model(model: Any) -> Optional[nn.Module]:

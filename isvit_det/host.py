@@ -23,13 +23,13 @@ _said = io.StringIO()
 
 @contextlib.contextmanager
 def quiet_imports() -> Iterator[None]:
-    """Keep what packages print and warn of while they are imported."""
+    """Record what packages print and warn of while they are imported."""
     with contextlib.redirect_stdout(_said), contextlib.redirect_stderr(_said):
         yield
 
 
 def said_at_import() -> str:
-    """All that ``quiet_imports`` has kept."""
+    """All that ``quiet_imports`` has recorded."""
     return _said.getvalue()
 
 

@@ -2,9 +2,9 @@
 
 ``type='isvit_det.NAME'`` resolves from any config, under any
 ``default_scope`` and without ``custom_imports``: MMEngine imports the package
-named by the scope, then the ``locations`` given here. Our configs are
-MMDetection's otherwise: what has no scope in one that is inherited as
-``isvit_det::FOLDER/NAME.py`` is MMDetection's.
+named by the scope, then the ``locations`` given here. All other types in our
+configs are MMDetection's. Therefore a type without a scope, in a config that
+is inherited as ``isvit_det::FOLDER/NAME.py``, is looked up in MMDetection.
 """
 from typing import Any, Optional
 
@@ -43,7 +43,8 @@ MODELS = ScopedRegistry(mmengine_registry.MODELS, 'isvit_det.backbones',
                         'isvit_det.necks', 'isvit_det.detector')
 HOOKS = ScopedRegistry(mmengine_registry.HOOKS, 'isvit_det.engine')
 DATASETS = ScopedRegistry(mmengine_registry.DATASETS, 'isvit_det.datasets')
-# Kinds of which we have no types; MMEngine asks each for a module to import.
+# Registries of kinds in which this package has no types. MMEngine asks each of
+# them for a module to import.
 OTHERS = [
     ScopedRegistry(root, 'isvit_det.registry')
     for root in vars(mmengine_registry).values()

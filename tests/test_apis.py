@@ -43,7 +43,7 @@ def test_a_detector_is_quantized_run_saved_and_loaded(tiny, model, tmp_path,
                                                       scope):
     path = pictures(tiny, 'val')[0]
     before = copy.deepcopy(model.state_dict())
-    wanted = predictions(model, path)
+    expected = predictions(model, path)
     images = pictures(tiny)[:3]
     images[1] = cv2.imread(str(images[1]))
     quantized = quantize_detector(
@@ -53,12 +53,12 @@ def test_a_detector_is_quantized_run_saved_and_loaded(tiny, model, tmp_path,
     heads = [site for site in sites if not site.name.startswith('backbone')]
     assert bool(heads) == (scope == 'detector')
     found = predictions(quantized, path)
-    assert not same(found, wanted)
+    assert not same(found, expected)
     again = init_detector(*save_detector(quantized, tmp_path), device='cpu')
     assert same(predictions(again, path), found)
     assert again.dataset_meta['classes'] == ['a', 'b']
     # The float detector is as it was.
-    assert same(predictions(model, path), wanted)
+    assert same(predictions(model, path), expected)
     assert all(
         torch.equal(value, before[key])
         for key, value in model.state_dict().items())
@@ -103,23 +103,23 @@ def test_other_settings_are_taken(tiny, model):
 
 def test_what_the_caller_stands_in_does_not_matter(tiny, model):
     images = pictures(tiny)[:1]
-    wanted = quantize_detector(model, images, iters=1).state_dict()
+    expected = quantize_detector(model, images, iters=1).state_dict()
     with torch.inference_mode():
         found = quantize_detector(model, images, iters=1).state_dict()
         inside = init_detector(tiny.config, tiny.checkpoint, device='cpu')
     with torch.no_grad(), torch.autocast('cpu', dtype=torch.bfloat16):
         other = quantize_detector(inside, images, iters=1).state_dict()
     for state in (found, other):
-        assert all(torch.equal(state[key], wanted[key]) for key in wanted)
+        assert all(torch.equal(state[key], expected[key]) for key in expected)
 
 
 def test_parts_may_be_compiled(tiny, model):
     images = pictures(tiny)[:1]
-    wanted = quantize_detector(model, images, method='minmax').state_dict()
+    expected = quantize_detector(model, images, method='minmax').state_dict()
     parts = copy.deepcopy(model)
     parts.backbone = torch.compile(parts.backbone)
     found = quantize_detector(parts, images, method='minmax').state_dict()
-    assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
 def test_bad_input_is_refused(tiny, model, tmp_path):
@@ -160,7 +160,7 @@ def test_bad_input_is_refused(tiny, model, tmp_path):
         quantize_detector(quantized, [path])
     with pytest.raises(QuantError, match='folder: expected the path'):
         save_detector(quantized, None)
-    (tmp_path / 'config.py').write_text('mine = 1\n')
+    (tmp_path / 'config.py').write_text('custom = 1\n')
     with pytest.raises(QuantError, match='config.py would be replaced'):
         save_detector(quantized, tmp_path)
-    assert (tmp_path / 'config.py').read_text() == 'mine = 1\n'
+    assert (tmp_path / 'config.py').read_text() == 'custom = 1\n'

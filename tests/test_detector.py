@@ -57,9 +57,9 @@ def test_uncalibrated_it_is_the_float_detector(float_config, scope):
     assert type(model) is type(source)
     model.load_state_dict(source.state_dict())
     x = torch.randn(1, 3, 75, 110)
-    maps, wanted = model.extract_feat(x), source.extract_feat(x)
-    assert all(torch.equal(a, b) for a, b in zip(maps, wanted))
-    for one, other in zip(model.rpn_head(maps), source.rpn_head(wanted)):
+    maps, expected = model.extract_feat(x), source.extract_feat(x)
+    assert all(torch.equal(a, b) for a, b in zip(maps, expected))
+    for one, other in zip(model.rpn_head(maps), source.rpn_head(expected)):
         assert all(torch.equal(a, b) for a, b in zip(one, other))
 
 

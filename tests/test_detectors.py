@@ -88,7 +88,7 @@ def _encodes_wide():
 @pytest.mark.parametrize('name, scope', FEW)
 def test_a_detector_predicts_the_same_when_loaded(trials, name, scope):
     trial = trials.of(read(name), scope)
-    assert trial.refusal == '' and trial.same and trial.num_found > 0
+    assert trial.refusal == '' and trial.same and trial.num_detections > 0
 
 
 @needs_transformers
@@ -96,7 +96,7 @@ def test_a_detector_predicts_the_same_when_loaded(trials, name, scope):
 def test_a_detector_that_reads_text_is_quantized_around_its_language_model(
         trials, fitting_decoder, name):
     trial = trials.of(read(name), 'detector')
-    assert trial.refusal == '' and trial.same and trial.num_found > 0
+    assert trial.refusal == '' and trial.same and trial.num_detections > 0
     assert trial.in_float['BertModel'] == 1
 
 

@@ -57,9 +57,9 @@ def storages(model):
     }
 
 
-def check_apart(source, twin):
-    assert not storages(source) & storages(twin)
-    assert not set(source.modules()) & set(twin.modules())
+def check_apart(source, quantized):
+    assert not storages(source) & storages(quantized)
+    assert not set(source.modules()) & set(quantized.modules())
 
 
 @pytest.fixture(scope='module')
@@ -96,21 +96,21 @@ def measure(name, folder, val):
     other = timm.create_model(name, num_classes=CLASSES).eval()
     build = quantize_swin if 'swin' in name else quantize_vit
     packed = torch.load(folder / 'work/packed.pth', weights_only=True)
-    twin = build(other, QuantConfig.from_dict(packed['quant'])).eval()
-    twin.load_state_dict(packed['state_dict'])
+    quantized = build(other, QuantConfig.from_dict(packed['quant'])).eval()
+    quantized.load_state_dict(packed['state_dict'])
     transform = create_transform(**resolve_model_data_config(source))
     paths = find_images(val, '--val')
     labels = torch.tensor(class_labels(val, paths)[1])
     images = torch.stack([image for image, _ in ImageList(paths, transform)])
-    wanted, found = source(images), twin(images)
-    assert not torch.equal(wanted, found)
-    log_p, log_q = (x.double().log_softmax(1) for x in (wanted, found))
+    expected, found = source(images), quantized(images)
+    assert not torch.equal(expected, found)
+    log_p, log_q = (x.double().log_softmax(1) for x in (expected, found))
     num = len(images)
     scores = dict(
         images=num,
-        agreement=(wanted.argmax(1) == found.argmax(1)).sum().item() / num,
+        agreement=(expected.argmax(1) == found.argmax(1)).sum().item() / num,
         kl=(log_p.exp() * (log_p - log_q)).sum().item() / num)
-    for kind, logits in (('float', wanted), ('quantized', found)):
+    for kind, logits in (('float', expected), ('quantized', found)):
         for k in (1, 5):
             best = logits.topk(min(k, CLASSES)).indices
             hits = (best == labels[:, None]).any(1).sum().item()
@@ -127,13 +127,13 @@ def test_a_classifier_in_use_stays_as_it_is(name, tmp_path):
     before = Snapshot(source)
     build = quantize_swin if 'swin' in name else quantize_vit
     config = QuantConfig.from_dict(QUANT)
-    twin = build(source, config).eval()
+    quantized = build(source, config).eval()
     settings = {**SOS, 'mirror_images': False}
-    calibrate(twin, list(torch.randn(2, 1, 3, 32, 32)), config,
+    calibrate(quantized, list(torch.randn(2, 1, 3, 32, 32)), config,
               SOSConfig.from_dict(settings, config, 'classifier'), tmp_path,
               'x')
     before.check(source)
-    check_apart(source, twin)
+    check_apart(source, quantized)
 
 
 def swin(cfg):
@@ -234,9 +234,9 @@ def test_what_a_run_compares_with_is_the_files_backbone(
     (student, teacher), = seen
     # Calibration compares with the same one: a second copy costs memory.
     assert len(copies) == 1
-    wanted = torch.load(tiny.checkpoint, weights_only=True)['state_dict']
+    expected = torch.load(tiny.checkpoint, weights_only=True)['state_dict']
     found = teacher.state_dict()
-    for key, value in wanted.items():
+    for key, value in expected.items():
         if key.startswith('backbone.'):
             assert torch.equal(found[key[len('backbone.'):]], value), key
     assert not any(value.any()

@@ -164,7 +164,7 @@ def test_a_classifiers_run_goes_on_when_there_is_room(tmp_path):
         content = torch.load(tmp_path / name / 'packed.pth', weights_only=True)
         return refused, checksum(content['state_dict'])
 
-    _, wanted = run('undisturbed', [])
+    _, expected = run('undisturbed', [])
     # Room for no spilled activations, and for no unit.
     refused, found = run('full', [3000, 14000])
     for (status, errors), path in zip(refused, ['spilled', 'units']):
@@ -172,7 +172,7 @@ def test_a_classifiers_run_goes_on_when_there_is_room(tmp_path):
         assert status == 2 and 'Traceback' not in errors
         line, = lines
         assert line.startswith('error: ') and path in line, line
-    assert found == wanted
+    assert found == expected
 
 
 def test_a_damaged_report_of_a_cell_is_made_again(tmp_path):

@@ -111,14 +111,14 @@ def test_float_checkpoints_are_where_their_owners_say():
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
 def test_results_are_the_papers_or_not_measured(path):
     results = MODELS[path.stem]['Results']
-    wanted = None
+    expected = None
     if path in W4A4:
-        wanted = PUBLISHED.get(facts(path)['Detector'])
+        expected = PUBLISHED.get(facts(path)['Detector'])
     assert len(results) == len(TASKS)
     for index, (kind, task) in enumerate(TASKS.items()):
         metrics = {kind: 'not measured'}
-        if wanted is not None:
-            metrics[f'Published (I&S-ViT) {kind}'] = wanted[index]
-            metrics[f'Published (I&S-ViT) float {kind}'] = wanted[index + 2]
+        if expected is not None:
+            metrics[f'Published (I&S-ViT) {kind}'] = expected[index]
+            metrics[f'Published (I&S-ViT) float {kind}'] = expected[index + 2]
         assert results[index] == dict(
             Task=task, Dataset='COCO', Metrics=metrics)

@@ -54,12 +54,12 @@ def test_a_calibrated_detector_is_the_same_after_each_way(config, tmp_path):
     image = str(paths[0])
     quantized = quantize_detector(
         model, paths[:1], scope='detector', method='minmax')
-    wanted = inference_detector(quantized, image).pred_instances
+    expected = inference_detector(quantized, image).pred_instances
     for make in COPIES.values():
         again = make(quantized)
         found = inference_detector(again, image).pred_instances
-        assert len(found) > 0 and torch.equal(found.bboxes, wanted.bboxes)
-        assert torch.equal(found.scores, wanted.scores)
+        assert len(found) > 0 and torch.equal(found.bboxes, expected.bboxes)
+        assert torch.equal(found.scores, expected.scores)
         check_loading(again)
         packed = save_detector(again, tmp_path / 'packed')[1]
         state = torch.load(packed, weights_only=True)['state_dict']

@@ -16,10 +16,10 @@ NAME = 'drawn/mask-rcnn_swin-mini_fpn_isvit-w4a4_drawn.py'
 
 
 def test_a_name_is_the_file():
-    wanted = Config.fromfile(str(REPO / 'configs' / NAME))
+    expected = Config.fromfile(str(REPO / 'configs' / NAME))
     for found in (load_config(f'isvit_det::{NAME}',
                               None), get_config(f'isvit_det::{NAME}')):
-        assert found.model.quant == wanted.model.quant
+        assert found.model.quant == expected.model.quant
         assert found.load_from.endswith('/mask-rcnn_swin-mini_fpn_drawn.pth')
 
 

@@ -21,12 +21,12 @@ def test_the_backbone_of_a_whole_detector_is_that_of_its_own_run(tmp_path):
             '--iters', '2', '--calib-images', '3', '--work-dir',
             str(tmp_path / scope), *quant
         ]) == 0
-    wanted = tmp_path / 'backbone/packed.pth'
+    expected = tmp_path / 'backbone/packed.pth'
     packed = tmp_path / 'made/packed.pth'
     packed.parent.mkdir()
     keep_backbone(tiny.config, tmp_path / 'float.pth',
                   tmp_path / 'detector/packed.pth', packed)
-    one, other = read_checkpoint(packed), read_checkpoint(wanted)
+    one, other = read_checkpoint(packed), read_checkpoint(expected)
     assert one['quant'] == other['quant'] and one['meta'] == other['meta']
     state = other['state_dict']
     assert one['state_dict'].keys() == state.keys()
@@ -43,6 +43,6 @@ def test_the_backbone_of_a_whole_detector_is_that_of_its_own_run(tmp_path):
     results = [
         json.loads(path.read_text())['quantized']
         for path in (packed.parent / 'result_packed.json',
-                     wanted.parent / 'result.json')
+                     expected.parent / 'result.json')
     ]
     assert results[0]['metrics'] == results[1]['metrics']

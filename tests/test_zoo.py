@@ -114,12 +114,12 @@ def test_a_quantized_config_runs_as_its_float_one(float_one):
     quantized.load_state_dict(model.state_dict())
     assert quantized.quant_config.bits == 'w4a4'
     assert 'Quant' in type(quantized.backbone).__name__
-    found, wanted = (
+    found, expected = (
         one.eval().test_step(make_batch())[0].pred_instances
         for one in (quantized, model))
-    assert len(wanted) == 4 and wanted.masks.shape == (4, *SIZE)
+    assert len(expected) == 4 and expected.masks.shape == (4, *SIZE)
     for key in ('bboxes', 'scores', 'labels', 'masks'):
-        assert torch.equal(found[key], wanted[key])
+        assert torch.equal(found[key], expected[key])
 
 
 def test_the_detector_of_few_images_runs_as_its_float_one():
@@ -133,10 +133,10 @@ def test_the_detector_of_few_images_runs_as_its_float_one():
         split[test] = cfg.test_dataloader.dataset
         quantized = MODELS.build(cfg.model)
         quantized.load_state_dict(model.state_dict())
-        found, wanted = (
+        found, expected = (
             one.eval().test_step(make_batch())[0].pred_instances
             for one in (quantized, model))
-        assert torch.equal(found.scores, wanted.scores)
+        assert torch.equal(found.scores, expected.scores)
     # One is tested on other images, one on those that were learned.
     assert 'val2017' in split[''].ann_file
     assert 'train2017' in split['_learned'].ann_file
@@ -274,7 +274,7 @@ def test_a_swin_config_is_the_released_detector(name):
 
 @pytest.mark.parametrize('name', FULL)
 def test_other_bits_change_nothing_else(name):
-    wanted = read(CONFIGS / 'isvit' / name)
+    expected = read(CONFIGS / 'isvit' / name)
     for bits in BITS:
         path = CONFIGS / 'isvit' / name.replace('w4a4', bits)
         cfg = copy.deepcopy(read(path))
@@ -282,7 +282,7 @@ def test_other_bits_change_nothing_else(name):
         assert cfg.model.quant.scope == 'detector'
         assert cfg.model.backbone.init_cfg is None
         cfg.model.quant.bits = 'w4a4'
-        assert cfg.to_dict() == wanted.to_dict()
+        assert cfg.to_dict() == expected.to_dict()
 
 
 @pytest.mark.parametrize('name', FLOAT)

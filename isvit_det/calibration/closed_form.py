@@ -60,7 +60,7 @@ class Correction:
                      layer: Layer,
                      residual: Tensor,
                      weights: Optional[Tensor] = None) -> None:
-        """Give what the output of a layer's last call lacks.
+        """Give the residual of the output of a layer's last call.
 
         Args:
             layer: one of those given, which has just run.
@@ -94,9 +94,9 @@ def correct_(layers: Sequence[Layer],
              as_codes: bool = True,
              residual_given: bool = False,
              choose_rows: Optional[RowChoice] = None) -> Iterator[Correction]:
-    """Correct weights by the inputs that layers get while this lasts.
+    """Correct weights by the inputs that layers get in this context.
 
-    Inside of the context, run the model on calibration images, with fitted
+    In the context, run the model on calibration images, with fitted
     activation quantizers and with float weights in these layers, and call
     ``start_image`` of the ``Correction`` before each image. At the end the
     weights are corrected and their quantizers fitted, on all processes alike.

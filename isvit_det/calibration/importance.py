@@ -14,7 +14,7 @@ NUM_IMAGES = 16
 @torch.no_grad()
 def prefix_importance(units: Sequence[Unit],
                       images: Iterable[Tuple[int, State]]) -> List[float]:
-    """Loss by an error of a prefix token, relative to that of a patch.
+    """Loss caused by an error of a prefix token, relative to a patch's error.
 
     Random sums of the model's output are differentiated with respect to the
     output of each unit. The squared gradient is the diagonal of the second

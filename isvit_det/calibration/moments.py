@@ -1,4 +1,4 @@
-"""Second moments of a layer's quantized input and of what its output lacks."""
+"""Second moments of a layer's quantized input and of its output residual."""
 from typing import Callable, List, Optional, Tuple
 
 import torch
@@ -14,7 +14,7 @@ RowChoice = Callable[[Layer, int, Tuple[int, int]], Optional[Tensor]]
 # their number, time with the cube. A wider layer is a sum of parts, each with
 # its own inputs.
 MAX_INPUTS = 4096
-# Rows of the input that are used of an image, for each call of a layer.
+# Number of rows of the input that are used from each call of a layer.
 ROWS_PER_CALL = 256
 # One image in this many is held out to choose the strength of the ridge.
 HELD_OUT = 4
@@ -23,7 +23,7 @@ HELD_OUT = 4
 class Moments:
     """Sums over rows of a quantized input q (N, D) and a residual y (N, C).
 
-    The residual is the difference that the weights shall make up for.
+    The residual is the difference that a change of the weights is to cancel.
 
     Args:
         num_inputs: D.

@@ -80,7 +80,7 @@ def calibrate(student: Any,
     try:
         return calibration.run(images)
     finally:
-        # After an error too: a full disk has room again.
+        # After an error, too, so that a full disk has room again.
         calibration.pool.clear()
 
 

@@ -23,7 +23,8 @@ class UnitActivations(NamedTuple):
     Attributes:
         teacher_inputs: its input in the float model.
         student_inputs: its input in the quantized model, where the units
-            before it are calibrated. Of the first unit the same store.
+            before it are calibrated. For the first unit it is the same
+            store as ``teacher_inputs``.
         targets: its output in the float model, for the teacher's inputs.
         sizes: (H, W) of the inputs, for the images of all processes.
     """
@@ -119,8 +120,8 @@ class UnitCalibration:
         """Round the weights in closed form, as the start of stage 3.
 
         The unit's last layer is corrected after the others, when their
-        weights are rounded. It is fitted to all that the unit's output
-        lacks, errors of the units before included.
+        weights are rounded. It is fitted to the whole residual of the unit's
+        output, which includes the errors of the units before.
         """
         unit, module = self.unit, self.unit.module
         _, inputs, targets, sizes = self.activations

@@ -134,7 +134,7 @@ class ClassifierRun:
                  workers: int = 0,
                  engine: str = 'auto') -> None:
         check_writable(work_dir)
-        # This checks the budget.
+        # The constructor checks the budget.
         ActivationPool(work_dir, store_gb)
         for option, value, low, high in (('--eval-batch', batch, 1, MAX_BATCH),
                                          ('--workers', workers, 0,
@@ -151,12 +151,12 @@ class ClassifierRun:
         if not weights.startswith(TIMM):
             weights = str(local_checkpoint(weights))
         self.checkpoint = weights
-        found = find_weights(weights)
-        state = found.state_dict
+        loaded = find_weights(weights)
+        state = loaded.state_dict
         self.packed = is_packed(dict(state_dict=state))
         self.origin: Dict[str, Any] = {}
         if self.packed:
-            content = verified(found, Path(weights))
+            content = verified(loaded, Path(weights))
             self.origin = content.get('provenance', {})
             config = packed_config(state, quant)
         else:
@@ -174,7 +174,7 @@ class ClassifierRun:
         self.logger = MMLogger.get_instance('quantize_cls')
         watch(self.logger)
         self.notes: List[str] = []
-        self.taken = found.summary
+        self.taken = loaded.summary
         self.logger.info(self.taken)
         self.sample: Optional[FolderSample] = None
         if not self.packed:

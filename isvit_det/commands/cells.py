@@ -59,26 +59,26 @@ class Cell:
         return None
 
     def run(self) -> Result:
-        """The result, found or made; a run interrupted goes on.
+        """The result; the command runs if there is none, or goes on.
 
         Raises:
             QuantError: with the last line of the errors if the command fails.
         """
-        found = self.find()
-        if found is not None:
-            return found
+        result = self.find()
+        if result is not None:
+            return result
         # What is shown changes no result, and is not noted.
         shown = ['--verbose'] if self.verbose else []
         argv = [*self.argv, *shown, '--work-dir', str(self.folder)]
         run_command_line(self.command, argv)
         text = json.dumps(list(self.argv)).encode()
         write_atomically(self._note, lambda file: file.write(text))
-        found = self.find()
-        if found is None:
+        result = self.find()
+        if result is None:
             name = command_name(self.command)
             raise QuantError(f'{name} left no {self.report} of {self.weights} '
                              f'in {self.folder}; give a float checkpoint.')
-        return found
+        return result
 
     @property
     def _note(self) -> Path:

@@ -12,7 +12,7 @@ from isvit_det.core.files import disk_error
 
 
 def given(**values: Any) -> Dict[str, Any]:
-    """The arguments that were given.
+    """The arguments that the user gave: those that are not None.
 
     >>> given(bits='w4a4', seed=None)
     {'bits': 'w4a4'}
@@ -42,18 +42,18 @@ def settings(options: Optional[Mapping[str, Any]]) -> Settings:
     >>> settings({'sos.lr': 1e-4, 'model.backbone.depth': 3})
     Settings(quant={}, sos={'lr': 0.0001}, rest={'model.backbone.depth': 3})
     """
-    found = Settings({}, {}, {})
+    by_owner = Settings({}, {}, {})
     for key, value in (options or {}).items():
         owner, _, name = key.partition('.')
         if owner not in ('quant', 'sos'):
-            found.rest[key] = value
+            by_owner.rest[key] = value
         elif name:
-            getattr(found, owner)[name] = value
+            getattr(by_owner, owner)[name] = value
         else:
             example = 'quant.bits=w4a4' if key == 'quant' else 'sos.lr=1e-4'
             raise QuantError(f'--cfg-options: {key}={value} names no setting; '
                              f'give {key}.KEY=VALUE, such as {example}.')
-    return found
+    return by_owner
 
 
 def check_device(device: str) -> None:
@@ -67,9 +67,9 @@ def check_device(device: str) -> None:
 
 @contextlib.contextmanager
 def log_errors_told_once() -> Iterator[None]:
-    """Tell in one line of a log file that cannot be written, and go on.
+    """Warn once if a log file cannot be written, and go on.
 
-    Otherwise logging prints a traceback for each line of the log.
+    Without this, logging prints a traceback for each line of the log.
     """
     told: Set[str] = set()
 
@@ -87,7 +87,7 @@ def log_errors_told_once() -> Iterator[None]:
     try:
         yield
     finally:
-        # That of all handlers counts again.
+        # From here on the method of the base class is used again.
         delattr(logging.FileHandler, 'handleError')
 
 

@@ -1,4 +1,4 @@
-"""Converting a detector's checkpoint of others: all of it, or nothing."""
+"""Converting a whole detector checkpoint of another project, or nothing."""
 import argparse
 import re
 from pathlib import Path
@@ -25,10 +25,10 @@ SHOWN_PROBLEMS = 7
 
 
 def as_floats(weights: Mapping[str, Tensor]) -> Dict[str, Tensor]:
-    """Weights in their own names, floating ones as float32.
+    """Weights by the same names, with floating tensors in float32.
 
     Raises:
-        QuantError: naming a floating one of a type that weights have not.
+        QuantError: naming a floating tensor of a type that is not supported.
     """
     floats = {
         name: value.float() if value.is_floating_point() else value
@@ -39,7 +39,7 @@ def as_floats(weights: Mapping[str, Tensor]) -> Dict[str, Tensor]:
 
 
 def drop_extras_(weights: Dict[str, Tensor], pattern: str) -> List[str]:
-    """Take what we know and need not out of a file's weights; its names."""
+    """Remove the known entries that no model needs; their names."""
     extras = [name for name in weights if re.fullmatch(pattern, name)]
     for name in extras:
         del weights[name]
@@ -58,7 +58,7 @@ def read_target(config: str) -> Tuple[Dict[str, Tensor], Dict[str, Any]]:
 
 
 def source_name(name: str, names: Names) -> str:
-    """The source's name of one of our weights; '' if it has no such."""
+    """The source's name of one of our weights; '' if it has none."""
     for pattern, make in names:
         match = re.fullmatch(pattern, name)
         if match is not None:
@@ -76,8 +76,8 @@ def check_foreign(names: Mapping[str, str], kind: str, advice: str) -> None:
     """
     foreign = [name for name, other in names.items() if not other]
     if foreign:
-        raise QuantError(f'config: {len(foreign)} weights that {kind} has '
-                         f'not: {foreign[:SHOWN_NAMES]}; {advice}.')
+        raise QuantError(f'config: {len(foreign)} weights that {kind} '
+                         f'lacks: {foreign[:SHOWN_NAMES]}; {advice}.')
 
 
 def check_weights(source: Mapping[str, Tensor],
@@ -96,9 +96,9 @@ def check_weights(source: Mapping[str, Tensor],
     missing = [name for name in shapes if name not in source]
     unknown = [name for name in source if name not in shapes]
     problems = [
-        f'{len(found)} weights {what}: {found[:SHOWN_NAMES]}'
-        for what, found in (('missing', missing), ('unknown', unknown))
-        if found
+        f'{len(names)} weights {what}: {names[:SHOWN_NAMES]}'
+        for what, names in (('missing', missing), ('unknown', unknown))
+        if names
     ]
     problems += [
         f'{name} is {tuple(source[name].shape)} instead of {tuple(shape)}'
@@ -111,7 +111,7 @@ def check_weights(source: Mapping[str, Tensor],
 
 
 def check_out(source: Path, out: Path) -> None:
-    """Raise if a file is to be written that is the one to be read."""
+    """Raise if the file to be written is the file to be read."""
     if source.exists() and out.exists() and source.samefile(out):
         raise QuantError(f'out: {out} is the file that is read; give another '
                          'name.')

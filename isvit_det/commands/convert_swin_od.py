@@ -109,13 +109,14 @@ def check_classes(meta: Any, metainfo: Mapping[str, Any]) -> None:
         meta: what MMDetection 2 saved beside the weights.
         metainfo: of the data set.
     """
-    found = meta.get('CLASSES') if isinstance(meta, dict) else None
-    if not isinstance(found, (list, tuple)):
+    classes = meta.get('CLASSES') if isinstance(meta, dict) else None
+    if not isinstance(classes, (list, tuple)):
         return
-    if list(found) != list(metainfo.get('classes', ())):
+    if list(classes) != list(metainfo.get('classes', ())):
         raise QuantError(
-            f'checkpoint: its {len(found)} classes, {list(found)[:3]} and so '
-            "on, are not the config's; give the config of the same data set.")
+            f'checkpoint: its {len(classes)} classes, {list(classes)[:3]} and '
+            "so on, are not the config's; give the config of the same data "
+            'set.')
 
 
 def convert_file(source: Path, out: Path, config: str) -> None:

@@ -77,7 +77,7 @@ NAMES: List[Tuple[str, Callable[..., str]]] = [
 
 
 def detectron2_name(name: str) -> str:
-    """Detectron2's name of one of our weights; '' if it has no such."""
+    """Detectron2's name of one of our weights; '' if it has none."""
     # Its convolutions hold their norm; mmcv's ConvModule holds both.
     name = name.replace('.conv.', '.').replace('.ln.', '.norm.')
     return source_name(name, NAMES)

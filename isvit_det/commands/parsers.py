@@ -8,6 +8,7 @@ from typing import Any, NoReturn, Optional
 
 from isvit_det.core.presets import METHODS
 from isvit_det.core.settings import SCOPES
+from isvit_det.host import quiet_imports
 from isvit_det.runtime import BOTH, ENGINES
 
 QUANTIZE_DET = """\
@@ -44,6 +45,25 @@ PUBLISH_FLOAT = """\
 Keep of a training checkpoint what a float detector needs, in float32."""
 
 
+def some_text(text: str) -> str:
+    """An argument that must not be empty, as an unset variable makes it.
+
+    Raises:
+        argparse.ArgumentTypeError: if it is empty.
+
+    >>> some_text('data')
+    'data'
+    """
+    if not text:
+        raise argparse.ArgumentTypeError("'' is empty; give a value")
+    return text
+
+
+def some_path(text: str) -> Path:
+    """A path, which must not be empty: Path('') is the current folder."""
+    return Path(some_text(text))
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line."""
 
@@ -53,7 +73,7 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f'error: {message}\n')
+        self.exit(2, f'error: {message}; --help lists what can be given.\n')
 
     def add_engine(self, both: bool = False) -> None:
         """The option for what runs the quantized model.
@@ -105,10 +125,11 @@ class Parser(argparse.ArgumentParser):
 
 
 class OverrideAction(argparse.Action):
-    """Reads KEY=VALUE as MMEngine does, which is imported when it must."""
+    """Reads KEY=VALUE as MMEngine does, which is imported only then."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
-        from isvit_det.inputs import overrides
+        with quiet_imports():
+            from isvit_det.inputs import overrides
         overrides.OverrideAction(self.option_strings, self.dest)(*args,
                                                                  **kwargs)
 
@@ -129,6 +150,7 @@ def quantize_det() -> Parser:
     parser.add_calibration()
     add('--scope', help=' or '.join(SCOPES))
     add('--work-dir',
+        type=some_text,
         help="default: the config's, or work_dirs/NAME_OF_CONFIG, with the "
         'bits, scope and method given here added to the name')
     add('--no-float-eval',
@@ -155,15 +177,16 @@ def quantize_cls() -> Parser:
         help='a timm classifier: vit_*, deit*_* or swin_*')
     add('--weights',
         required=True,
+        type=some_text,
         metavar='FILE',
         help='its weights or a packed file, a path or an address; timm://NAME '
         'has timm download them')
     add('--calib',
-        type=Path,
+        type=some_path,
         metavar='DIR',
         help='images to calibrate on, in any folders')
     add('--val',
-        type=Path,
+        type=some_path,
         metavar='DIR',
         help='images to evaluate: a folder for each class, empty or not, '
         'gives top-1 and top-5, any other agreement and KL only; hidden '
@@ -180,6 +203,7 @@ def quantize_cls() -> Parser:
     parser.add_overrides(
         'other settings, such as quant.exponent=integer or sos.lr=1e-4')
     add('--work-dir',
+        type=some_text,
         help='default: work_dirs/MODEL, with the bits and the method given '
         'here added to the name')
     add('--eval-batch', type=int, default=32, metavar='N')
@@ -209,14 +233,17 @@ def reproduce_table() -> Parser:
         help='run these only; default: all that have a checkpoint')
     add('--scope', choices=SCOPES, default='detector')
     add('--method', choices=list(METHODS), default='isvit')
-    add('--data-root', metavar='DIR', help="COCO; default: the configs'")
-    add('--work-dir', type=Path, default=Path('work_dirs/table'))
+    add('--data-root',
+        type=some_text,
+        metavar='DIR',
+        help="COCO; default: the configs'")
+    add('--work-dir', type=some_path, default=Path('work_dirs/table'))
     add('--cfg-options',
         nargs='+',
         default=[],
         metavar='KEY=VALUE',
         help='override settings of every config')
-    add('--metafile', type=Path, help="default: the package's own")
+    add('--metafile', type=some_path, help="default: the package's own")
     parser.add_verbose()
     return parser
 
@@ -243,7 +270,7 @@ def benchmark_det() -> Parser:
     add('--layers',
         action='store_true',
         help='time each quantized layer by itself as well')
-    add('--json', type=Path, metavar='FILE', help='write all figures there')
+    add('--json', type=some_path, metavar='FILE', help='write all figures there')
     return parser
 
 
@@ -261,9 +288,12 @@ def convert_swin_od() -> Parser:
 def _converter(description: str, source: str) -> Parser:
     parser = Parser(description)
     add = parser.add_argument
-    add('source', type=Path, help=source)
-    add('out', type=Path, help='the file to write')
-    add('--config', required=True, help='the float config to fit')
+    add('source', type=some_path, help=source)
+    add('out', type=some_path, help='the file to write')
+    add('--config',
+        required=True,
+        type=some_text,
+        help='the float config to fit')
     return parser
 
 
@@ -272,7 +302,7 @@ def publish_float() -> Parser:
     parser = Parser(PUBLISH_FLOAT)
     add = parser.add_argument
     add('source',
-        type=Path,
+        type=some_path,
         help='a checkpoint, or a work directory: its last one')
-    add('out', type=Path, help='the file to write')
+    add('out', type=some_path, help='the file to write')
     return parser

@@ -64,7 +64,7 @@ def quantize(args: argparse.Namespace) -> None:
 
 
 def show(run: ClassifierRun, result: Mapping[str, Any]) -> None:
-    """Show what a run found and where its files are."""
+    """Show the results of a run, and where its files are."""
     scores = result['scores']
     say(f'\n{table(result)}\n\n{scores["images"]} images evaluated')
     say(engine_line(result['engine']))

@@ -56,11 +56,11 @@ def configure(args: argparse.Namespace) -> Config:
     path = local_checkpoint(source)
     content = read_checkpoint(path)
     if is_packed(content):
-        found = packed_config(content['state_dict'], quant)
+        packed = packed_config(content['state_dict'], quant)
         # A float config says nothing of quantization and takes the file's;
         # loading compares one of ours with the file's.
         if cfg.get('model', {}).get('type') != DETECTOR:
-            quant = found.to_dict()
+            quant = packed.to_dict()
     else:
         refuse_other_layouts(content['state_dict'], path)
     quantize_config_(cfg, quant)
@@ -113,7 +113,7 @@ def choose_device(device: Optional[str], launcher: str) -> Optional[str]:
     """The device to use; None leaves it to MMEngine.
 
     Raises:
-        QuantError: if what was asked for is not to be had.
+        QuantError: if that device is not available.
     """
     no_operators = get_compiling_cuda_version() == 'not available'
     if launcher != 'none':
@@ -162,7 +162,7 @@ def quantize(args: argparse.Namespace) -> None:
 
 
 def show(run: QuantizationRun, result: Mapping[str, Any]) -> None:
-    """Show what a run found and where its files are."""
+    """Show the results of a run, and where its files are."""
     say(f'\n{format_table(table_rows(result))}\n')
     for line in further_lines(result):
         say(line)

@@ -99,14 +99,14 @@ def find_sources(given: Sequence[str],
     for text in given:
         if Path(text).is_dir():
             files = {one: Path(text) / f'{one}.pth' for one in detectors}
-            found = {
+            present = {
                 one: str(path)
                 for one, path in files.items() if path.is_file()
             }
-            if not found:
+            if not present:
                 raise QuantError(f'--checkpoints: no file in {text} is named '
                                  f'as a detector, such as {detectors[0]}.pth.')
-            sources.update(found)
+            sources.update(present)
             continue
         detector, _, source = text.partition('=')
         if not source:
@@ -151,11 +151,11 @@ def data_options(cfg: Config, root: str) -> List[str]:
     return options
 
 
-def pair(found: Optional[Mapping[str, Any]]) -> str:
+def pair(result: Optional[Mapping[str, Any]]) -> str:
     """Box and mask AP of a model, in points."""
-    found = found or {}
+    result = result or {}
     return '/'.join(
-        in_points(found.get(f'{kind}_ap')) for kind in ('box', 'mask'))
+        in_points(result.get(f'{kind}_ap')) for kind in ('box', 'mask'))
 
 
 class Column:
@@ -205,12 +205,12 @@ class Column:
                 continue
             try:
                 cell = self._cell(detector)
-                found = cell.find()
+                result = cell.find()
             except QuantError as error:
                 self._fail(detector, error)
                 continue
-            if found is not None:
-                self.results[detector] = found
+            if result is not None:
+                self.results[detector] = result
             elif detector not in self.models:
                 self.reasons[detector] = 'not among --models'
             else:

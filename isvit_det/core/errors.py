@@ -29,7 +29,7 @@ def describe_error(error: BaseException) -> str:
     return f'{name}: {lines[0]}'
 
 
-def explain(error: BaseException) -> str:
+def describe_with_place(error: BaseException) -> str:
     """An exception in one line, with the file and line that raised it."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return (f'{describe_error(error)} '

@@ -199,5 +199,6 @@ def local_checkpoint(source: str) -> Path:
             torch.hub.download_url_to_file(source, str(path))
         except (URLError, OSError) as error:
             raise QuantError(f'checkpoint: {source} could not be downloaded '
-                             f'({error}).') from error
+                             f'({error}); check the address and the network, '
+                             'or download it and give its path.') from error
     return path

@@ -56,9 +56,9 @@ class QuantLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         if self.native is not None:
-            found = self.native(self, input)
-            if found is not None:
-                return found
+            output = self.native(self, input)
+            if output is not None:
+                return output
         out = F.linear(
             self.input_quantizer(input), self.weight_quantizer(self.weight),
             self.bias)
@@ -96,9 +96,9 @@ class QuantConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         if self.native is not None:
-            found = self.native(self, input)
-            if found is not None:
-                return found
+            output = self.native(self, input)
+            if output is not None:
+                return output
         return self._conv_forward(
             self.input_quantizer(input), self.weight_quantizer(self.weight),
             self.bias)
@@ -163,9 +163,9 @@ def quantized_layers(
 
 @contextlib.contextmanager
 def simulation(model: nn.Module) -> Iterator[None]:
-    """Simulate all layers of a model in float, whatever could run them.
+    """Simulate all layers of a model in float in this context.
 
-    What runs them otherwise is given back at the end, on error too.
+    The layers' ``native`` is restored at the end, also after an error.
     """
     before = [(layer, layer.native) for layer in quantized_layers(model)]
     for layer, _ in before:

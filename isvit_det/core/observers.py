@@ -1,4 +1,4 @@
-"""Observers: histograms of what a quantizer sees, from a stream of batches.
+"""Observers: histograms of the values that a quantizer gets, batch by batch.
 
 Their size is fixed, so that a range search costs the same for one window and
 for a thousand images, and no tensor is too large for it.

@@ -49,8 +49,10 @@ def read_file(path: Path) -> Any:
             format, or holds objects that cannot be read safely.
     """
     if not path.is_file():
-        raise QuantError(f'checkpoint: there is no file {path}; give the '
-                         'path of a float or packed checkpoint.')
+        fault = (f'{path} is a folder'
+                 if path.is_dir() else f'there is no file {path}')
+        raise QuantError(f'checkpoint: {fault}; give the path of a float or '
+                         'packed checkpoint.')
     try:
         return _reader(path)(path)
     except _Wrong as error:

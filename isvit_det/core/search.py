@@ -1,4 +1,4 @@
-"""Choosing ranges, and SULQ's shift, by what observers have seen."""
+"""Choosing ranges, and SULQ's shift, from the histograms of observers."""
 from typing import Sequence, Tuple
 
 import torch

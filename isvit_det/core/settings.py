@@ -50,7 +50,7 @@ def _check_number(key: str, value: Any, low: float, high: float,
             or not low <= value <= high):
         name = 'an integer' if kind == (int, ) else 'a number'
         raise QuantError(f'{key}: {value!r} is not allowed; expected {name} '
-                         f'between {low:g} and {high:g}.')
+                         f'between {low:.10g} and {high:.10g}.')
 
 
 def _from_dict(cls: Type[T], name: str, values: Mapping[str, Any]) -> T:

@@ -9,27 +9,27 @@ from isvit_det.core.settings import QuantConfig
 QUANTIZED_LAYERS = (QuantLinear, QuantConv2d)
 
 
-def quantized_twin(layer: nn.Module, config: QuantConfig) -> nn.Module:
+def quantized_version(layer: nn.Module, config: QuantConfig) -> nn.Module:
     """A quantized layer that shares the parameters of a float one."""
     if isinstance(layer, nn.Linear):
-        twin: nn.Module = QuantLinear(layer, config)
+        quantized: nn.Module = QuantLinear(layer, config)
     else:
         assert isinstance(layer, nn.Conv2d)
-        twin = QuantConv2d(layer, config)
-    return twin.train(layer.training)
+        quantized = QuantConv2d(layer, config)
+    return quantized.train(layer.training)
 
 
-def float_twin(layer: nn.Module) -> nn.Module:
+def float_version(layer: nn.Module) -> nn.Module:
     """A float layer that shares the parameters of a quantized one."""
     if isinstance(layer, QuantLinear):
-        twin: nn.Module = nn.Linear(
+        replacement: nn.Module = nn.Linear(
             layer.in_features,
             layer.out_features,
             layer.bias is not None,
             device='meta')
     else:
         assert isinstance(layer, QuantConv2d)
-        twin = nn.Conv2d(
+        replacement = nn.Conv2d(
             layer.in_channels,
             layer.out_channels,
             layer.kernel_size,  # type: ignore
@@ -40,17 +40,18 @@ def float_twin(layer: nn.Module) -> nn.Module:
             layer.bias is not None,
             layer.padding_mode,
             device='meta')
-    twin.weight = layer.weight
-    twin.bias = layer.bias  # type: ignore
-    return twin.train(layer.training)
+    replacement.weight = layer.weight
+    replacement.bias = layer.bias  # type: ignore
+    return replacement.train(layer.training)
 
 
-def replace_(model: nn.Module, twins: Mapping[nn.Module, nn.Module]) -> None:
+def replace_(model: nn.Module, replacements: Mapping[nn.Module,
+                                                     nn.Module]) -> None:
     """Replace modules of a model by others, at all places where they occur."""
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):
-            if child is not None and child in twins:
-                setattr(parent, name, twins[child])
+            if child is not None and child in replacements:
+                setattr(parent, name, replacements[child])
 
 
 def make_float_(model: nn.Module, names: Iterable[str]) -> None:
@@ -66,6 +67,6 @@ def make_float_(model: nn.Module, names: Iterable[str]) -> None:
     layers = {modules[name] for name in names if name in modules}
     replace_(
         model, {
-            layer: float_twin(layer)
+            layer: float_version(layer)
             for layer in layers if isinstance(layer, QUANTIZED_LAYERS)
         })

@@ -27,17 +27,17 @@ def calibrate_detector_(model: Any,
                         logger: MMLogger,
                         store_gb: Optional[float] = None,
                         teacher: Any = None) -> List[UnitRecord]:
-    """Calibrate a detector of ``quantized_detector``; it ends quantized.
+    """Calibrate a detector of ``quantized_detector``, which ends quantized.
 
-    Its ``float_layers`` and ``products`` end as what was found.
+    Its attributes ``float_layers`` and ``products`` are set as well.
 
     Args:
         model: in eval mode, with float weights.
         images: to calibrate on; the processes of a run share them.
         sos: settings of the run.
         workspace: directory of the resume state and of spilled activations.
-        fingerprint: names everything the result depends on; state of
-            another fingerprint is discarded.
+        fingerprint: identifies everything that the result depends on; state
+            with another fingerprint is discarded.
         logger: gets a line for every unit.
         store_gb: memory for activations in GB (1e9 bytes); None takes half
             of what is available.
@@ -46,15 +46,15 @@ def calibrate_detector_(model: Any,
 
     Raises:
         QuantError: if an image cannot be read, the detector cannot predict
-            on the first one, or something to quantize
-            never ran on the images.
+            on the first one, or a layer to be quantized never ran on the
+            images.
     """
     if model.products is None:
         model.products = find_products(model, images)
     quant = model.quant_config
     units = model.backbone.units()
     logger.info(announcement(quant, sos, len(units), len(images)))
-    with images.blamed(model), simulation(model), CalibrationProgress(
+    with images.naming_failures(model), simulation(model), CalibrationProgress(
             logger, units, is_main_process()) as progress:
         records = calibrate(
             model.backbone,
@@ -68,11 +68,12 @@ def calibrate_detector_(model: Any,
             teacher=teacher)
     if quant.scope == 'detector':
         logger.info(f'calibrating neck and heads on {len(images)} images')
-        with images.blamed(model), simulation(model):
+        with images.naming_failures(model), simulation(model):
             calibrate_heads_(model, images, sos, logger)
     set_precision_(model, weights=True, acts=True)
     if not is_calibrated(model):
         raise QuantError('quant: nothing in the model was quantized.')
-    # The heads are equal up to the order of sums; end the same.
+    # The processes differ by the order of their sums; all of them end with
+    # the values of process 0.
     broadcast_(list(model.state_dict().values()))
     return records

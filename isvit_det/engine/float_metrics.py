@@ -26,7 +26,7 @@ def sources_of(runner: Runner, model: nn.Module) -> List[Any]:
     return [
         checksum(model.state_dict()),
         versions(),
-        # Each process may have another GPU.
+        # The index is left out, because each process may have another GPU.
         next(model.parameters()).device.type,
         world_size(),
         [without_engine(cfg.model), cfg.test_dataloader,
@@ -36,7 +36,7 @@ def sources_of(runner: Runner, model: nn.Module) -> List[Any]:
 
 
 def without_engine(model: Mapping[str, Any]) -> Dict[str, Any]:
-    """A model's config without what runs it, once it is calibrated."""
+    """A model's config without the engine, which changes no weight."""
     return {key: value for key, value in model.items() if key != 'engine'}
 
 

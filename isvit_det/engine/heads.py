@@ -101,7 +101,7 @@ def find_products(model: Any, images: Images) -> List[str]:
             'of MMDetection first.') from error
     return [
         name for name, module in model.named_modules()
-        if module in products.found
+        if module in products.multiplying
     ]
 
 

@@ -122,7 +122,7 @@ class SOSCalibrationHook(Hook):
                              'name of a .pth file, without a folder: it lies '
                              'in the work directory.')
         self.sos_config(runner)
-        # This checks the budget.
+        # The constructor checks the budget.
         ActivationPool(Path(runner.work_dir), self.store_gb)
 
     def after_load_checkpoint(self, runner: Runner,
@@ -255,7 +255,7 @@ class SOSCalibrationHook(Hook):
         if is_main_process():
             save_packed(model, packed, origin,
                         metainfo(runner.test_loop.dataloader.dataset))
-            # As the user sees it from here, who may have named no folder.
+            # Relative to the current folder, if the file is below it.
             shown = os.path.relpath(packed)
             where = packed if shown.startswith(os.pardir) else shown
             runner.logger.info(f'packed checkpoint: {where}')

@@ -64,8 +64,8 @@ class Images:
             pass
 
     @contextlib.contextmanager
-    def blamed(self, model: Any) -> Iterator[None]:
-        """If this context fails, find the image on which the model fails.
+    def naming_failures(self, model: Any) -> Iterator[None]:
+        """If this context fails, name the image on which the model fails.
 
         Raises:
             QuantError: naming that image, if there is one.

@@ -50,13 +50,13 @@ class Products(TorchDispatchMode):
         model: predicts in this context.
 
     Attributes:
-        found: the modules.
+        multiplying: the modules.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.modules = set(model.modules())
-        self.found: Set[nn.Module] = set()
+        self.multiplying: Set[nn.Module] = set()
         constants = [*model.parameters(), *model.buffers()]
         # Views share a storage. A weak reference to it is unique as long as
         # it exists.
@@ -83,7 +83,7 @@ class Products(TorchDispatchMode):
             owner = frame.f_locals.get(names[0]) if names else None
             if isinstance(owner, nn.Module) and owner in self.modules:
                 if not isinstance(owner, (*QUANTIZED_LAYERS, QuantMatMul)):
-                    self.found.add(owner)
+                    self.multiplying.add(owner)
                 return
             frame = frame.f_back  # type: ignore
 
@@ -103,10 +103,10 @@ class Products(TorchDispatchMode):
 
     def _follow(self, name: str, inputs: List[Tensor],
                 outputs: List[Tensor]) -> None:
-        """Propagate from an operator's inputs whether outputs are constant.
+        """Propagate from inputs to outputs what is constant or sampled.
 
-        And whether they are sampled. An output without inputs counts as an
-        activation, since other code than torch's may fill it.
+        An output without inputs counts as an activation, because code other
+        than torch's may fill it.
         """
         inputs = [x for x in inputs if x.ndim > 0]
         is_constant = bool(inputs) and not any(

@@ -45,7 +45,7 @@ FORMAT_VERSION = 1
 
 
 class _WatchedRunner(Runner):
-    """A runner of whose log the open screen shows what matters."""
+    """A runner whose log is also shown on the open screen, in part."""
 
     def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
         logger = super().build_logger(*args, **kwargs)
@@ -106,7 +106,7 @@ class QuantizationRun:
             self.runner.call_hook('before_run')
         content = read_checkpoint(self.checkpoint)
         self.given_bytes = weight_bytes(content['state_dict'])
-        # Of a packed file: its provenance and its settings.
+        # A packed file brings its provenance and its settings.
         self.origin = content.get('provenance', {})
         quant = content.get('quant')
         with hook_errors():
@@ -121,7 +121,8 @@ class QuantizationRun:
                 self.hook.settle(self.runner)
             self.model = bare_model(self.runner)
             self.model.eval()
-        # The report of the calibration is often in the same folder.
+        # The report of the calibration is often in the same folder, and must
+        # not be replaced.
         name = 'result_packed.json' if self.calibrated else REPORT
         self.report = self.work_dir / name
         if not self.calibrated:
@@ -150,11 +151,11 @@ class QuantizationRun:
             The content of the file. Its figures of the quantized model are
             those of the last evaluation; ``also_evaluated`` has those before.
         """
-        found: Dict[str, Any] = {}
+        results: Dict[str, Any] = {}
         teacher = None
         if not self.calibrated:
             if float_eval:
-                found['float'] = self._evaluate_float()
+                results['float'] = self._evaluate_float()
             # The calibration and the final comparison share one copy.
             teacher = self.hook.teacher = copy.deepcopy(self.model.backbone)
             with self._timed('calibration'):
@@ -167,18 +168,18 @@ class QuantizationRun:
             for engine in engines
         ]
         last = evaluations.pop()
-        found.update(last, also_evaluated=evaluations)
+        results.update(last, also_evaluated=evaluations)
         self.seconds['quantized_evaluation'] = last['seconds']
         if teacher is not None:
             self.runner.logger.info("measuring the backbone's error")
             total = min(ERROR_IMAGES, len(self.plan.indices))
             with self._timed('backbone_error'), \
                     track('backbone error', total) as advance:
-                found['backbone_error'] = backbone_error(
+                results['backbone_error'] = backbone_error(
                     self.model, teacher, read(self.loader, 'test_dataloader'),
                     advance)
         self.seconds['total'] = time.perf_counter() - self.start
-        result = self._result(found)
+        result = self._result(results)
         if is_main_process():
             write_result(self.report, result)
             if not self.calibrated:
@@ -191,11 +192,11 @@ class QuantizationRun:
     def _both_engines(self) -> List[str]:
         """The simulation, and then the native kernels if there are any."""
         self.model.runtime.engine = 'native'
-        found = describe_engine(self.model)
-        if found['engine'] == 'native':
+        how = describe_engine(self.model)
+        if how['engine'] == 'native':
             return ['simulation', 'native']
         self.plan.notes.append('quantized: not evaluated natively, since '
-                               f'{found["reason"]}')
+                               f'{how["reason"]}')
         return ['simulation']
 
     def _evaluate_quantized(self, engine: str,
@@ -250,24 +251,24 @@ class QuantizationRun:
         evaluation = self._evaluation('float', 'float', sources,
                                       lambda: dict(peak_memory=peak_memory()))
         memory = FloatMetrics(self.work_dir, self.runner, sources)
-        found = memory.recall()
-        if found is not None:
+        result = memory.recall()
+        if result is not None:
             self.runner.logger.info('the float evaluation of an earlier run '
                                     'is taken over')
         else:
             with self.hook.postponed():
-                found = evaluation.run()
-            found.update(
+                result = evaluation.run()
+            result.update(
                 evaluation.about,
                 seconds=evaluation.seconds,
                 seconds_per_image=evaluation.seconds_per_image)
             if is_main_process():
-                memory.keep(found)
+                memory.keep(result)
             evaluation.file.settle()
-        self.seconds['float_evaluation'] = found['seconds']
-        return found
+        self.seconds['float_evaluation'] = result['seconds']
+        return result
 
-    def _result(self, found: Mapping[str, Any]) -> Dict[str, Any]:
+    def _result(self, results: Mapping[str, Any]) -> Dict[str, Any]:
         outcome = self.hook.outcome
         quant = self.quant
         origin = self.origin if outcome is None else outcome.provenance
@@ -279,12 +280,12 @@ class QuantizationRun:
             method=quant.method,
             lr=origin.get('sos', {}).get('lr'),
             iters=origin.get('sos', {}).get('iters'),
-            float=found.get('float'),
-            quantized=found['quantized'],
-            engine=found['engine'],
-            seconds_per_image=found['seconds_per_image'],
-            also_evaluated=found['also_evaluated'],
-            backbone_error=found.get('backbone_error'),
+            float=results.get('float'),
+            quantized=results['quantized'],
+            engine=results['engine'],
+            seconds_per_image=results['seconds_per_image'],
+            also_evaluated=results['also_evaluated'],
+            backbone_error=results.get('backbone_error'),
             bytes=dict(
                 float=None if outcome is None else self.given_bytes,
                 packed=self.packed.stat().st_size),
@@ -292,7 +293,7 @@ class QuantizationRun:
             peak_memory=peak_memory(),
             units=None if outcome is None else
             [vars(record) for record in outcome.records],
-            sites=found['sites'],
+            sites=results['sites'],
             hooks_left_out=self.hook.left_out,
             float_modules=[
                 dict(name=name, type=kind)
@@ -300,12 +301,12 @@ class QuantizationRun:
             ],
             float_layers=self.model.float_layers,
             images=dict(
-                evaluated=found['quantized']['images'],
+                evaluated=results['quantized']['images'],
                 annotated=[
                     None if ids is None else len(ids)
                     for ids in self.plan.annotated
                 ]),
-            notes=self.plan.notes + explain_gaps(found, self.plan.nothing),
+            notes=self.plan.notes + explain_gaps(results, self.plan.nothing),
             provenance=origin)
 
     @property
@@ -314,7 +315,7 @@ class QuantizationRun:
         outcome = self.hook.outcome
         if outcome is None:
             return self.checkpoint
-        # With the folder as the user gave it, which MMEngine resolves.
+        # The folder is shown as the user gave it; MMEngine resolves it.
         return self.work_dir / outcome.packed.name
 
     @contextlib.contextmanager

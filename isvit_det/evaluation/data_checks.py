@@ -16,7 +16,8 @@ from isvit_det.core.errors import QuantError
 from isvit_det.evaluation.ground_truth import Annotations
 from isvit_det.evaluation.tasks import (is_coco, metric_class, metric_configs,
                                         truth_files)
-from isvit_det.inputs.annotations import explain, read_annotations
+from isvit_det.inputs.annotations import (raise_annotation_error,
+                                          read_annotations)
 from isvit_det.inputs.data_errors import guard_, lacking
 from isvit_det.inputs.datasets import (base_datasets, build_dataset,
                                        dataset_of, unwrap)
@@ -46,7 +47,8 @@ def test_data_errors(cfg: Config) -> Iterator[None]:
         for config in metric_configs(cfg):
             path = config.get('ann_file')
             if path is not None and is_coco(metric_class(config)):
-                explain(path, error, metric_class(config) is CocoMetric)
+                raise_annotation_error(path, error,
+                                       metric_class(config) is CocoMetric)
         raise
 
 

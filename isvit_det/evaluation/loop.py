@@ -11,7 +11,7 @@ from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 
 from isvit_det.core.distributed import all_gather, rank, world_size
-from isvit_det.core.errors import QuantError, explain
+from isvit_det.core.errors import QuantError, describe_with_place
 from isvit_det.evaluation.agreement import Plan, counts_part
 from isvit_det.evaluation.figures import (Figures, average_precision,
                                           fractions, gaps, raw)
@@ -28,7 +28,7 @@ class Evaluation(Evaluator):
     """Replaces a runner's evaluator, and keeps the predictions in a file.
 
     Args:
-        name: of the model, for people.
+        name: name of the model, for messages.
         runner: its test loop evaluates.
         plan: of the evaluation.
         file: of the predictions.
@@ -84,16 +84,16 @@ class Evaluation(Evaluator):
             QuantError: with what an evaluator raises, or naming an image
                 that cannot be read.
         """
-        found = self.file.find()
-        earlier = 0. if found is None else found['seconds']
+        kept = self.file.find()
+        earlier = 0. if kept is None else kept['seconds']
         self._start = time.perf_counter()
-        if found is None:
+        if kept is None:
             metrics = self._predict()
         else:
             self.runner.logger.info(
                 f'the predictions in {self.file.waiting} of an earlier run '
                 'are evaluated')
-            self.about = found
+            self.about = kept
             for samples in self.file.read():
                 self._process(samples, None)
             metrics = self._measure(len(self.loop.dataloader.dataset))
@@ -149,8 +149,8 @@ class Evaluation(Evaluator):
                  data_batch: Any) -> None:
         for sample in samples:
             self._ids.append(sample.get('img_id'))
-            found = sample.get('pred_instances') or {}
-            self._num_detections += len(found.get('scores', ()))
+            instances = sample.get('pred_instances') or {}
+            self._num_detections += len(instances.get('scores', ()))
         with self._errors():
             self.real.process(samples, data_batch)
 
@@ -212,7 +212,8 @@ class Evaluation(Evaluator):
                     'the same command evaluates them without predicting again'
                     if self.file.waiting.exists() else '')
             raise QuantError(
-                f'test_evaluator: {explain(error)}{kept}.') from error
+                f'test_evaluator: {describe_with_place(error)}{kept}.'
+            ) from error
 
 
 def _measure_part(task: Task, results: List[Any],

@@ -19,7 +19,8 @@ from mmengine.runner import Runner
 from mmengine.runner.amp import autocast
 from torch import Tensor
 
-from isvit_det.core.errors import QuantError, describe_error, explain
+from isvit_det.core.errors import (QuantError, describe_error,
+                                   describe_with_place)
 from isvit_det.evaluation.agreement import Plan, is_known
 from isvit_det.evaluation.ground_truth import Annotations
 from isvit_det.evaluation.tasks import OUTPUTS, Task, is_coco, metainfo
@@ -186,13 +187,13 @@ def _score(task: Task, file: Optional[Annotations], batch: Any,
         if key is not None:
             raise QuantError(
                 f'test_evaluator.{key}={task.config[key]!r}: {task.name} '
-                f'cannot work with it ({explain(error)}), and does without; '
-                'correct it, or leave it out.') from error
+                f'cannot work with it ({describe_with_place(error)}), and '
+                'does without; correct it, or leave it out.') from error
         raise QuantError(
             f'test_evaluator: {task.name} cannot score what this '
-            f'detector predicts on this data set: {explain(error)}; '
-            'tried on a made prediction with every class, of '
-            f'{made.get("img_path")}.') from error
+            f'detector predicts on this data set: '
+            f'{describe_with_place(error)}; tried on an artificial prediction '
+            f'with every class, of {made.get("img_path")}.') from error
 
 
 def culprit(config: Mapping[str, Any],

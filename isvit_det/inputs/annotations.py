@@ -189,7 +189,8 @@ def short(value: Any) -> str:
     return text if len(text) < 60 else f'{text[:57]}...'
 
 
-def explain(path: Path_, error: BaseException, is_plain: bool) -> None:
+def raise_annotation_error(path: Path_, error: BaseException,
+                           is_plain: bool) -> None:
     """Raise a QuantError if an annotation file is the cause of an error.
 
     Args:

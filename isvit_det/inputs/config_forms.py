@@ -138,9 +138,9 @@ def class_of(name: Any) -> Any:
     for registry in registries:
         # A name in no registry becomes an error when it is built.
         with contextlib.suppress(RuntimeError, ImportError, KeyError):
-            found = registry.get(name)
-            if found is not None:
-                return found
+            registered = registry.get(name)
+            if registered is not None:
+                return registered
     return None
 
 
@@ -188,9 +188,9 @@ def _fit(value: Any, hint: Any) -> Tuple[bool, Any]:
     # The origin of Python 3.10's X | Y is not typing.Union.
     if origin is typing.Union or type(hint).__name__ == 'UnionType':
         for arg in args:
-            fits, found = _fit(value, arg)
+            fits, fitted = _fit(value, arg)
             if fits:
-                return True, found
+                return True, fitted
         return False, value
     if origin is tuple or origin in LISTS:
         if not isinstance(value, (list, tuple)):
@@ -214,10 +214,10 @@ def _fit_items(value: Any, kind: Any, is_tuple: bool,
         hints: Any = args
     else:
         hints = itertools.repeat(args[0])
-    found = [_fit(item, hint) for item, hint in zip(value, hints)]
-    if not all(fits for fits, _ in found):
+    fitted = [_fit(item, hint) for item, hint in zip(value, hints)]
+    if not all(fits for fits, _ in fitted):
         return False, value
-    return True, kind(item for _, item in found)
+    return True, kind(item for _, item in fitted)
 
 
 class WholeConfig(Config):

@@ -10,7 +10,8 @@ from mmengine.hub import get_config
 
 from isvit_det.backbones import QUANTIZED
 from isvit_det.backbones.others import advice
-from isvit_det.core.errors import QuantError, describe_error, explain
+from isvit_det.core.errors import (QuantError, describe_error,
+                                   describe_with_place)
 from isvit_det.core.files import disk_error
 from isvit_det.core.presets import optimises
 from isvit_det.core.settings import QuantConfig, parse_bits
@@ -21,9 +22,11 @@ from isvit_det.inputs.overrides import check_overrides
 
 DETECTOR = 'isvit_det.quantized_detector'
 HOOK = 'isvit_det.SOSCalibrationHook'
+# Endings of the files that MMEngine reads as configs.
+FORMATS = ('.py', '.json', '.yaml', '.yml')
 # Keys that MMDetection's DETRs add to the config from which they are built,
 # and refuse if a config has them.
-WRITTEN = {
+ADDED_BY_DETRS = {
     'bbox_head': ('share_pred_layer', 'num_pred_layer', 'as_two_stage'),
     'dn_cfg': ('num_classes', 'embed_dims', 'num_matching_queries')
 }
@@ -49,11 +52,8 @@ def load_config(name: str, overrides: Optional[Mapping[str, Any]]) -> Config:
     with config_errors(), _user_code(name):
         if name.startswith(('mmdet::', 'isvit_det::')):
             cfg = _config_of_package(name)
-        elif not Path(name).is_file():
-            raise QuantError(f'config: there is no file {name}; give the path '
-                             'of a config, mmdet::FOLDER/NAME.py or '
-                             'isvit_det::FOLDER/NAME.py.')
         else:
+            _check_path(name)
             cfg = Config.fromfile(name)
         check_overrides(cfg._cfg_dict, overrides)
         cfg.merge_from_dict(overrides)
@@ -61,6 +61,19 @@ def load_config(name: str, overrides: Optional[Mapping[str, Any]]) -> Config:
         if not str(cfg.filename).endswith('.py') or has_lists(overrides):
             restore_tuples_(cfg._cfg_dict)
     return cfg
+
+
+def _check_path(name: str) -> None:
+    """Raise unless a name is the path of a file of a config's format."""
+    path = Path(name)
+    if not path.is_file():
+        fault = (f'{name} is a folder'
+                 if name and path.is_dir() else f'there is no file {name!r}')
+        raise QuantError(f'config: {fault}; give the path of a config, '
+                         'mmdet::FOLDER/NAME.py or isvit_det::FOLDER/NAME.py.')
+    if path.suffix not in FORMATS:
+        raise QuantError(f'config: {name} does not end with one of '
+                         f'{list(FORMATS)}; give a config of MMEngine.')
 
 
 def _config_of_package(name: str) -> Config:
@@ -102,7 +115,7 @@ def config_errors() -> Iterator[None]:
         full = disk_error(error)
         if full is not None:
             raise full from error
-        # MMEngine concatenates the records of all images; there are none.
+        # MMEngine raises this if there are no images to concatenate.
         if 'at least one array' in str(error):
             raise QuantError('test_dataloader: no image is evaluated; check '
                              'ann_file, indices and filter_cfg.') from error
@@ -112,21 +125,21 @@ def config_errors() -> Iterator[None]:
         is_plain = any(
             words in str(error)
             for words in ('not installed', 'Failed to import'))
-        reason = str(error) if is_plain else explain(error)
+        reason = str(error) if is_plain else describe_with_place(error)
         raise QuantError(f'config: {reason}') from error
 
 
 def _refuse_imports(message: str) -> None:
     """Raise if the message is of failed custom imports."""
-    found = re.search(r"custom modules from .*'imports': (\[.*?\]|'.*?')",
+    match = re.search(r"custom modules from .*'imports': (\[.*?\]|'.*?')",
                       message)
-    if found is None:
+    if match is None:
         return
     more = ''
-    if re.search('mmpretrain|mmcls', found[1]):
+    if re.search('mmpretrain|mmcls', match[1]):
         more = ("; backbones of theirs are not supported: use MMDetection's "
                 "'SwinTransformer' or 'isvit_det.VisionTransformer'")
-    raise QuantError(f'custom_imports: {found[1]} cannot be imported; install '
+    raise QuantError(f'custom_imports: {match[1]} cannot be imported; install '
                      f'the package, or take it out of the config{more}.')
 
 
@@ -162,7 +175,7 @@ def quantize_config_(cfg: Config, quant: Mapping[str, Any]) -> None:
             raise QuantError(f'model.backbone.type: {name!r} is not '
                              f'supported; {instead}.')
         backbone['type'] = QUANTIZED[name]
-        for part, keys in WRITTEN.items():
+        for part, keys in ADDED_BY_DETRS.items():
             for key in keys if isinstance(model.get(part), dict) else ():
                 model[part].pop(key, None)
         model['base'] = model['type']
@@ -173,7 +186,7 @@ def quantize_config_(cfg: Config, quant: Mapping[str, Any]) -> None:
             f'config: model.quant: expected a dict of settings, got '
             f'{settings!r}.')
     settings = dict(settings)
-    # There are two ways to give bits; that of the user has precedence.
+    # Bits can be given in two ways; what the user gave has precedence.
     if 'bits' in quant:
         settings.pop('weight_bits', None)
         settings.pop('act_bits', None)
@@ -202,21 +215,21 @@ def configure_hook_(cfg: Config,
     Raises:
         QuantError: if the config's hooks are no list of dicts.
     """
-    given = cfg.get('custom_hooks') or []
-    if not isinstance(given, (list, tuple)) or not all(
-            isinstance(hook, dict) for hook in given):
+    configured = cfg.get('custom_hooks') or []
+    if not isinstance(configured, (list, tuple)) or not all(
+            isinstance(hook, dict) for hook in configured):
         raise QuantError(
             f'config: custom_hooks: expected a list of dicts, got '
-            f'{given!r}.')
-    hooks: List[Dict[str, Any]] = list(given)
-    ours = [
+            f'{configured!r}.')
+    hooks: List[Dict[str, Any]] = list(configured)
+    calibrating = [
         hook for hook in hooks
         if is_calibration_hook(class_of(hook.get('type')))
     ]
-    if not ours:
-        ours = [dict(type=HOOK)]
-        hooks += ours
-    hook = ours[0]
+    if not calibrating:
+        calibrating = [dict(type=HOOK)]
+        hooks += calibrating
+    hook = calibrating[0]
     settings = dict(hook.get('sos') or {})
     method = cfg['model']['quant'].get('method', QuantConfig.method)
     if not optimises(method):

@@ -10,7 +10,8 @@ from mmengine.runner import Runner
 
 from isvit_det.core.errors import QuantError, describe_error
 from isvit_det.core.files import disk_error
-from isvit_det.inputs.annotations import KEYS, entry_without, explain, short
+from isvit_det.inputs.annotations import (KEYS, entry_without,
+                                          raise_annotation_error, short)
 
 SHOWN_IMAGES = 3
 
@@ -123,7 +124,8 @@ def data_set_error(config: Mapping[str, Any], error: Exception) -> QuantError:
     if isinstance(dataset, CocoDataset):
         parse = type(dataset).parse_data_info
         try:
-            explain(path, error, parse is CocoDataset.parse_data_info)
+            raise_annotation_error(path, error, parse
+                                   is CocoDataset.parse_data_info)
         except QuantError as fault:
             return fault
     entry = _failing_entry(dataset)
@@ -182,7 +184,7 @@ def lacking(ann_file: str, info: Mapping[str, Any], key: str) -> str:
     with contextlib.suppress(QuantError):
         entry = entry_without(ann_file, info.get('img_id'), key)
     where = entry or f'an object of image {info.get("img_id")}'
-    return f'{key!r}, which {where} of annotation file {ann_file} has not'
+    return f'{key!r}, which {where} of annotation file {ann_file} lacks'
 
 
 def image_name(data: Any) -> str:

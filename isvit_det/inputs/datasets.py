@@ -69,7 +69,7 @@ def build_dataset(config: Dict[str, Any]) -> Any:
             f'data set: {error.filename or error} does not exist; check '
             'data_root and ann_file.') from error
     except ValueError as error:
-        # MMEngine concatenates the records of all images; there are none.
+        # MMEngine raises this if there are no images to concatenate.
         if 'at least one array' in str(error):
             return []
         raise data_set_error(config, error) from error
@@ -120,13 +120,13 @@ def find_overlap(
         sizes.setdefault(size, {})[hashes[-1]] = path
     overlap = {}
     for path in evaluation:
-        twin = resolved.get(path.resolve())
-        if twin is None:
+        same = resolved.get(path.resolve())
+        if same is None:
             # Only files of equal size need to be read.
             suspects = sizes.get(_size(path))
-            twin = suspects.get(file_hash(path)) if suspects else None
-        if twin is not None:
-            overlap[path] = twin
+            same = suspects.get(file_hash(path)) if suspects else None
+        if same is not None:
+            overlap[path] = same
     return hashes, overlap
 
 
@@ -141,9 +141,9 @@ def refuse_overlap(calibration: Sequence[Path],
         QuantError: naming an image that is in both, or that is missing.
     """
     hashes, overlap = find_overlap(calibration, evaluation)
-    for path, twin in overlap.items():
+    for path, same in overlap.items():
         raise QuantError(
-            f'calibration set: {twin} is the evaluation image {path}; '
+            f'calibration set: {same} is the evaluation image {path}; '
             'calibrate on images that are not evaluated.')
     return hashes
 

@@ -4,7 +4,7 @@ from typing import Any, Iterator, Optional
 
 from mmengine.hooks import Hook
 
-from isvit_det.core.errors import QuantError, explain
+from isvit_det.core.errors import QuantError, describe_with_place
 from isvit_det.core.files import disk_error
 
 
@@ -45,8 +45,9 @@ def hook_errors() -> Iterator[None]:
         full = disk_error(error)
         if full is not None:
             raise full from error
-        raise QuantError(f'hooks: {name} raised {explain(error)}; mend the '
-                         'hook or take it out of the config.') from error
+        raise QuantError(
+            f'hooks: {name} raised {describe_with_place(error)}; mend the '
+            'hook or take it out of the config.') from error
 
 
 def is_calibration_hook(kind: Any) -> bool:

@@ -12,22 +12,22 @@ from torch import Tensor
 from isvit_det.core.swap import QUANTIZED_LAYERS, make_float_
 
 PARTS = ('float_layers', 'products')
-# The reason, if the state does not give one.
+# The reason for a layer, if the state does not give one.
 IN_FLOAT = 'it is in float in the state that was loaded'
-# Of each quantized layer, a calibrated state has at least one of these keys.
+# A calibrated state has at least one of these keys for each quantized layer.
 OWN_KEYS = ('weight_codes', 'weight_quantizer.scale', 'input_quantizer.scale')
 
 
 def float_parts(model: Any) -> Dict[str, Any]:
-    """Entries of a header: the two attributes, as far as a model has them."""
+    """Entries of a header: those of the two attributes that a model has."""
     return {part: vars(model)[part] for part in PARTS if part in vars(model)}
 
 
 def take_float_parts_(model: Any, header: Mapping[str, Any],
                       state: Mapping[str, Tensor], prefix: str) -> None:
-    """Turn layers back into float that are in float in a calibrated state.
+    """Turn the layers back into float that a calibrated state has in float.
 
-    They are known from the header, or without one from the keys of the state.
+    The header names them; without a header, the keys of the state do.
 
     Args:
         model: the model that is to load the state.

@@ -55,10 +55,11 @@ class _LoadingHook:
 def install_loading_(model: Any, config: QuantConfig) -> None:
     """Make a model decode and check every state that it is to load.
 
-    Layers that are quantized in the model, but not in a calibrated state, are
-    replaced by float ones before. This works for ``load_state_dict`` of torch
-    and of MMEngine, strict or not, and for copies of the model, also pickled
-    ones. Loading a state that does not fit raises QuantError, naming keys.
+    Before that, layers that are quantized in the model, but not in a
+    calibrated state, are replaced by float ones. This works for
+    ``load_state_dict`` of torch and of MMEngine, strict or not, and for copies
+    of the model, also pickled ones. Loading a state that does not fit raises
+    QuantError, naming keys.
 
     Args:
         model: a quantized model.
@@ -131,7 +132,7 @@ def _decode_(model: nn.Module, state: Dict[str, Tensor], prefix: str) -> None:
         scale = state.get(f'{base}.weight_quantizer.scale')
         zero_point = state.get(f'{base}.weight_quantizer.zero_point')
         quantizer = layer.weight_quantizer
-        # The check that follows names what is missing or has another shape.
+        # ``_check_`` names what is missing or has another shape.
         if (packed is None or scale is None or zero_point is None
                 or scale.shape != quantizer.scale.shape
                 or zero_point.shape != quantizer.zero_point.shape):

@@ -1,4 +1,4 @@
-"""Progress of a calibration: what it will do, a line a unit, time left."""
+"""Progress of a calibration: its plan, a line for each unit, time left."""
 import time
 from typing import Any, Dict, Sequence
 
@@ -61,7 +61,7 @@ class CalibrationProgress:
         self.pace = Pace()
         self._start = time.monotonic()
         self._began = -1
-        # Of the units that this run has calibrated itself.
+        # Sums over the units that this run has calibrated itself.
         self._cost = 0
         self._seconds = 0.
 
@@ -88,14 +88,14 @@ class CalibrationProgress:
             share = event.step / event.num_steps if event.num_steps else 1
             self._show(event.stage, event.index + share, event.unit)
             done = event.index + (event.stage - 1 + share) / len(STAGES)
-            says_more = self.bars.disable and event.num_steps > 1
-            if says_more and self.pace.is_due(done / event.num_units):
+            is_step_line = self.bars.disable and event.num_steps > 1
+            if is_step_line and self.pace.is_due(done / event.num_units):
                 self.logger.info(
                     f'  unit {event.index + 1}/{event.num_units} stage '
                     f'{event.stage}: {event.step}/{event.num_steps} '
                     'iterations')
         elif event.kind == 'unit':
-            # One taken from an earlier run went through no stage in this.
+            # A unit that is taken from an earlier run has no step events.
             for stage in STAGES:
                 self._show(stage, event.index + 1, event.unit)
             self.pace.rest((event.index + 1) / event.num_units)
@@ -104,10 +104,11 @@ class CalibrationProgress:
                              f'{self._left(event)}')
 
     def _left(self, event: Event) -> str:
-        """About how long the units after this one take, where known."""
+        """The estimated time for the units after this one, if it is known."""
         now = time.monotonic()
         seconds, self._start = now - self._start, now
-        # None has begun that is taken from an earlier run.
+        # A unit that is taken from an earlier run has not begun, and its time
+        # says nothing.
         if self._began == event.index:
             self._cost += self.costs[event.index]
             self._seconds += seconds

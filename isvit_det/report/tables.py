@@ -32,7 +32,7 @@ def backbone_error(model: Any, teacher: nn.Module, batches: Iterable[Any],
         model: the quantized detector.
         teacher: its float backbone.
         batches: of the data loader of the evaluation.
-        advance: is told how many more images of the run are done.
+        advance: is called with the number of further images that are done.
     """
     limit = -(-ERROR_IMAGES // get_world_size())
     errors: List[float] = []
@@ -121,7 +121,7 @@ def list_sites_run(model: nn.Module,
 
 
 def sum_calls(sites: Sequence[Mapping[str, Any]]) -> List[Dict[str, Any]]:
-    """Sites with the times they have run in all processes of the run."""
+    """Sites with their numbers of calls summed over all processes."""
     counts = torch.tensor([site['num_calls'] for site in sites])
     all_reduce(counts)
     return [
@@ -152,13 +152,13 @@ def table_rows(result: Mapping[str, Any]) -> List[Dict[str, str]]:
     also = result['also_evaluated']
     figures = Figures(unquantized, result['quantized'])
 
-    def row(model: str, found: Mapping[str, Any], memory: Mapping[str, int],
+    def row(model: str, scores: Mapping[str, Any], memory: Mapping[str, int],
             pace: Optional[float], **more: Optional[str]) -> dict:
         cells = {
             'model':
             model,
             **{
-                title: figures.cell(found, name)
+                title: figures.cell(scores, name)
                 for title, name in figures.columns.items()
             }, 'bits':
             more.get('bits'),
@@ -184,18 +184,18 @@ def table_rows(result: Mapping[str, Any]) -> List[Dict[str, str]]:
         }
         return {key: value or '-' for key, value in cells.items()}
 
-    def quantized_row(found: Mapping[str, Any], memory: Mapping[str, int],
+    def quantized_row(evaluated: Mapping[str, Any], memory: Mapping[str, int],
                       evaluation: Optional[float],
                       **more: Optional[str]) -> dict:
         return row(
             'quantized',
-            found['quantized'],
+            evaluated['quantized'],
             memory,
-            found['seconds_per_image'],
+            evaluated['seconds_per_image'],
             bits=result['bits'],
             scope=result['scope'],
             method=result['method'],
-            engine=found['engine']['engine'],
+            engine=evaluated['engine']['engine'],
             size=_megabytes(result['bytes']['packed']),
             evaluation=_whole(evaluation),
             **more)

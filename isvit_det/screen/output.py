@@ -1,9 +1,9 @@
 """Where the output of a command goes: to the screen, or to its log only.
 
-While a screen is open, ``sys.stdout`` leads to the log. The screen shows what
-``say`` is given, what the modules of this package log, and warnings; with
-``verbose`` it shows everything. Without an open screen nothing is redirected,
-so that hooks which other tools run behave as MMEngine's do.
+While a screen is open, ``sys.stdout`` writes to the log. The screen shows the
+texts given to ``say``, what the modules of this package log, and warnings;
+with ``verbose`` it shows everything. Without an open screen nothing is
+redirected, so that our hooks print as MMEngine's do when other tools run them.
 """
 import contextlib
 import io
@@ -28,7 +28,7 @@ class Screen:
     """What the user sees of a command, and its log.
 
     Args:
-        stream: that the user looks at.
+        stream: the stream that the user sees.
         verbose: show everything.
 
     Attributes:
@@ -44,17 +44,17 @@ class Screen:
         self.output = _Output(self)
         self._handler = _Handler(self)
         self._watched: List[logging.Logger] = []
-        # Lines from before there is a log.
+        # Lines for the log, until it is opened.
         self._early: Optional[List[str]] = []
         self._log: Optional[logging.Handler] = None
 
     @property
     def is_terminal(self) -> bool:
-        """Whether bars can be drawn, and drawn anew."""
+        """Whether progress bars can be drawn and updated."""
         return self.stream.isatty() and not self.console.is_dumb_terminal
 
     def open_log(self, path: Path) -> None:
-        """Append to a log file from now on, beginning with what was said.
+        """Append to a log file from now on, first the lines said so far.
 
         Raises:
             OSError: if it cannot be opened.
@@ -67,7 +67,7 @@ class Screen:
         self.say(f'log: {path}')
 
     def mute(self) -> None:
-        """Show nothing and log nothing: another process does."""
+        """Show nothing and log nothing, because another process does so."""
         self.is_muted, self._early = True, None
 
     def say(self, text: str) -> None:
@@ -77,11 +77,11 @@ class Screen:
             self.log(line)
 
     def show(self, text: str) -> None:
-        """Show a text that is in the log already, or is not for it."""
+        """Show a text, and do not add it to the log."""
         if self.is_muted:
             return
         if self.is_terminal:
-            # Above the bars, if there are any.
+            # The console prints above progress bars, if there are any.
             self.console.print(
                 text,
                 markup=False,
@@ -99,27 +99,27 @@ class Screen:
             self._log.emit(logging.makeLogRecord(dict(msg=line)))
 
     def watch(self, logger: logging.Logger) -> None:
-        """Show what this package logs there, and warnings of anybody."""
+        """Show what this package logs with a logger, and all its warnings."""
         if not self.verbose and self._handler not in logger.handlers:
             logger.addHandler(self._handler)
             self._watched.append(logger)
 
     def close(self) -> None:
-        """End the log; what is printed from now on is not ours."""
+        """Close the log, and show nothing more."""
         for logger in self._watched:
             logger.removeHandler(self._handler)
         if self._log is not None:
-            # There may be no room for what was not written.
+            # The disk may have no room for the lines that were not written.
             with contextlib.suppress(OSError):
                 self._log.close()
         self._log = self._early = None
 
 
 class _Output(io.TextIOBase):
-    """Stands in for ``sys.stdout``: lines for the log.
+    """Replaces ``sys.stdout``, and writes its lines to the log.
 
-    Loggers keep the stream they were made with: after the screen is closed,
-    this leads to whatever ``sys.stdout`` is then.
+    Loggers keep the stream that they were created with. Therefore, after the
+    screen is closed, this writes to the ``sys.stdout`` of that time.
     """
 
     def __init__(self, screen: Screen) -> None:
@@ -143,7 +143,7 @@ class _Output(io.TextIOBase):
             self.screen.stream.write(text)
         *lines, self._rest = (self._rest + text).split('\n')
         for line in lines:
-            # Of a line that was drawn anew the log has the last state.
+            # If a line was overwritten, the log gets its last state.
             last = ESCAPES.sub('', line).rstrip('\r').rpartition('\r')[2]
             self.screen.log(last)
         return len(text)
@@ -169,11 +169,11 @@ class _Handler(logging.Handler):
         self.addFilter(_OncePerWarning())
 
     def emit(self, record: logging.LogRecord) -> None:
-        is_ours = PACKAGE in Path(record.pathname).parents
+        is_of_package = PACKAGE in Path(record.pathname).parents
         if record.levelno >= logging.WARNING:
             kind = record.levelname.lower()
             self.screen.show(f'{kind}: {record.getMessage()}')
-        elif is_ours:
+        elif is_of_package:
             self.screen.show(record.getMessage())
 
 
@@ -194,11 +194,11 @@ class _OncePerWarning(logging.Filter):
 
 @contextlib.contextmanager
 def showing(verbose: bool = False, early: str = '') -> Iterator[Screen]:
-    """Show the user what matters of what goes on while this lasts.
+    """Show the user the essential output of the work in this context.
 
     Args:
         verbose: show everything.
-        early: what was printed before, for the log.
+        early: text that was printed before, for the log.
     """
     screen = Screen(sys.stdout, verbose)
     _open.append(screen)
@@ -208,7 +208,7 @@ def showing(verbose: bool = False, early: str = '') -> Iterator[Screen]:
             try:
                 yield screen
             except BaseException:
-                # The user gets a line; the log says where it came from.
+                # The user sees one line; the log gets the whole traceback.
                 for line in traceback.format_exc().rstrip().split('\n'):
                     screen.log(line)
                 raise
@@ -244,7 +244,7 @@ def _warnings_to(screen: Screen) -> Iterator[None]:
     try:
         yield
     finally:
-        # Not where a context around it has been left and entered meanwhile.
+        # Unless another context has replaced it since.
         if warnings.showwarning is show:
             warnings.showwarning = before
 

@@ -1,4 +1,4 @@
-"""Progress of work: bars on a terminal, an occasional line elsewhere."""
+"""Progress of work: bars on a terminal, occasional lines elsewhere."""
 import contextlib
 import time
 from typing import Callable, Iterator
@@ -9,17 +9,17 @@ from rich.progress import (BarColumn, MofNCompleteColumn, Progress, TextColumn,
 
 from isvit_det.screen.output import current
 
-# Seconds between two lines at least, and at most.
+# The least and the most seconds between two lines.
 MIN_PAUSE = 30.
 MAX_PAUSE = 300.
 PARTS = 10
 
 
 class Pace:
-    """Says when a line of progress is due.
+    """Decides when a line of progress is due.
 
-    That is after every tenth of the work, but not more often than every 30 s,
-    and after 5 min in any case.
+    A line is due after every tenth of the work, but not within 30 s of the
+    last one, and after 5 min in any case.
     """
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class Pace:
         self._part = 0
 
     def is_due(self, share: float) -> bool:
-        """Whether to say now that a share of the work is done."""
+        """Whether to report now that a share of the work is done."""
         pause = time.monotonic() - self._last
         is_more = int(share * PARTS) > self._part and pause >= MIN_PAUSE
         if share >= 1 or not (is_more or pause >= MAX_PAUSE):
@@ -36,7 +36,7 @@ class Pace:
         return True
 
     def rest(self, share: float) -> None:
-        """Count from now on: something else has been said."""
+        """Start the pause anew, because something else was reported."""
         self._last, self._part = time.monotonic(), int(share * PARTS)
 
     def left(self, share: float) -> str:
@@ -62,11 +62,11 @@ def duration(seconds: float) -> str:
 
 
 def bars(unit: str, visible: bool = True) -> Progress:
-    """Bars on the user's terminal; nothing where there is none.
+    """Progress bars on the user's terminal; nothing without a terminal.
 
     Args:
-        unit: of what is counted.
-        visible: whether to draw them there.
+        unit: what is counted, such as ``'images'``.
+        visible: whether to draw them on a terminal.
     """
     screen = current()
     console = Console() if screen is None else screen.console
@@ -90,19 +90,19 @@ def bars(unit: str, visible: bool = True) -> Progress:
 def track(task: str,
           total: int,
           unit: str = 'images') -> Iterator[Callable[[int], None]]:
-    """Show the progress of a loop, if a screen is open that has nothing else.
+    """Show the progress of a loop, if the open screen does not show its log.
 
     Args:
         task: what is being done.
-        total: how many there are.
-        unit: of what is counted.
+        total: number of units of work.
+        unit: what is counted.
 
     Yields:
         a function that takes how many more are done.
     """
     screen = current()
     if screen is None or screen.verbose or screen.is_muted:
-        # There the host's own lines tell of it.
+        # MMEngine's own lines report the progress there.
         yield lambda more: None
         return
     done = 0

@@ -209,7 +209,8 @@ def check_last_layers(model, x):
         moved = unit.forward(before).x
         handle.remove()
         layer.weight -= change
-        wanted = after.x[0] + tokens[0] @ change.T
-        assert moved[0].shape == wanted.shape
-        assert (moved[0] - wanted).norm() <= 1e-4 * wanted.norm(), unit.name
+        expected = after.x[0] + tokens[0] @ change.T
+        assert moved[0].shape == expected.shape
+        assert (moved[0] -
+                expected).norm() <= 1e-4 * expected.norm(), unit.name
     assert found

@@ -82,13 +82,13 @@ def test_it_computes_what_timm_computes(size, distilled, fused):
     model.load_state_dict(fit_weights(source.state_dict(), model))
     x = torch.randn(2, 3, *size)
     with torch.no_grad():
-        wanted = source.forward_features(x)
+        expected = source.forward_features(x)
         found = model.norm(model.tokens(x).x)
         grid = model(x)[0]
     if fused:
-        assert (found - wanted).norm() <= 1e-5 * wanted.norm()
+        assert (found - expected).norm() <= 1e-5 * expected.norm()
     else:
-        assert torch.equal(found, wanted)
+        assert torch.equal(found, expected)
     patches = found[:, 1 + distilled:].transpose(1, 2)
     assert torch.equal(grid.flatten(2), patches)
     assert grid.shape[2:] == (size[0] // 8, size[1] // 8)

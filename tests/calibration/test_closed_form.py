@@ -54,10 +54,10 @@ def fitted(make, seed=0):
 
 def error(layer, source, x):
     """Squared error of a quantized layer relative to its float source."""
-    wanted = source(x)
+    expected = source(x)
     with precision(layer, weights=True, acts=True):
         found = layer(x)
-    return ((found - wanted).square().sum() / wanted.square().sum()).item()
+    return ((found - expected).square().sum() / expected.square().sum()).item()
 
 
 @pytest.mark.parametrize('most', [4096, 20])
@@ -300,8 +300,8 @@ def test_the_error_of_moments_is_that_of_their_rows():
     sums = Moments(4, 3, q.device)
     sums.add(q[:10], y[:10])
     sums.add(q[10:], y[10:])
-    wanted = (y - q @ delta - offset).square().sum(1).mean().item()
-    assert sums.error(delta, offset) == pytest.approx(wanted)
+    expected = (y - q @ delta - offset).square().sum(1).mean().item()
+    assert sums.error(delta, offset) == pytest.approx(expected)
 
 
 def test_an_error_while_watching_leaves_layers_alone():

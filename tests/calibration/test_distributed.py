@@ -157,20 +157,20 @@ def two(tmp_path_factory):
 
 
 def test_a_histogram_does_not_know_who_saw_what(one, two):
-    wanted = one['histograms', torch.float]
+    expected = one['histograms', torch.float]
     for other in two:
         found = other['histograms', torch.float]
-        assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+        assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
 def test_the_same_attention_is_kept(one, two):
-    wanted = one['attention', torch.float]
+    expected = one['attention', torch.float]
     first, second = (other['attention', torch.float] for other in two)
-    assert 0 < len(wanted['kept']) < 80
-    assert first['kept'] == wanted['kept'][::2]
-    assert second['kept'] == wanted['kept'][1::2]
+    assert 0 < len(expected['kept']) < 80
+    assert first['kept'] == expected['kept'][::2]
+    assert second['kept'] == expected['kept'][1::2]
     for found in (first, second):
-        for key, value in wanted['state'].items():
+        for key, value in expected['state'].items():
             assert torch.equal(found['state'][key], value)
 
 
@@ -187,12 +187,12 @@ def test_a_corrected_layer_is_the_same(one, two, dtype):
 def test_calibration_differs_by_the_order_of_sums_only(one, two, dtype):
     """In float64 no code differs; in float32 some on a rounding edge do."""
     state, records = one['calibrated_toy', dtype]
-    wanted = weight_codes(state)
+    expected = weight_codes(state)
     for other in two:
         other_state, other_records = other['calibrated_toy', dtype]
         found = weight_codes(other_state)
         moved = total = 0
-        for name, codes in wanted.items():
+        for name, codes in expected.items():
             distance = (codes - found[name]).abs()
             assert distance.max() <= (0 if dtype == torch.double else 1)
             moved += (distance > 0).sum().item()

@@ -99,12 +99,12 @@ def test_ratios_are_those_of_one_graph_of_the_whole_model():
     signs = torch.randint(
         2, last.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
     (last * signs).sum().backward()
-    wanted = []
+    expected = []
     for output in outputs[:-1]:
         energy = output.x.grad[0].square().mean(1)
-        wanted.append((energy[0] / energy[1:].mean()).item())
+        expected.append((energy[0] / energy[1:].mean()).item())
     found = prefix_importance(units, states(1))
-    assert found[:-1] == pytest.approx(wanted, rel=1e-4)
+    assert found[:-1] == pytest.approx(expected, rel=1e-4)
 
 
 def test_only_the_first_images_are_looked_at():

@@ -161,10 +161,11 @@ def test_spilling_to_the_disk_changes_nothing_and_leaves_nothing(tmp_path):
     assert not [path for path in left if path.is_file()]
 
 
-@pytest.mark.parametrize('inputs, streams', [('quantized', 2), ('float', 3)])
+@pytest.mark.parametrize('inputs, num_stores', [('quantized', 2),
+                                                ('float', 3)])
 def test_streams_that_nothing_reads_again_are_freed(tmp_path, monkeypatch,
-                                                    inputs, streams):
-    """Two streams, and a third one while stage 1 reads the teacher's."""
+                                                    inputs, num_stores):
+    """Activations are held twice, or thrice if stage 1 reads the teacher's."""
     peak, sizes = 0, {}
     append = ActivationStore.append
 
@@ -179,7 +180,7 @@ def test_streams_that_nothing_reads_again_are_freed(tmp_path, monkeypatch,
     images = toy_images()
     calibrated(tmp_path, images=images, stage_one_inputs=inputs, iters=0)
     largest = max(sizes.values())
-    assert streams - 1 < peak / largest <= streams + 1 / len(images)
+    assert num_stores - 1 < peak / largest <= num_stores + 1 / len(images)
 
 
 def test_the_seed_decides_the_codes(tmp_path):

@@ -1,4 +1,4 @@
-"""Quantized twins of timm's classifiers."""
+"""Quantized versions of timm's classifiers."""
 import pytest
 import timm
 import torch
@@ -30,8 +30,8 @@ FORMS = [
 ]
 
 
-def twins(name, settings, **quant):
-    """A small timm classifier with lively weights and its twin."""
+def build_pair(name, settings, **quant):
+    """A small timm classifier with lively weights, float and quantized."""
     torch.manual_seed(0)
     source = timm.create_model(name, num_classes=7, **settings).eval()
     for param in source.parameters():
@@ -41,8 +41,8 @@ def twins(name, settings, **quant):
 
 
 @pytest.mark.parametrize('name, settings', FORMS)
-def test_the_twin_computes_what_timm_computes(name, settings):
-    source, model = twins(name, settings)
+def test_the_quantized_classifier_computes_what_timm_computes(name, settings):
+    source, model = build_pair(name, settings)
     size = (settings['img_size'], ) * 2
     assert is_same_function(source, model, size)
     x = torch.randn(3, 3, *size)
@@ -54,7 +54,7 @@ def test_the_twin_computes_what_timm_computes(name, settings):
 
 @pytest.mark.parametrize('name, settings', FORMS)
 def test_items_of_the_head_run_alone(name, settings):
-    _, model = twins(name, settings)
+    _, model = build_pair(name, settings)
     x = torch.randn(2, 3, *(settings['img_size'], ) * 2)
     *_, unit = model.units()
     inputs, targets = [], []
@@ -74,7 +74,7 @@ def test_items_of_the_head_run_alone(name, settings):
 
 @pytest.mark.parametrize('name, settings', FORMS)
 def test_stage_two_moves_no_code_head_included(name, settings):
-    _, model = twins(name, settings)
+    _, model = build_pair(name, settings)
     heads = [unit.pairs() for unit in model.units()][-1]
     assert len(heads) == (0 if 'distilled' in name else 1)
     x = torch.randn(1, 3, *(settings['img_size'], ) * 2, dtype=torch.double)
@@ -83,7 +83,7 @@ def test_stage_two_moves_no_code_head_included(name, settings):
 
 @pytest.mark.parametrize('name, settings', FORMS)
 def test_every_layer_is_quantized_and_runs(name, settings):
-    _, model = twins(name, settings, bits='w3a5')
+    _, model = build_pair(name, settings, bits='w3a5')
     sites = list_sites(model)
     layers = [
         n for n, m in model.named_modules()
@@ -100,7 +100,7 @@ def test_every_layer_is_quantized_and_runs(name, settings):
 
 @pytest.mark.parametrize('name, settings', FORMS)
 def test_it_calibrates(tmp_path, name, settings):
-    source, model = twins(name, settings, bits='w8a8')
+    source, model = build_pair(name, settings, bits='w8a8')
     size = (settings['img_size'], ) * 2
     images = [torch.randn(1, 3, *size) for _ in range(5)]
     check_calibrates(source, model, images, tmp_path, limit=.1, iters=3)

@@ -19,10 +19,10 @@ def test_round_trip_and_size(bits, shape):
 
 def test_the_layout_is_the_least_significant_bit_first():
     stream = ''.join(f'{code:03b}'[::-1] for code in (5, 3, 6))
-    wanted = [
+    expected = [
         int(stream[i:i + 8].ljust(8, '0')[::-1], 2) for i in range(0, 9, 8)
     ]
-    assert pack(torch.tensor([5, 3, 6]), 3).tolist() == wanted
+    assert pack(torch.tensor([5, 3, 6]), 3).tolist() == expected
 
 
 def test_bytes_of_another_length_are_refused():

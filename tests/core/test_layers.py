@@ -59,14 +59,14 @@ def test_uncalibrated_layers_compute_what_float_layers_compute(net, images):
 
 def test_calibration_leaves_the_mode_alone_and_precision_turns_it_on(
         net, images):
-    wanted = float_output(net, images)
+    expected = float_output(net, images)
     calibrate_(net, images)
-    assert torch.equal(net(images), wanted)
+    assert torch.equal(net(images), expected)
     with precision(net, weights=True, acts=True):
         quantized = net(images)
-    assert not torch.equal(quantized, wanted)
-    assert (quantized - wanted).norm() < .5 * wanted.norm()
-    assert torch.equal(net(images), wanted)
+    assert not torch.equal(quantized, expected)
+    assert (quantized - expected).norm() < .5 * expected.norm()
+    assert torch.equal(net(images), expected)
 
 
 def test_weights_and_activations_are_turned_on_apart(net, images):
@@ -157,9 +157,10 @@ def test_layers_share_their_parameters_with_what_they_replace():
     assert layer.weight is source.weight and layer.bias is source.bias
     assert layer.offset is None
     conv = nn.Conv2d(4, 6, (3, 1), padding=(1, 0), groups=2, dilation=2)
-    twin = QuantConv2d(conv, CONFIG)
+    quantized = QuantConv2d(conv, CONFIG)
     x = torch.randn(1, 4, 9, 9)
-    assert twin.weight is conv.weight and torch.equal(twin(x), conv(x))
+    assert quantized.weight is conv.weight and torch.equal(
+        quantized(x), conv(x))
 
 
 def test_a_layer_without_bias_owns_an_offset_that_it_adds():
@@ -180,10 +181,10 @@ def test_a_convolution_of_patches_of_its_size_is_one_product():
                 layer(patches)
             fit_weights_(layer)
         with precision(layer, quantized, quantized), torch.no_grad():
-            wanted = layer(patches).flatten(1)
+            expected = layer(patches).flatten(1)
             found = layer.run_patches(patches)
-        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
-    assert not torch.equal(wanted, layer(patches).flatten(1))
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert not torch.equal(expected, layer(patches).flatten(1))
 
 
 def test_gradients_reach_weights_through_the_rounding(net, images):

@@ -123,11 +123,11 @@ def test_sulq_follows_equations_7_and_8():
     quantizer.step.fill_(.9)
     x = [0., .003, .05, .3, .9]
     codes = quantizer.encode(torch.tensor(x))
-    wanted = [
+    expected = [
         min(7, max(0, round(-math.log2(value + .01) / .9))) for value in x
     ]
-    assert codes.tolist() == wanted
-    decoded = [max(0., 2.**-round(.9 * code) - .01) for code in wanted]
+    assert codes.tolist() == expected
+    decoded = [max(0., 2.**-round(.9 * code) - .01) for code in expected]
     assert torch.allclose(quantizer.decode(codes), torch.tensor(decoded))
 
 
@@ -172,12 +172,12 @@ def test_a_loaded_quantizer_is_fitted_on_and_equal():
     for quantizer, x in every_kind(4):
         state = quantizer.state_dict()
         if isinstance(quantizer, UniformQuantizer):
-            twin = UniformQuantizer(4, 'act', (1., ), quantizer.num_channels)
+            loaded = UniformQuantizer(4, 'act', (1., ), quantizer.num_channels)
         else:
-            twin = attention_quantizer(quantizer.config)
-        twin.load_state_dict(state)
-        assert twin.is_fitted and twin.enabled
-        assert torch.equal(twin(x), quantizer(x))
+            loaded = attention_quantizer(quantizer.config)
+        loaded.load_state_dict(state)
+        assert loaded.is_fitted and loaded.enabled
+        assert torch.equal(loaded(x), quantizer(x))
 
 
 def test_calls_count_what_was_quantized_only():

@@ -104,11 +104,11 @@ def test_safetensors_are_read_as_by_their_own_library(tmp_path):
         f=torch.arange(3, dtype=torch.uint8))
     path = tmp_path / 'x.safetensors'
     save_file(state, path, metadata=dict(format='pt'))
-    found, wanted = read_file(path), load_file(path)
-    assert found.keys() == wanted.keys()
+    found, expected = read_file(path), load_file(path)
+    assert found.keys() == expected.keys()
     assert all(
         torch.equal(found[key], value) and found[key].dtype == value.dtype
-        for key, value in wanted.items())
+        for key, value in expected.items())
 
 
 @pytest.mark.parametrize('protocol', range(6))

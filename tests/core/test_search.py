@@ -52,10 +52,10 @@ def test_the_search_finds_what_brute_force_finds(bits):
     exact = UniformQuantizer(bits, 'weight', percentiles)
     exact.fit_tensor_(x)
     assert exact.scale.item() == pytest.approx(scale, rel=1e-4)
-    stream = UniformQuantizer(bits, 'act', percentiles)
-    stream.fit_(observed(*x.split(100)))
-    stream.enabled = True
-    found = (stream(x) - x).square().sum().item()
+    quantizer = UniformQuantizer(bits, 'act', percentiles)
+    quantizer.fit_(observed(*x.split(100)))
+    quantizer.enabled = True
+    found = (quantizer(x) - x).square().sum().item()
     assert found <= error * 1.05
 
 

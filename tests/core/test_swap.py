@@ -5,7 +5,7 @@ from torch import nn
 
 from isvit_det.core.layers import QuantConv2d, QuantLinear
 from isvit_det.core.settings import QuantConfig
-from isvit_det.core.swap import (float_twin, make_float_, quantized_twin,
+from isvit_det.core.swap import (float_version, make_float_, quantized_version,
                                  replace_)
 
 
@@ -18,15 +18,16 @@ from isvit_det.core.swap import (float_twin, make_float_, quantized_twin,
 ])
 def test_a_layer_comes_back_as_it_was(layer, shape):
     layer.eval()
-    twin = quantized_twin(layer, QuantConfig())
-    assert isinstance(twin, (QuantLinear, QuantConv2d))
-    back = float_twin(twin)
+    quantized = quantized_version(layer, QuantConfig())
+    assert isinstance(quantized, (QuantLinear, QuantConv2d))
+    back = float_version(quantized)
     assert type(back) is type(layer) and not back.training
     assert back.weight is layer.weight and back.bias is layer.bias
     assert back.extra_repr() == layer.extra_repr()
     assert back.state_dict().keys() == layer.state_dict().keys()
     x = torch.randn(shape)
-    assert torch.equal(back(x), layer(x)) and torch.equal(twin(x), layer(x))
+    assert torch.equal(back(x), layer(x)) and torch.equal(
+        quantized(x), layer(x))
 
 
 def test_a_layer_is_turned_back_at_all_its_places():
@@ -34,10 +35,11 @@ def test_a_layer_is_turned_back_at_all_its_places():
     model = nn.ModuleDict(
         dict(levels=nn.ModuleList([shared, shared]), other=other))
     keys = list(model.state_dict())
-    replace_(model, {
-        layer: quantized_twin(layer, QuantConfig())
-        for layer in (shared, other)
-    })
+    replace_(
+        model, {
+            layer: quantized_version(layer, QuantConfig())
+            for layer in (shared, other)
+        })
     assert model['levels'][0] is model['levels'][1]
     make_float_(model, ['levels.1', 'levels', 'nowhere'])
     assert type(model['levels'][0]) is nn.Linear

@@ -35,7 +35,7 @@ RAW, AVERAGED = make_model(1).state_dict(), make_model(2).state_dict()
 
 
 @pytest.mark.parametrize(
-    'content, wanted, words',
+    'content, expected, words',
     [
         # timm evaluates the average and keeps the best checkpoint by it.
         (dict(
@@ -76,9 +76,9 @@ RAW, AVERAGED = make_model(1).state_dict(), make_model(2).state_dict()
         (AVERAGED, AVERAGED, 'all of it'),
     ])
 def test_the_weights_are_those_that_the_trainer_evaluates(
-        taken, content, wanted, words):
+        taken, content, expected, words):
     found = taken(content)
-    assert same(found.state_dict, wanted)
+    assert same(found.state_dict, expected)
     assert found.summary == f'weights of x.pth: {words}'
 
 

@@ -6,7 +6,7 @@ from mmengine.logging import MMLogger
 from isvit_det.core.errors import QuantError
 from isvit_det.core.layers import quantized_layers, quantizers
 from isvit_det.core.settings import SOSConfig
-from isvit_det.core.swap import quantized_twin
+from isvit_det.core.swap import quantized_version
 from isvit_det.engine import calibrate, heads
 from isvit_det.engine.images import calibration_images
 from isvit_det.inputs.configs import load_config, quantize_config_
@@ -82,8 +82,8 @@ def test_layers_that_never_run_are_named(tiny, monkeypatch):
 def add_unrun_(model):
     """Layers that no prediction runs: one alone, and one at two places."""
     config = model.quant_config
-    shared = quantized_twin(torch.nn.Linear(4, 4), config)
-    model.rpn_head.unrun = quantized_twin(torch.nn.Conv2d(3, 3, 1), config)
+    shared = quantized_version(torch.nn.Linear(4, 4), config)
+    model.rpn_head.unrun = quantized_version(torch.nn.Conv2d(3, 3, 1), config)
     model.roi_head.bbox_head.unrun = shared
     model.roi_head.bbox_head.again = shared
     return shared.weight
@@ -128,7 +128,7 @@ def test_a_head_of_which_nothing_ran_is_an_error(tiny, monkeypatch):
 
     def add_head_(model):
         model.roi_head.shadow_head = torch.nn.Sequential(
-            quantized_twin(torch.nn.Linear(4, 4), model.quant_config))
+            quantized_version(torch.nn.Linear(4, 4), model.quant_config))
 
     monkeypatch.setattr(MODELS, 'build', built_with(add_head_, []))
     with pytest.raises(

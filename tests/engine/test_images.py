@@ -55,8 +55,8 @@ def test_they_come_from_the_train_split_through_the_test_pipeline(cfg, tiny):
         assert tensor.shape[0] == 1
         assert tensor.shape[2] % 32 == tensor.shape[3] % 32 == 0
         assert torch.equal(tensor, repeated)
-        wanted = model.data_preprocessor(batch, False)['inputs']
-        assert torch.equal(tensor, wanted)
+        expected = model.data_preprocessor(batch, False)['inputs']
+        assert torch.equal(tensor, expected)
 
 
 def test_mirror_images_follow_and_are_padded_as_they_are(cfg):

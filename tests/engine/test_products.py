@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from isvit_det.core.layers import QuantMatMul
 from isvit_det.core.settings import QuantConfig
-from isvit_det.core.swap import quantized_twin
+from isvit_det.core.swap import quantized_version
 from isvit_det.engine.products import watch_products
 
 
@@ -33,7 +33,7 @@ def found(inner, *args, method=None, **kwargs):
             getattr(model.inner, method)(*args, **kwargs)
         else:
             model(*args, **kwargs)
-    return [n for n, m in model.named_modules() if m in products.found]
+    return [n for n, m in model.named_modules() if m in products.multiplying]
 
 
 class Calls(nn.Module):
@@ -134,7 +134,7 @@ def test_what_was_written_over_a_buffer_is_an_activation():
 
 def test_quantized_layers_are_left_out():
     config = QuantConfig()
-    layer = quantized_twin(nn.Linear(4, 4), config)
+    layer = quantized_version(nn.Linear(4, 4), config)
     assert found(layer, A) == []
     assert found(QuantMatMul.of_query_key(config), A, B) == []
 

@@ -159,13 +159,13 @@ def test_an_entry_that_a_class_of_ones_own_cannot_read(tmp_path):
 
         def parse_data_info(self, raw_data_info):
             if raw_data_info['raw_img_info']['id'] == 2:
-                raise ZeroDivisionError('mine')
+                raise ZeroDivisionError('custom')
             return super().parse_data_info(raw_data_info)
 
     DATASETS.register_module('PickyOfAnnotations', module=Picky)
     path = written(tmp_path / 'ann.json')
     refused(lambda: build(path, 'PickyOfAnnotations'), path, "'id': 2",
-            'ZeroDivisionError: mine')
+            'ZeroDivisionError: custom')
 
 
 def test_what_a_class_of_ones_own_needs_is_named(tmp_path):

@@ -76,7 +76,7 @@ TRANSFORMS.register_module('OwnOfConfigForms', module=Own)
 
 
 @pytest.mark.parametrize(
-    'kind, given, wanted',
+    'kind, given, expected',
     [
         ('Resize', dict(scale=[4, 5]), dict(scale=(4, 5))),
         ('mmdet.Resize', dict(scale=[4, 5]), dict(scale=(4, 5))),
@@ -102,10 +102,10 @@ TRANSFORMS.register_module('OwnOfConfigForms', module=Own)
         ('OwnOfConfigForms', dict(other=[1, 2]), dict(other=[1, 2])),
         ('NoSuchTransform', dict(scale=[1, 2]), dict(scale=[1, 2])),
     ])
-def test_lists_are_tuples_where_a_class_says_so(kind, given, wanted):
+def test_lists_are_tuples_where_a_class_says_so(kind, given, expected):
     node: Dict[str, Any] = dict(steps=[dict(given, type=kind)])
     restore_tuples_(node)
-    assert node == dict(steps=[dict(wanted, type=kind)])
+    assert node == dict(steps=[dict(expected, type=kind)])
 
 
 @pytest.fixture(scope='module')
@@ -184,8 +184,8 @@ def test_classes_run_as_names_and_what_is_left_loads_again(
                                  str(tmp_path / 'work/packed.pth'),
                                  '--work-dir', str(tmp_path / 'again'))
     assert status == 0, printed[-2000:]
-    wanted = plain[1][1]['coco/bbox_mAP']
-    assert f'coco/bbox_mAP: {wanted:.4f}' in printed
+    expected = plain[1][1]['coco/bbox_mAP']
+    assert f'coco/bbox_mAP: {expected:.4f}' in printed
 
 
 @pytest.mark.parametrize('suffix', ['json', 'yaml'])
@@ -240,7 +240,7 @@ def test_a_converter_reads_a_data_set_given_as_class(tiny, tmp_path):
     '_base_ = "./self.py"',
     'a = [][3]',
     'a = 1 / 0',
-    'raise RuntimeError("mine")',
+    'raise RuntimeError("custom")',
     'from mmdet.models import NoSuchDetector\nmodel = dict(type='
     'NoSuchDetector)',
     'from mmengine.config import read_base\nwith read_base():\n'

@@ -39,7 +39,7 @@ class Failing(BaseTransform):
             raise TwoArguments('one', 'two')
         if self.kind == 'lines':
             raise RuntimeError('first line\nsecond line')
-        raise getattr(builtins, self.kind)('mine')
+        raise getattr(builtins, self.kind)('custom')
 
 
 class TwoArguments(Exception):
@@ -113,15 +113,15 @@ def test_a_killed_worker_is_one_line(cfg):
 
 def test_a_pipeline_that_is_guarded_does_what_it_did(cfg):
     dataset = DATASETS.build(cfg.test_dataloader.dataset)
-    wanted = dataset[0]
+    expected = dataset[0]
     guard_(dataset, may_skip=False)
     guarded = dataset.pipeline
     guard_(dataset, may_skip=False)
     assert dataset.pipeline is guarded and isinstance(guarded, Compose)
     dataset.pipeline = pickle.loads(pickle.dumps(guarded))
     found = dataset[0]
-    assert torch.equal(found['inputs'], wanted['inputs'])
-    assert found['data_samples'].img_path == wanted['data_samples'].img_path
+    assert torch.equal(found['inputs'], expected['inputs'])
+    assert found['data_samples'].img_path == expected['data_samples'].img_path
 
 
 def test_training_may_take_another_image_than_one_that_is_dropped():
@@ -171,5 +171,5 @@ def test_a_detector_that_fails_on_an_image_names_it(cfg):
         images.check(Model('000002.png'))
     images.check(Model('none'))
     with pytest.raises(QuantError, match='000003.png.*ValueError: forward'):
-        with images.blamed(Model('none')):
+        with images.naming_failures(Model('none')):
             raise RuntimeError('what the calibration says')

@@ -26,7 +26,7 @@ def files(tmp_path):
     return paths
 
 
-@pytest.mark.parametrize('make, wanted', [
+@pytest.mark.parametrize('make, expected', [
     (lambda: COLOR, [COLOR]),
     (lambda: [COLOR, GRAY], [COLOR, THREE]),
     (lambda: (COLOR, ), [COLOR]),
@@ -45,10 +45,10 @@ def files(tmp_path):
     (lambda: [Image.fromarray(COLOR[..., ::-1]).convert('RGBA')], [COLOR]),
     (lambda: COLOR[:, ::-1][:, ::-1], [COLOR]),
 ])
-def test_what_is_obvious_is_taken(make, wanted):
+def test_what_is_obvious_is_taken(make, expected):
     found = as_images(make())
-    assert len(found) == len(wanted)
-    for one, other in zip(found, wanted):
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected):
         assert one.dtype == other.dtype and np.array_equal(one, other)
         assert one.flags.c_contiguous
 

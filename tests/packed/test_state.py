@@ -68,14 +68,14 @@ def num_bytes(state):
 ])
 def test_a_packed_state_restores_every_output_bit_for_bit(
         config, model, packed, load):
-    twin = build(config)
+    loaded = build(config)
     with torch.no_grad():
-        for value in twin.parameters():
+        for value in loaded.parameters():
             value.add_(1.)
-    load(twin, dict(packed))
-    assert is_calibrated(twin)
+    load(loaded, dict(packed))
+    assert is_calibrated(loaded)
     x = torch.randn(1, 3, 64, 90)
-    for module, other in ((model, twin), (twin, model)):
+    for module, other in ((model, loaded), (loaded, model)):
         maps = module.extract_feat(x)
         assert all(
             torch.equal(a, b) for a, b in zip(maps, other.extract_feat(x)))
@@ -84,9 +84,9 @@ def test_a_packed_state_restores_every_output_bit_for_bit(
 
 
 def test_packing_again_gives_the_same_bytes(config, model, packed):
-    twin = build(config)
-    twin.load_state_dict(dict(packed))
-    again = pack_state(twin, twin.quant_config)
+    loaded = build(config)
+    loaded.load_state_dict(dict(packed))
+    again = pack_state(loaded, loaded.quant_config)
     assert again.keys() == packed.keys()
     assert all(torch.equal(again[k], packed[k]) for k in packed)
 
@@ -134,12 +134,12 @@ def test_swin_t_mask_rcnn_takes_at_most_one_7_2th(tmp_path):
 @pytest.mark.parametrize('bits', ['w2a8', 'w3a3', 'w5a4', 'w8a8'])
 def test_every_width_survives(config, bits):
     model = fit_(build(config, bits=bits))
-    twin = build(config, bits=bits)
-    twin.load_state_dict(pack_state(model, model.quant_config))
+    loaded = build(config, bits=bits)
+    loaded.load_state_dict(pack_state(model, model.quant_config))
     x = torch.randn(1, 3, 40, 56)
     assert all(
         torch.equal(a, b)
-        for a, b in zip(model.extract_feat(x), twin.extract_feat(x)))
+        for a, b in zip(model.extract_feat(x), loaded.extract_feat(x)))
 
 
 def changed(packed, change):
@@ -234,13 +234,13 @@ def test_half_a_calibration_is_refused(config, model):
 
 def test_a_plain_state_of_a_calibrated_model_loads_too(config, model):
     """Such as MMEngine's CheckpointHook writes."""
-    twin = build(config)
-    twin.load_state_dict(model.state_dict())
-    assert is_calibrated(twin)
+    loaded = build(config)
+    loaded.load_state_dict(model.state_dict())
+    assert is_calibrated(loaded)
     x = torch.randn(1, 3, 40, 56)
     assert all(
         torch.equal(a, b)
-        for a, b in zip(model.extract_feat(x), twin.extract_feat(x)))
+        for a, b in zip(model.extract_feat(x), loaded.extract_feat(x)))
 
 
 def test_a_plain_state_of_other_bits_is_refused(config, model):
@@ -249,22 +249,22 @@ def test_a_plain_state_of_other_bits_is_refused(config, model):
 
 
 def test_float_weights_make_a_calibrated_model_a_float_one(config, model):
-    twin = copy.deepcopy(model)
+    loaded = copy.deepcopy(model)
     floats = build(config)
     own = set(floats.state_dict()) - set(
         MODELS.build(copy.deepcopy(config.model)).state_dict())
-    for value in twin.state_dict().values():
+    for value in loaded.state_dict().values():
         if value.is_floating_point():
             value += .5
-    twin.load_state_dict({
+    loaded.load_state_dict({
         k: v
         for k, v in floats.state_dict().items() if k not in own
     })
-    assert not is_calibrated(twin)
+    assert not is_calibrated(loaded)
     x = torch.randn(1, 3, 40, 56)
     assert all(
         torch.equal(a, b)
-        for a, b in zip(floats.extract_feat(x), twin.extract_feat(x)))
+        for a, b in zip(floats.extract_feat(x), loaded.extract_feat(x)))
 
 
 def test_the_header_holds_the_settings(packed, model):
@@ -314,29 +314,29 @@ def test_layers_in_float_in_a_state_are_in_float_in_what_loads_it(
         assert read_header(state)['float_layers'] == FLOAT_LAYERS
     if kind == 'before':
         state = without_header_field(state, 'float_layers', 'products')
-    twin = build(config)
-    load(twin, dict(state))
-    assert is_calibrated(twin)
+    loaded = build(config)
+    load(loaded, dict(state))
+    assert is_calibrated(loaded)
     for name in FLOAT_LAYERS:
-        layer = twin.get_submodule(name)
+        layer = loaded.get_submodule(name)
         assert type(layer) is torch.nn.Conv2d
         assert torch.equal(layer.weight, partly.get_submodule(name).weight)
-    assert twin.float_layers.keys() == FLOAT_LAYERS.keys()
-    assert twin.products == (['neck'] if kind == 'packed' else None)
+    assert loaded.float_layers.keys() == FLOAT_LAYERS.keys()
+    assert loaded.products == (['neck'] if kind == 'packed' else None)
     x = torch.randn(1, 3, 40, 56)
-    one, two = (m.rpn_head(m.extract_feat(x)) for m in (partly, twin))
+    one, two = (m.rpn_head(m.extract_feat(x)) for m in (partly, loaded))
     assert all(torch.equal(a, b) for a, b in zip(one[0], two[0]))
     if kind == 'packed':
-        again = pack_state(twin, twin.quant_config)
+        again = pack_state(loaded, loaded.quant_config)
         assert all(torch.equal(again[key], state[key]) for key in state)
 
 
 def test_a_config_that_names_them_loads_the_file_too(config, partly):
     cfg = copy.deepcopy(config)
     cfg.model.float_layers = FLOAT_LAYERS
-    twin = build(cfg)
-    twin.load_state_dict(pack_state(partly, partly.quant_config))
-    assert twin.float_layers == FLOAT_LAYERS
+    loaded = build(cfg)
+    loaded.load_state_dict(pack_state(partly, partly.quant_config))
+    assert loaded.float_layers == FLOAT_LAYERS
 
 
 def test_a_layer_that_only_the_config_has_in_float_is_named(

@@ -31,9 +31,9 @@ def layer_norm(state, name, x, eps):
     return x * state[f'{name}.weight'] + state[f'{name}.bias']
 
 
-def assert_close(found, wanted):
-    assert found.shape == wanted.shape
-    assert (found - wanted).norm() <= 1e-5 * wanted.norm()
+def assert_close(found, expected):
+    assert found.shape == expected.shape
+    assert (found - expected).norm() <= 1e-5 * expected.norm()
 
 
 def build(path):

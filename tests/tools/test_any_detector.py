@@ -215,8 +215,8 @@ def pictures(folder):
 
 def test_mmdets_test_tool_gives_the_same_ap_and_draws(done, tmp_path):
     metrics = run_test_tool(done, tmp_path, '--show-dir', 'shown')
-    wanted = done.report['quantized']['metrics']
-    assert {key: metrics[key] for key in wanted} == wanted
+    expected = done.report['quantized']['metrics']
+    assert {key: metrics[key] for key in expected} == expected
     assert len(pictures(tmp_path)) == NUM_PICTURES['val']
 
 

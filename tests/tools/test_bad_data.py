@@ -161,7 +161,7 @@ def test_a_transform_of_ones_own_fails_in_the_middle(refuse, tiny, workers):
         test_dataloader__dataset__pipeline=pipeline,
         test_dataloader__num_workers=workers)
     assert 'val/000003.png' in line and 'Failing' in line
-    assert 'IndexError: mine' in line
+    assert 'IndexError: custom' in line
 
 
 def test_every_picture_is_opened_before_calibration(refuse):

@@ -141,6 +141,18 @@ def test_no_such_config(refuse, tiny):
     assert 'nowhere.py' in line
 
 
+def test_a_config_or_a_checkpoint_that_is_a_folder(refuse, tmp_path):
+    line = refuse(tmp_path / 'float.pth', config=tmp_path)
+    assert f'config: {tmp_path} is a folder; give the path' in line
+    assert f'checkpoint: {tmp_path} is a folder; give' in refuse(tmp_path)
+
+
+def test_a_checkpoint_in_place_of_a_config(refuse, tiny):
+    line = refuse(tiny.checkpoint, config=tiny.checkpoint)
+    assert f'config: {tiny.checkpoint} does not end with one of' in line
+    assert "'.py'" in line
+
+
 def test_a_config_that_is_no_python(refuse, tiny, tmp_path):
     path = tmp_path / 'broken.py'
     path.write_text('model = dict(')
@@ -322,10 +334,10 @@ def test_calibration_on_a_renamed_evaluation_image(refuse, tiny, tmp_path):
 
 def test_a_work_directory_that_cannot_be_written(refuse, tiny, tmp_path):
     file = tmp_path / 'file'
-    file.write_text('mine')
+    file.write_text('custom')
     line = refuse(tiny.checkpoint, work_dir=file / 'work')
     assert str(file) in line and 'another work directory' in line
-    assert file.read_text() == 'mine'
+    assert file.read_text() == 'custom'
 
 
 def test_an_older_packed_file_survives_a_refused_run(refuse, packed, tiny):
@@ -355,7 +367,7 @@ def test_a_float_checkpoint_is_not_replaced(refuse, tiny, tmp_path):
     assert source.read_bytes() == content
 
 
-@pytest.mark.parametrize('text', ['', '_base_ = "x.py"\n', '# mine\n'])
+@pytest.mark.parametrize('text', ['', '_base_ = "x.py"\n', '# custom\n'])
 def test_a_config_is_not_replaced(refuse, tiny, tmp_path, text):
     config = tmp_path / 'tiny.py'
     content = text + Path(tiny.config).read_text().replace(

@@ -146,21 +146,21 @@ def test_weights_that_timm_would_resample_are_refused(name, parts, key):
     else:
         source = timm.create_model(name, num_classes=CLASSES, **parts)
     state = source.state_dict()
-    wanted = timm.create_model(name, num_classes=CLASSES).state_dict()
+    expected = timm.create_model(name, num_classes=CLASSES).state_dict()
     with pytest.raises(QuantError, match='do not fit') as error:
         build_classifiers(name, state, QuantConfig(), packed=False)
     full = next(one for one in state if one.endswith(key))
     assert (f'{full} is {tuple(state[full].shape)} instead of '
-            f'{tuple(wanted[full].shape)}') in str(error.value)
+            f'{tuple(expected[full].shape)}') in str(error.value)
 
 
 def test_a_linear_patch_embedding_and_names_of_the_papers_are_taken():
-    wanted = timm.create_model(NAME, num_classes=CLASSES).state_dict()
-    state = dict(wanted)
+    expected = timm.create_model(NAME, num_classes=CLASSES).state_dict()
+    state = dict(expected)
     key = 'patch_embed.proj.weight'
     state[key] = state[key].flatten(1)
     found, _ = build_classifiers(NAME, state, QuantConfig(), packed=False)
-    assert torch.equal(found.state_dict()[key], wanted[key])
+    assert torch.equal(found.state_dict()[key], expected[key])
     swin = timm.create_model('swin_drawn_32', num_classes=CLASSES).state_dict()
     state = {}
     for key, value in swin.items():
@@ -333,11 +333,11 @@ def test_a_model_works_or_is_refused_in_one_line(kind, parts, works,
         param.data += torch.randn_like(param) * .1
     state = source.state_dict()
     if works:
-        found, twin = build_classifiers(name, state, QuantConfig(), False)
+        found, quantized = build_classifiers(name, state, QuantConfig(), False)
         x = torch.randn(2, 3, 32, 32)
         with torch.no_grad():
             assert torch.equal(found(x), source(x))
-            assert torch.allclose(twin(x), source(x), atol=1e-4)
+            assert torch.allclose(quantized(x), source(x), atol=1e-4)
     else:
         with pytest.raises(QuantError, match='parts beyond a plain ViT'):
             build_classifiers(name, state, QuantConfig(), False)

@@ -293,12 +293,12 @@ def test_the_model_computes_what_the_original_did(stages, paths, tmp_path,
         for one, other in zip(model.backbone(images), zip(*maps)):
             assert_close(one, torch.stack(other))
         levels = list(zip(*(read_neck(state, one) for one in maps)))
-        wanted = [torch.stack(level) for level in levels]
+        expected = [torch.stack(level) for level in levels]
         found = model.extract_feat(images)
-        assert len(found) == len(wanted) == 5
-        for one, other in zip(found, wanted):
+        assert len(found) == len(expected) == 5
+        for one, other in zip(found, expected):
             assert_close(one, other)
-        for scores, deltas, x in zip(*model.rpn_head(found), wanted):
+        for scores, deltas, x in zip(*model.rpn_head(found), expected):
             for one, other in zip((scores, deltas), read_rpn(state, x)):
                 assert_close(one, other)
         heads = model.roi_head

@@ -268,12 +268,12 @@ def test_the_model_computes_what_the_original_did(stages, paths, tmp_path,
     images = torch.randn(2, 3, 64, 96)
     small, large = (torch.randn(5, CHANNELS, side, side) for side in (7, 14))
     with torch.no_grad():
-        wanted = read_pyramid(state, images)
+        expected = read_pyramid(state, images)
         maps = model.extract_feat(images)
-        assert len(maps) == len(wanted) == 5
-        for one, other in zip(maps, wanted):
+        assert len(maps) == len(expected) == 5
+        for one, other in zip(maps, expected):
             assert_close(one, other)
-        for scores, deltas, x in zip(*model.rpn_head(maps), wanted):
+        for scores, deltas, x in zip(*model.rpn_head(maps), expected):
             for one, other in zip((scores, deltas), read_rpn(state, x)):
                 assert_close(one, other)
         heads = model.roi_head
@@ -335,10 +335,10 @@ def test_weights_that_are_no_numbers_are_named(paths, tmp_path, capsys):
 
 def test_the_file_that_is_read_is_not_written_over(tmp_path, capsys):
     path = tmp_path / 'source.pth'
-    path.write_bytes(b'mine')
+    path.write_bytes(b'custom')
     assert main([str(path), str(path), '--config', 'none.py']) == 2
     assert 'is the file that is read' in capsys.readouterr().err
-    assert path.read_bytes() == b'mine'
+    assert path.read_bytes() == b'custom'
 
 
 @pytest.mark.parametrize('stages', [0, 3])

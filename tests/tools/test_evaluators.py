@@ -200,19 +200,20 @@ def test_ap_of_a_part_is_of_that_part(quantize, tiny, tmp_path):
     def part(cfg):
         cfg.test_dataloader.dataset.indices = 2
 
-    _, _, wanted = quantize(use(truth(tiny, tmp_path / 'two.json', trim)), 'a')
+    _, _, expected = quantize(
+        use(truth(tiny, tmp_path / 'two.json', trim)), 'a')
     table, out, result = quantize(part, 'b')
     for kind in ('float', 'quantized'):
         found = result[kind]
-        assert found['part'] == wanted[kind]['metrics']
-        assert found['box_ap'] == wanted[kind]['box_ap']
+        assert found['part'] == expected[kind]['metrics']
+        assert found['box_ap'] == expected[kind]['box_ap']
         assert table[kind]['box AP'] == f'{100 * found["box_ap"]:.1f}'
         assert found['metrics']['coco/bbox_mAP'] < found['box_ap']
     assert result['images'] == dict(evaluated=2, annotated=[4])
     note, = result['notes']
     assert '2 of the 4 images' in note and f'note: {note}' in out
     assert out.index(note) < out.index('evaluating the')
-    assert wanted['notes'] == [] and wanted['quantized']['part'] is None
+    assert expected['notes'] == [] and expected['quantized']['part'] is None
 
 
 @DATA_SAMPLERS.register_module(name='OddSampler', force=True)
@@ -298,13 +299,13 @@ def test_what_an_evaluator_raises_costs_no_prediction(quantize, predicted,
     _, _, result = quantize(with_own)
     assert predicted == ['float', 'quantized']
     predicted.clear()
-    _, _, wanted = quantize(with_own, 'undisturbed')
+    _, _, expected = quantize(with_own, 'undisturbed')
     for kind in ('float', 'quantized'):
-        for found in (result[kind], wanted[kind]):
+        for found in (result[kind], expected[kind]):
             for key in ('seconds', 'seconds_per_image', 'peak_memory'):
                 found.pop(key, None)
-        assert result[kind] == wanted[kind]
-    assert result['sites'] == wanted['sites']
+        assert result[kind] == expected[kind]
+    assert result['sites'] == expected['sites']
     kept = sorted(path.name for path in (tmp_path / 'work').glob('pred*/*'))
     assert kept == ['float.zip', 'quantized.zip']
 

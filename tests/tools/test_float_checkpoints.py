@@ -109,14 +109,14 @@ def test_the_weights_of_an_averaged_training_are_those_that_mmengine_tests(
         save_optimizer=False,
         save_param_scheduler=False)
     runner.load_checkpoint(str(tmp_path / 'epoch_1.pth'))
-    wanted = runner.model.state_dict()
+    expected = runner.model.state_dict()
     content = read_checkpoint(tmp_path / 'epoch_1.pth')
     assert "entry 'state_dict', not 'ema_state_dict'" in content['taken']
     name = 'neck.lateral_convs.0.conv.weight'
     raw = content['ema_state_dict'][f'module.{name}']
-    assert torch.allclose(wanted[name], raw + .5)
+    assert torch.allclose(expected[name], raw + .5)
     for key, value in content['state_dict'].items():
-        assert torch.equal(value, wanted[key])
+        assert torch.equal(value, expected[key])
 
 
 @pytest.mark.parametrize('key, words', [

@@ -54,7 +54,7 @@ def quantize(tiny, tmp_path, capfd):
 
 
 @pytest.fixture(scope='module')
-def wanted(tiny, tmp_path_factory):
+def expected(tiny, tmp_path_factory):
     """What COCO's evaluation says."""
     folder = tmp_path_factory.mktemp('coco')
     assert main([
@@ -78,7 +78,7 @@ def test_pascal_voc(quantize):
         assert row[f'pascal_voc/{name}'] == f'{100 * value:.1f}'
 
 
-def test_several_data_sets(quantize, wanted, tiny):
+def test_several_data_sets(quantize, expected, tiny):
 
     def change(cfg):
         one = copy.deepcopy(cfg.test_dataloader.dataset)
@@ -93,10 +93,10 @@ def test_several_data_sets(quantize, wanted, tiny):
 
     row, found = quantize(change)
     assert found['box_ap'] is None and found['part'] is None
-    for name, value in wanted['metrics'].items():
+    for name, value in expected['metrics'].items():
         for folder in ('Aquarium', 'Raccoon'):
             assert found['metrics'][f'{folder}/{name}'] == value
-    assert row['Raccoon/coco/bbox_mAP'] == f'{100 * wanted["box_ap"]:.1f}'
+    assert row['Raccoon/coco/bbox_mAP'] == f'{100 * expected["box_ap"]:.1f}'
 
 
 def make_lvis(tiny, path):
@@ -120,11 +120,11 @@ def make_lvis(tiny, path):
 @pytest.mark.skipif(
     importlib.util.find_spec('lvis') is None,
     reason='the package lvis is not installed')
-def test_lvis(quantize, wanted, tiny, tmp_path, monkeypatch):
+def test_lvis(quantize, expected, tiny, tmp_path, monkeypatch):
     # Its release of 2020 uses a name that numpy has dropped.
     monkeypatch.setattr(np, 'float', float, raising=False)
     row, found = quantize(make_lvis(tiny, tmp_path / 'lvis.json'))
-    assert found['box_ap'] == pytest.approx(wanted['box_ap'], abs=.02)
+    assert found['box_ap'] == pytest.approx(expected['box_ap'], abs=.02)
     assert row['box AP'] == f'{100 * found["box_ap"]:.1f}'
     assert row['mask AP'] == f'{100 * found["mask_ap"]:.1f}'
     assert found['metrics']['lvis/bbox_APf'] == found['box_ap']

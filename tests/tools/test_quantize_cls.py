@@ -83,7 +83,7 @@ def test_a_flat_folder_gives_agreement_and_divergence(data, tmp_path, capsys):
 
 
 def test_scores_are_those_counted_by_hand():
-    wanted = torch.tensor([[3., 2., 1., 0., 0., 0., -1.]] * 4)
+    expected = torch.tensor([[3., 2., 1., 0., 0., 0., -1.]] * 4)
     found = torch.tensor([
         [9., 8., 7., 6., 5., 4., 3.],
         [8., 9., 7., 6., 5., 4., 3.],
@@ -92,10 +92,10 @@ def test_scores_are_those_counted_by_hand():
     ])
     scores = classifier_run.Scores()
     # First, second and last in low bits; then last but one, second in float.
-    scores.add(wanted[:3], found[:3], torch.tensor([0, 0, 0]))
-    scores.add(wanted[3:], found[3:], torch.tensor([1]))
+    scores.add(expected[:3], found[:3], torch.tensor([0, 0, 0]))
+    scores.add(expected[3:], found[3:], torch.tensor([1]))
     means = scores.means(True)
-    p = wanted.double().softmax(1)
+    p = expected.double().softmax(1)
     kl = (p * (p.log() - found.double().log_softmax(1))).sum(1).mean().item()
     assert means['kl'] == pytest.approx(kl)
     assert means['agreement'] == 2 / 4
@@ -362,7 +362,7 @@ def test_damaged_images_and_weights_are_named(data, tmp_path, capsys):
     assert 'norm.weight' in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_parts_that_the_twin_lacks_are_refused(data, tmp_path, capsys):
+def test_parts_that_no_quantized_version_has_are_refused(data, tmp_path, capsys):
     source = timm.create_model(MODEL, num_classes=CLASSES, qk_norm=True)
     torch.save(source.state_dict(), tmp_path / 'w.pth')
 

@@ -277,14 +277,14 @@ def test_inference_without_hooks_predicts_the_same(done, tiny, tested):
         config, packed, device='cpu', show_progress=False)
     for expected in tested[0]:
         found = inference_detector(model, expected['img_path']).pred_instances
-        wanted = expected['pred_instances']
+        instances = expected['pred_instances']
         assert len(found) > 0
         for key in ('bboxes', 'scores', 'labels'):
-            assert torch.equal(found[key], wanted[key])
+            assert torch.equal(found[key], instances[key])
         shown = inferencer(expected['img_path'], no_save_pred=True)
         shown = shown['predictions'][0]
-        assert shown['scores'] == wanted['scores'].tolist()
-        assert shown['bboxes'] == wanted['bboxes'].tolist()
+        assert shown['scores'] == instances['scores'].tolist()
+        assert shown['bboxes'] == instances['bboxes'].tolist()
     assert all(site.num_calls >= len(tested[0]) for site in list_sites(model))
 
 

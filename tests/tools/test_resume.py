@@ -79,13 +79,13 @@ def check_end(argv, work_dir, undisturbed, num_finished):
     before = json.loads((work_dir / 'float_metrics.json').read_text())
     assert main(argv) == 0
     assert same_file_state(work_dir / 'packed.pth', undisturbed / 'packed.pth')
-    found, wanted = report(work_dir), report(undisturbed)
+    found, expected = report(work_dir), report(undisturbed)
     assert [unit['resumed'] for unit in found['units']
-            ] == [i < num_finished for i in range(len(wanted['units']))]
+            ] == [i < num_finished for i in range(len(expected['units']))]
     assert found['float'] == before['found']
     for name in ('float', 'quantized'):
-        assert found[name]['metrics'] == wanted[name]['metrics']
-    assert found['backbone_error'] == wanted['backbone_error']
+        assert found[name]['metrics'] == expected[name]['metrics']
+    assert found['backbone_error'] == expected['backbone_error']
 
 
 @pytest.mark.parametrize('stage', [slow(1), slow(2), 3])

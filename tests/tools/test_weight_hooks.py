@@ -78,9 +78,9 @@ def test_an_average_is_evaluated_calibrated_and_kept(trained, tiny, tmp_path):
     assert any(not torch.equal(value, raw[f'module.{key}'])
                for key, value in averaged.items())
     result = quantize(config, checkpoint, tmp_path / 'run')
-    wanted = test_by_mmdetection(config, checkpoint, tmp_path / 'float')
-    assert result['float']['metrics'] == wanted
-    assert result['quantized']['metrics'] != wanted
+    expected = test_by_mmdetection(config, checkpoint, tmp_path / 'float')
+    assert result['float']['metrics'] == expected
+    assert result['quantized']['metrics'] != expected
     assert result['hooks_left_out'] == ['EMAHook']
 
     # The same without any hook, from the averaged weights alone.
@@ -88,7 +88,7 @@ def test_an_average_is_evaluated_calibrated_and_kept(trained, tiny, tmp_path):
     torch.save(dict(state_dict=averaged, meta=content['meta']), plain)
     alone = quantize(tiny.config, plain, tmp_path / 'alone')
     assert alone['hooks_left_out'] == []
-    assert alone['float']['metrics'] == wanted
+    assert alone['float']['metrics'] == expected
     assert alone['quantized'] == result['quantized']
     packed = tmp_path / 'run/packed.pth'
     assert same_file_state(packed, tmp_path / 'alone/packed.pth')
@@ -175,8 +175,8 @@ def test_a_hook_of_the_users_is_left_out_once_it_has_run(
                         *(dict(type=name) for name in kinds))
     result = quantize(config, tiny.checkpoint, tmp_path / 'run')
     assert result['hooks_left_out'] == kinds
-    wanted = test_by_mmdetection(config, tiny.checkpoint, tmp_path / 'float')
-    assert result['float']['metrics'] == wanted != plain
+    expected = test_by_mmdetection(config, tiny.checkpoint, tmp_path / 'float')
+    assert result['float']['metrics'] == expected != plain
     # What was calibrated is what was evaluated, by either way to the hook.
     again = test_by_mmdetection(tmp_path / 'run/tiny.py', tiny.checkpoint,
                                 tmp_path / 'hook')
