@@ -70,9 +70,21 @@ bench-memory:  ## peak memory of a ViT-B at 800x1333; needs COCO_ROOT=DIR
 		test_dataloader.dataset.pipeline.1.scale='(1333,800)' \
 		model.data_preprocessor.pad_size_divisor=32
 
-bench-runtime:  ## integer kernels against torch; PACKED=FILE of the demo
-	@$(IN_ENV) OMP_NUM_THREADS=1 python -m benchmarks.runtime \
-		$(if $(PACKED),--packed $(PACKED))
+# What other engines need lies beside the environment's packages, so that the
+# tests never see it. Without a network these engines are left out.
+bench-runtime:  ## against OpenVINO and others; SUBJECTS=all THREADS='1 2'
+	@$(IN_ENV) bench=$$env/bench; \
+	if [ ! -e "$$bench/complete" ]; then \
+		python -m pip install --quiet --disable-pip-version-check --no-deps \
+			--upgrade --target "$$bench" -r requirements/bench.txt && \
+			touch "$$bench/complete" || \
+			echo 'the packages of requirements/bench.txt did not install'; \
+	fi; \
+	export PYTHONPATH="$$PYTHONPATH:$$bench"; \
+	python -m benchmarks.runtime \
+		$(if $(SUBJECTS),--subjects $(SUBJECTS)) \
+		$(if $(THREADS),--threads $(THREADS)) \
+		$(if $(BITS),--bits $(BITS)) $(ARGS) && python -m benchmarks.pages
 
 bench-engines:  ## AP of the drawn detectors in the simulation and natively
 	@$(IN_ENV) OMP_NUM_THREADS=1 python -m benchmarks.engines

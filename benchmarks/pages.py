@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Tables of docs/settings.md and docs/zoo.md, made from what they describe.
+"""Tables of the docs that are made from what they describe.
 
 A page holds each table between two comments, ``<!-- made: NAME -->`` and
 ``<!-- end -->``; the text around it is written by hand. Without options the
@@ -14,6 +14,7 @@ from typing import Any, Callable, Dict, List, Mapping, Sequence, Tuple, Type
 
 from mmengine.fileio import load
 
+from benchmarks import runtime_page
 from isvit_det.core.presets import METHODS
 from isvit_det.core.settings import QuantConfig, SOSConfig
 
@@ -180,6 +181,12 @@ PAGES: Mapping[str, Mapping[str, Callable[[], str]]] = {
         quant=lambda: describe(QuantConfig, 'quant'),
         sos=lambda: describe(SOSConfig, 'sos'),
         methods=methods),
+    'docs/speed.md':
+    dict(
+        machines=runtime_page.machines,
+        models=runtime_page.models,
+        layers=runtime_page.layers,
+        memory=runtime_page.memory),
     'docs/zoo.md':
     dict(configs=configs, published=published)
 }

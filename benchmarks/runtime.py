@@ -94,9 +94,8 @@ def load(name: str, engine: str, bits: str, threads: int,
     # Every change of the engine would be told.
     MMLogger.get_current_instance().setLevel(logging.WARNING)
     torch.set_num_threads(threads)
-    folder = work_dir / name
-    folder.mkdir(parents=True, exist_ok=True)
-    return SUBJECTS[name].load(engine, bits, threads, folder)
+    work_dir.mkdir(parents=True, exist_ok=True)
+    return SUBJECTS[name].load(engine, bits, threads, work_dir)
 
 
 def measure_memory(*loading: Any) -> int:

@@ -73,7 +73,7 @@ class Subject:
             engine: one of ``ENGINES``.
             bits: of the quantized model, such as ``'w4a4'``.
             threads: as many as the engine may use.
-            folder: keeps what takes long to make.
+            folder: keeps what takes long to make, of all subjects.
 
         Raises:
             Unavailable: if it does not run in that engine.
@@ -92,6 +92,11 @@ class Module(Subject):
         """The quantized module, and the model that holds it."""
         raise NotImplementedError
 
+    @property
+    def exported(self) -> str:
+        """Name of the file for other engines than torch."""
+        return self.title.replace(' ', '-')
+
     def load(self, engine: str, bits: str, threads: int,
              folder: Path) -> Loaded:
         model, x = self.make()
@@ -104,16 +109,16 @@ class Module(Subject):
         elif engine == COMPILED:
             model = torch.compile(model)  # type: ignore
         elif engine != TORCH:
-            run = load_rival(engine, model, x, threads, folder)
+            run = load_rival(engine, model, x, threads, folder, self.exported)
             del model
             return Loaded(partial(run, x))
         return Loaded(partial(_without_gradients, model, x), **facts)
 
 
 def load_rival(engine: str, model: nn.Module, x: Tensor, threads: int,
-               folder: Path) -> Run:
+               folder: Path, name: str) -> Run:
     """A float module in another engine than torch."""
-    path = folder / 'float.onnx'
+    path = folder / f'{name}.onnx'
     export(model, x, path)
     if engine == ORT:
         return load_onnxruntime(path, threads)
@@ -180,7 +185,7 @@ class Classifier(Module):
 
     def make(self) -> Tuple[nn.Module, Tensor]:
         torch.manual_seed(0)
-        model = timm.create_model(self.name).eval()
+        model: Any = timm.create_model(self.name).eval()
         return model, torch.randn(1, *model.default_cfg['input_size'])
 
     def quantize(self, bits: str, folder: Path) -> Tuple[Any, Any]:
@@ -227,7 +232,7 @@ class Detector(Subject):
         if engine not in (TORCH, NATIVE):
             model.backbone = Elsewhere(
                 load_rival(engine, model.backbone, prepare(model, batch),
-                           threads, folder))
+                           threads, folder, self.stem))
 
         def run() -> Any:
             with torch.no_grad():
@@ -235,6 +240,11 @@ class Detector(Subject):
                 return model.test_step(copy.deepcopy(batch))
 
         return Loaded(run, **facts)
+
+    @property
+    def stem(self) -> str:
+        """Name of the config, by which subjects share files."""
+        return Path(self.config).stem
 
     def read_config(self) -> Config:
         cfg = load_config(self.config, dict(self.overrides))
@@ -253,7 +263,7 @@ class Detector(Subject):
 
     def quantized(self, bits: str, folder: Path) -> Any:
         """The quantized detector; it is calibrated once and kept."""
-        place = folder / f'{bits}_{self.scope}'
+        place = folder / f'{self.stem}_{bits}_{self.scope}'
         if not (place / 'packed.pth').exists():
             model = quantize_detector(
                 self.float_detector(), [self.image()],
@@ -284,6 +294,10 @@ class Backbone(Module):
         detector: that is quantized.
     """
     detector: Detector = Detector('')
+
+    @property
+    def exported(self) -> str:
+        return self.detector.stem
 
     def make(self) -> Tuple[nn.Module, Tensor]:
         model = self.detector.float_detector()
