@@ -1,0 +1,144 @@
+"""Swin blocks and patch mergings of random shapes: every kernel against the
+portable one to the bit, and their products against 64-bit integers."""
+import copy
+import random
+from typing import Any, Dict, List, Tuple
+
+import torch
+from torch import Tensor
+
+from benchmarks.fuzz_layers import (Mismatch, check_equal, check_gelu_codes,
+                                    codes_of, real_outputs, threads)
+from isvit_det.backbones.layout import window_layout
+from isvit_det.backbones.swin import QuantSwinTransformer
+from isvit_det.core.layers import fit_weights_, observe, set_precision_
+from isvit_det.runtime.native import Isa
+from isvit_det.runtime.swin import NativeMerging, NativeSwinBlock
+
+ATTENTIONS: Tuple[Dict[str, Any], ...] = (
+    dict(), dict(), dict(exponent='integer'), dict(softmax='log2'),
+    dict(softmax='uniform'))
+
+
+def draw_backbone(draw: random.Random, **kwargs: Any) -> QuantSwinTransformer:
+    """A calibrated Swin, whose norms and therefore zero points are moved."""
+    heads = draw.choice([1, 2, 3, 4])
+    widths = [w for w in range(4, 68, 4) if w * heads % 16 == 0]
+    quant = dict(
+        bits=f'w{draw.randint(2, 8)}a{draw.randint(2, 8)}',
+        **draw.choice(ATTENTIONS))
+    model = QuantSwinTransformer(
+        embed_dims=draw.choice(widths) * heads,
+        window_size=draw.randint(2, 8),
+        mlp_ratio=draw.choice([1, 2, 3, 4]),
+        qkv_bias=draw.random() < .8,
+        quant=quant,
+        num_heads=[heads] * len(kwargs['depths']),
+        **kwargs)
+    # mmdet's returns nothing from eval().
+    model.eval()
+    shift = draw.choice([0., 0., 3., -9.])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += torch.randn_like(parameter) * .1
+        for block in model.stages[0].blocks:
+            block.norm1.bias += shift
+            block.norm2.bias += shift
+            block.attn.padding_value += torch.randn_like(
+                block.attn.padding_value) + shift
+        fit_weights_(model)
+        with observe(model):
+            model(torch.randn(1, 3, 48, 72))
+    set_precision_(model, weights=True, acts=True)
+    return model
+
+
+def draw_size(draw: random.Random, window: int) -> Tuple[int, int]:
+    """Of a map: smaller than a window, one window, or padded."""
+    height, width = (
+        draw.choice([1, window, draw.randint(1, 3 * window)])
+        for _ in range(2))
+    return height, width
+
+
+def check_codes(what: str, native: NativeSwinBlock, x: Tensor, out: Tensor,
+                size: Tuple[int, int], trace: Dict[str, Tensor]) -> None:
+    """Compare the products within a block, each from the codes it was given,
+    with sums in 64 bits."""
+    plan = native.plan
+    images, tokens, channels = x.shape
+    layout = window_layout(*size, plan.window, plan.shift)
+    padding = plan.padding.expand(images, 1, channels)
+    padded = torch.cat([trace['qkv_input'], padding], 1)
+    windows = padded[:, layout.tokens].flatten(0, 1)
+    for name, layer, target in (('query', plan.query, plan.query_codes),
+                                ('key', plan.key, plan.key_codes),
+                                ('value', plan.value, plan.value_codes)):
+        check_equal(f'{what}: {name}', trace[name],
+                    codes_of(real_outputs(layer, windows), target))
+    check_gelu_codes(f'{what}: fc2_input', trace['fc2_input'],
+                     real_outputs(plan.fc1, trace['fc1_input']),
+                     plan.fc2_codes.codes)
+    middle = x + real_outputs(plan.proj, trace['proj_input'])
+    check_equal(f'{what}: output', out,
+                middle + real_outputs(plan.fc2, trace['fc2_input']))
+
+
+def check_block(draw: random.Random, isas: List[Isa]) -> str:
+    """Both blocks of a stage on one map each."""
+    model = draw_backbone(
+        draw, depths=[2], strides=(4, ), out_indices=(0, ))
+    for block in model.stages[0].blocks:
+        attn = block.attn
+        size = draw_size(draw, attn.window_size)
+        channels = attn.w_msa.embed_dims
+        x = torch.randn(draw.randint(1, 3), size[0] * size[1], channels)
+        what = (f'block of {channels} channels, {attn.w_msa.num_heads} heads, '
+                f'{model.quant_config.bits}, window {attn.window_size}, '
+                f'shift {attn.shift_size}, map {size}')
+        portable = NativeSwinBlock(block, Isa.PORTABLE)
+        expected: Dict[str, Tensor] = {}
+        out = portable(x, size, trace=expected)
+        check_codes(what, portable, x, out, size, expected)
+        for isa in isas:
+            trace: Dict[str, Tensor] = {}
+            with threads(draw.randint(1, 5)):
+                found = NativeSwinBlock(block, isa)(x, size, trace=trace)
+                in_place = x.clone()
+                NativeSwinBlock(block, isa)(in_place, size, in_place)
+            for name, codes in expected.items():
+                check_equal(f'{what}: {isa.name}: {name}', trace[name], codes)
+            check_equal(f'{what}: {isa.name}', found, out)
+            check_equal(f'{what}: {isa.name} in place', in_place, out)
+    return 'Swin block'
+
+
+def check_merging(draw: random.Random, isas: List[Isa]) -> str:
+    """One patch merging on one map."""
+    model = draw_backbone(
+        draw,
+        depths=[1, 1],
+        strides=(4, draw.choice([1, 2, 3])),
+        out_indices=(0, ))
+    merging = model.stages[0].downsample
+    size = draw_size(draw, 5)
+    x = torch.randn(
+        draw.randint(1, 3), size[0] * size[1], merging.in_channels)
+    what = f'merging of {merging.in_channels} channels, map {size}'
+    expected, grid = NativeMerging(merging, Isa.PORTABLE)(x, size)
+    with torch.no_grad():
+        simulated, expected_grid = copy.deepcopy(merging).double()(x.double(),
+                                                                   size)
+    if grid != tuple(expected_grid) or expected.shape != simulated.shape:
+        raise Mismatch(f'{what}: grid {grid}, expected {expected_grid}')
+    apart = (expected - simulated).abs().amax(-1)
+    # One code that float32 rounds otherwise is seen in a whole row.
+    num_wrong = int((apart > 1e-5 * simulated.abs().max()).sum())
+    if 2 * num_wrong > apart.numel():
+        raise Mismatch(f'{what}: {num_wrong} of {apart.numel()} rows differ '
+                       'from the simulation, expected few')
+    for isa in isas:
+        with threads(draw.randint(1, 5)):
+            found, _ = NativeMerging(merging, isa)(x, size)
+        check_equal(f'{what}: {isa.name}', found, expected)
+    return 'patch merging'
