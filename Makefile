@@ -5,8 +5,9 @@ SHELL := bash
 .SHELLFLAGS := -e -o pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help demo picture methods accuracy bench-calibration bench-scaling \
-	bench-memory bench-runtime bench-engines learn-coco60 bench-coco60 \
-	test test-openmmlab test-slow wheel torture check train format clean
+	bench-memory bench-runtime bench-engines learn-coco60 bench-coco60 test \
+	test-openmmlab test-slow test-sanitizers test-vnni test-arm fuzz wheel \
+	platform-wheel torture check train format clean
 
 # The demo's detector: MODEL=mask with BACKBONE=swin or deit, or MODEL=cascade.
 MODEL := mask
@@ -34,6 +35,20 @@ CODE := $(wildcard isvit_det tools tests benchmarks)
 # The package is not installed: commands use this folder's.
 IN_ENV = env=$$(tools/setup_env.sh); \
 	export PATH="$$env/bin:$$PATH" PYTHONPATH='$(CURDIR)';
+
+# Compiles the library before libraries are preloaded or tests are timed.
+COMPILE = python -c 'from isvit_det.runtime.build import *; library_path()'
+# The tests that call the kernels.
+NATIVE_TESTS = tests/runtime --ignore=tests/runtime/test_build.py \
+	--ignore=tests/runtime/test_arm.py
+SANITIZED = export ISVIT_DET_CXXFLAGS='-g -fno-omit-frame-pointer \
+	-fsanitize=address,undefined -fno-sanitize-recover=undefined'; $(COMPILE); \
+	export ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$( \
+	$${CXX:-c++} -print-file-name=libasan.so) $$( \
+	$${CXX:-c++} -print-file-name=libstdc++.so.6)";
+# Without its own instructions: the compiler must not use them.
+EMULATED = export ISVIT_DET_CXXFLAGS='-Wno-psabi -mno-avx512f -mno-avxvnni \
+	-include $(CURDIR)/tests/runtime/emulated_vnni.h'; $(COMPILE);
 
 # Processes that share the tests, each with one thread. What remains of one's
 # tests goes to another that has none left.
@@ -114,6 +129,25 @@ test-openmmlab:  ## the same tests on OpenMMLab's own last releases
 
 test-slow:  ## run the tests that take minutes
 	@$(IN_ENV) pytest -q -m slow
+
+test-sanitizers:  ## the kernels' tests, watched for bad addresses and arithmetic
+	@$(IN_ENV) \
+	[ -e "$$($${CXX:-c++} -print-file-name=libasan.so)" ] || { echo 'skipped: \
+	there is no libasan.so; the package libgcc-12-dev, or that of your gcc, \
+	has it'; exit 0; }; \
+	$(SANITIZED) OMP_NUM_THREADS=1 pytest -q $(NATIVE_TESTS) $(ARGS)
+
+test-vnni:  ## the kernels' tests, VNNI emulated where the CPU lacks it
+	@$(IN_ENV) \
+	echo '#include <simde/x86/avx512/dpbusd.h>' | \
+	$${CXX:-c++} -E -x c++ - >/dev/null 2>&1 || { echo 'skipped: there is no \
+	SIMDe; the package libsimde-dev has it'; exit 0; }; \
+	$(EMULATED) OMP_NUM_THREADS=1 pytest -q $(NATIVE_TESTS) $(ARGS)
+
+fuzz:  ## kernels on layers of random shapes; SECONDS=N, SANITIZERS=1, VNNI=1
+	@$(IN_ENV) $(if $(SANITIZERS),$(SANITIZED)) $(if $(VNNI),$(EMULATED)) \
+	OMP_NUM_THREADS=1 python -m benchmarks.fuzz \
+	$(if $(SECONDS),--seconds $(SECONDS)) $(ARGS)
 
 wheel:  ## a wheel in dist/: the package, its configs, the demo's weights
 	@$(IN_ENV) python -m pip wheel --quiet --no-deps --no-build-isolation \

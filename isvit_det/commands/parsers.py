@@ -270,7 +270,10 @@ def benchmark_det() -> Parser:
     add('--layers',
         action='store_true',
         help='time each quantized layer by itself as well')
-    add('--json', type=some_path, metavar='FILE', help='write all figures there')
+    add('--json',
+        type=some_path,
+        metavar='FILE',
+        help='write all figures there')
     return parser
 
 
