@@ -157,7 +157,7 @@ def check_swin_blocks(draw: random.Random, isas: List[Isa]) -> str:
 
 def check_vit_blocks(draw: random.Random, isas: List[Isa]) -> str:
     """A windowed and a global block."""
-    model = draw_vit(draw)
+    model: Any = draw_vit(draw)
     for block in model.blocks:
         what = f'ViT block, {model.quant_config.bits}'
         check_plan(draw, isas, what, plan_vit_block(block))
