@@ -49,6 +49,11 @@ ISVIT_API void isvit_multiply(isvit_isa isa, int32_t threads,
   kernels_of(isa).multiply(threads, *product, *rows, *output);
 }
 
+ISVIT_API void isvit_pool(isvit_isa isa, int32_t threads,
+                          const isvit_pooling *pooling) {
+  kernels_of(isa).pool(threads, *pooling);
+}
+
 ISVIT_API void isvit_run_swin_block(isvit_isa isa, int32_t threads,
                                     const isvit_swin_block *block,
                                     const isvit_windows *windows,

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "gemm.h"
+#include "roi_align.h"
 #include "swin_block.h"
 
 namespace {
@@ -269,5 +270,5 @@ void multiply(int32_t threads, const isvit_product &product,
 }  // namespace
 
 extern const Kernels ISVIT_KERNELS;
-const Kernels ISVIT_KERNELS = {encode, multiply, run_swin_block,
+const Kernels ISVIT_KERNELS = {encode, multiply, pool, run_swin_block,
                                run_merging};

@@ -20,6 +20,7 @@ struct Kernels {
                  uint8_t *codes);
   void (*multiply)(int32_t threads, const isvit_product &, const isvit_rows &,
                    const isvit_output &);
+  void (*pool)(int32_t threads, const isvit_pooling &);
   void (*run_swin_block)(int32_t threads, const isvit_swin_block &,
                          const isvit_windows &, const float *x, float *y,
                          const isvit_swin_trace &);

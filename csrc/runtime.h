@@ -9,7 +9,7 @@
 #define ISVIT_API extern "C" __attribute__((visibility("default")))
 
 // Raised whenever a structure or a function below changes.
-constexpr int32_t ISVIT_VERSION = 2;
+constexpr int32_t ISVIT_VERSION = 3;
 
 // A stretch of the inputs that int16 lanes may sum before they are widened:
 // `groups` groups of four inputs, from `offset` bytes behind the start of each
@@ -77,6 +77,29 @@ struct isvit_output {
   isvit_quantizer quantizer;
 };
 
+// A level of a feature pyramid: maps of (images, height, width, channels), of
+// which one step is 1 / scale pixels of the image.
+struct isvit_level {
+  const float *values;
+  int32_t height, width;
+  float scale;
+};
+
+// RoIAlign of boxes of one or more levels. Bin (y, x) of box b is the mean of
+// samples on a grid within it; it goes to b * channels * height * width +
+// (y * width + x) * bin_stride + c * channel_stride of `values`.
+struct isvit_pooling {
+  const isvit_level *levels;
+  const float *boxes;          // [num_boxes][5]: image, left, top, right, bottom
+  const int64_t *level;        // [num_boxes]
+  int32_t num_boxes, channels; // channels a multiple of 16
+  int32_t height, width;       // bins of a box
+  int32_t samples;             // along a side of a bin; 0: one for each step
+  int32_t is_aligned;          // whether pixels' centres lie at halves
+  float *values;
+  int64_t bin_stride, channel_stride;
+};
+
 ISVIT_API int32_t isvit_version();
 
 // Kernels that this library has and this CPU runs, best first, as bits of
@@ -97,5 +120,8 @@ ISVIT_API void isvit_multiply(isvit_isa isa, int32_t threads,
                               const isvit_product *product,
                               const isvit_rows *rows,
                               const isvit_output *output);
+
+ISVIT_API void isvit_pool(isvit_isa isa, int32_t threads,
+                          const isvit_pooling *pooling);
 
 #endif

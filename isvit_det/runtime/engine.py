@@ -20,6 +20,7 @@ from isvit_det.runtime.build import NoLibrary
 from isvit_det.runtime.calls import Kept, is_hooked, is_plain_input
 from isvit_det.runtime.layers import NativeConv, NativeLinear
 from isvit_det.runtime.native import Isa, supported_isas
+from isvit_det.runtime.parts import attach_parts_
 from isvit_det.runtime.plan import Unsupported
 from isvit_det.runtime.swin_backbone import SwinForward
 
@@ -169,6 +170,7 @@ def attach_runtime_(model: Any, engine: str = 'auto') -> None:
     for module in model.modules():
         if isinstance(module, QuantSwinTransformer):
             module.native = SwinForward(model.runtime)
+    attach_parts_(model, model.runtime)
     model.register_forward_pre_hook(_announce)
 
 
