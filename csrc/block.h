@@ -155,17 +155,13 @@ class Window {
     find_inside(first, count);
     trace_tokens(work_.trace.qkv_input, rows_.input, channels, channels, first,
                  false);
+    const isvit_trace &trace = work_.trace;
     make_operand(block_.query, block_.query_codes, first, count, window_.query,
-                 shape_.is_relative ? window_.reals : nullptr);
-    make_operand(block_.key, block_.key_codes, first, count, window_.key);
-    make_operand(block_.value, block_.value_codes, first, count, window_.value);
-    const int64_t at = (int64_t)first * channels;
-    const int64_t to = number_ * shape_.positions + first;
-    copy_rows(work_.trace.query, to, window_.query + at, channels, count,
-              channels);
-    copy_rows(work_.trace.key, to, window_.key + at, channels, count, channels);
-    copy_rows(work_.trace.value, to, window_.value + at, channels, count,
-              channels);
+                 trace.query, shape_.is_relative ? window_.reals : nullptr);
+    make_operand(block_.key, block_.key_codes, first, count, window_.key,
+                 trace.key);
+    make_operand(block_.value, block_.value_codes, first, count, window_.value,
+                 trace.value);
   }
 
   // Prepare the keys and values of a head, in the memory of head `place`.
@@ -239,7 +235,7 @@ class Window {
  private:
   void make_operand(const isvit_product &product,
                     const isvit_quantizer &quantizer, int first, int count,
-                    uint8_t *codes, float *reals = nullptr) const {
+                    uint8_t *codes, uint8_t *traced, float *reals = nullptr) {
     const Encoder<false> encode(quantizer);
     const int channels = block_.channels;
     multiply_rows(product, rows_.rows, count,
@@ -249,6 +245,8 @@ class Window {
                     encode(y, codes + at);
                     if (reals != nullptr) store16(reals + at, y);
                   });
+    copy_rows(traced, number_ * shape_.positions + first,
+              codes + (int64_t)first * channels, channels, count, channels);
   }
 
   template <class Gelu>
@@ -353,7 +351,9 @@ void run_shared_window(int threads, const BlockWork &work, const Shape &shape,
            [&](int64_t i) { own().finish((int)i); });
 }
 
-void run_block(int32_t threads, const isvit_block &block,
+}  // namespace
+
+void ISVIT_NAME(run_block)(int32_t threads, const isvit_block &block,
                const isvit_windows &windows, const float *x, float *y,
                const isvit_trace &trace) {
   const BlockWork work{block, windows, x, y, trace};
@@ -368,7 +368,5 @@ void run_block(int32_t threads, const isvit_block &block,
   for (int64_t number = 0; number < count; number++)
     run_shared_window(threads, work, shape, number, memory);
 }
-
-}  // namespace
 
 #endif

@@ -91,15 +91,15 @@ struct isvit_merged {
 };
 
 // Run a block on maps x of (images, tokens, channels); y may be x.
-ISVIT_API void isvit_run_block(isvit_isa isa, int32_t threads,
-                               const isvit_block *block,
-                               const isvit_windows *windows, const float *x,
-                               float *y, const isvit_trace *trace);
+ISVIT_API void ISVIT_NAME(run_block)(int32_t threads, const isvit_block &block,
+                                     const isvit_windows &windows,
+                                     const float *x, float *y,
+                                     const isvit_trace &trace);
 
 // Merge maps x of (images, tokens, channels) into y of (images, rows, outputs).
-ISVIT_API void isvit_run_merging(isvit_isa isa, int32_t threads,
-                                 const isvit_merging *merging,
-                                 const isvit_merged *merged, const float *x,
-                                 float *y);
+ISVIT_API void ISVIT_NAME(run_merging)(int32_t threads,
+                                       const isvit_merging &merging,
+                                       const isvit_merged &merged,
+                                       const float *x, float *y);
 
 #endif

@@ -1,5 +1,5 @@
-// The C interface: which kernels this CPU runs, and the way to them.
-#include "kernels.h"
+// Which sets of kernels this CPU runs.
+#include "runtime.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -26,43 +26,4 @@ ISVIT_API int32_t isvit_supported() {
     found |= 1 << ISVIT_AVX512VNNI;
 #endif
   return found;
-}
-
-static const Kernels &kernels_of(isvit_isa isa) {
-#if defined(__x86_64__)
-  if (isa == ISVIT_AVX2) return avx2_kernels;
-  if (isa == ISVIT_AVXVNNI) return avxvnni_kernels;
-  if (isa == ISVIT_AVX512VNNI) return avx512vnni_kernels;
-#endif
-  return portable_kernels;
-}
-
-ISVIT_API void isvit_encode(isvit_isa isa, int32_t threads,
-                            const isvit_quantizer *quantizer, const float *x,
-                            const int64_t *strides, int32_t channels,
-                            const isvit_map *map, uint8_t *codes) {
-  kernels_of(isa).encode(threads, *quantizer, x, strides, channels, *map,
-                         codes);
-}
-
-ISVIT_API void isvit_multiply(isvit_isa isa, int32_t threads,
-                              const isvit_product *product,
-                              const isvit_rows *rows,
-                              const isvit_output *output) {
-  kernels_of(isa).multiply(threads, *product, *rows, *output);
-}
-
-ISVIT_API void isvit_run_block(isvit_isa isa, int32_t threads,
-                                    const isvit_block *block,
-                                    const isvit_windows *windows,
-                                    const float *x, float *y,
-                                    const isvit_trace *trace) {
-  kernels_of(isa).run_block(threads, *block, *windows, x, y, *trace);
-}
-
-ISVIT_API void isvit_run_merging(isvit_isa isa, int32_t threads,
-                                 const isvit_merging *merging,
-                                 const isvit_merged *merged, const float *x,
-                                 float *y) {
-  kernels_of(isa).run_merging(threads, *merging, *merged, x, y);
 }

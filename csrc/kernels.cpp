@@ -6,6 +6,7 @@
 
 #include "gemm.h"
 #include "merging.h"
+#include "roi_align.h"
 
 namespace {
 
@@ -109,7 +110,9 @@ void encode_line(const EncodeWork &work, const Encoder<true> &encode,
     encode_pixels(work, encode, x, to);
 }
 
-void encode(int32_t threads, const isvit_quantizer &quantizer, const float *x,
+}  // namespace
+
+void ISVIT_NAME(encode)(int32_t threads, const isvit_quantizer &quantizer, const float *x,
             const int64_t *strides, int32_t channels, const isvit_map &map,
             uint8_t *codes) {
   const int64_t lines = map.images * padded_height(map);
@@ -128,6 +131,8 @@ void encode(int32_t threads, const isvit_quantizer &quantizer, const float *x,
       encode_line(work, encode, line);
   });
 }
+
+namespace {
 
 // Where the rows of a panel begin, and where their outputs go.
 struct Panel {
@@ -184,7 +189,9 @@ void multiply_panel(const isvit_product &product, const isvit_rows &rows,
                  });
 }
 
-void multiply(int32_t threads, const isvit_product &product,
+}  // namespace
+
+void ISVIT_NAME(multiply)(int32_t threads, const isvit_product &product,
               const isvit_rows &rows, const isvit_output &output) {
   const int64_t num_rows = (int64_t)rows.images * rows.height * rows.width;
   const int64_t panels = (num_rows + PANEL - 1) / PANEL;
@@ -204,9 +211,3 @@ void multiply(int32_t threads, const isvit_product &product,
       multiply_panel(product, rows, output, panel, block);
   });
 }
-
-}  // namespace
-
-extern const Kernels ISVIT_KERNELS;
-const Kernels ISVIT_KERNELS = {encode, multiply, run_block,
-                               run_merging};

@@ -1,4 +1,4 @@
-// One set of kernels for each instruction set, and the threads they share.
+// The threads that all sets of kernels share.
 #ifndef ISVIT_KERNELS_H
 #define ISVIT_KERNELS_H
 
@@ -21,21 +21,5 @@ void parallel(int threads, int64_t count, const Work &work) {
                         (*(const Work *)what)(task);
                       }, &work, count});
 }
-
-struct Kernels {
-  void (*encode)(int32_t threads, const isvit_quantizer &, const float *x,
-                 const int64_t *strides, int32_t channels, const isvit_map &,
-                 uint8_t *codes);
-  void (*multiply)(int32_t threads, const isvit_product &, const isvit_rows &,
-                   const isvit_output &);
-  void (*run_block)(int32_t threads, const isvit_block &,
-                         const isvit_windows &, const float *x, float *y,
-                         const isvit_trace &);
-  void (*run_merging)(int32_t threads, const isvit_merging &,
-                      const isvit_merged &, const float *x, float *y);
-};
-
-extern const Kernels portable_kernels, avx2_kernels, avxvnni_kernels,
-    avx512vnni_kernels;
 
 #endif

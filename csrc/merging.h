@@ -36,7 +36,9 @@ void merge_panel(const isvit_merging &merging, const isvit_merged &merged,
                 });
 }
 
-void run_merging(int32_t threads, const isvit_merging &merging,
+}  // namespace
+
+void ISVIT_NAME(run_merging)(int32_t threads, const isvit_merging &merging,
                  const isvit_merged &merged, const float *x, float *y) {
   const int64_t panels = (merged.rows + PANEL - 1) / PANEL;
   const int channels = merging.norm.channels / merged.parts;
@@ -48,7 +50,5 @@ void run_merging(int32_t threads, const isvit_merging &merging,
                 y + (image * merged.rows + first) * merging.reduction.outputs);
   });
 }
-
-}  // namespace
 
 #endif

@@ -7,9 +7,13 @@
 #include <cstdint>
 
 #define ISVIT_API extern "C" __attribute__((visibility("default")))
+// The functions of a set of kernels end in its name: isvit_encode_avx2.
+#define ISVIT_JOIN(name, set) isvit_##name##_##set
+#define ISVIT_EXPAND(name, set) ISVIT_JOIN(name, set)
+#define ISVIT_NAME(name) ISVIT_EXPAND(name, ISVIT_KERNELS)
 
 // Raised whenever a structure or a function below changes.
-constexpr int32_t ISVIT_VERSION = 4;
+constexpr int32_t ISVIT_VERSION = 6;
 
 // A stretch of the inputs that int16 lanes may sum before they are widened:
 // `groups` groups of four inputs, from `offset` bytes behind the start of each
@@ -66,9 +70,32 @@ struct isvit_output {
   int64_t image_stride, pixel_stride, channel_stride;
 };
 
+// A level of a feature pyramid: maps of (images, height, width, channels), of
+// which one step is 1 / scale pixels of the image.
+struct isvit_level {
+  const float *values;
+  int32_t height, width;
+  float scale;
+};
+
+// RoIAlign of boxes of one or more levels. Bin (y, x) of box b is the mean of
+// samples on a grid within it; it goes to b * channels * height * width +
+// (y * width + x) * bin_stride + c * channel_stride of `values`.
+struct isvit_pooling {
+  const isvit_level *levels;
+  const float *boxes;          // [num_boxes][5]: image, left, top, right, bottom
+  const int64_t *level;        // [num_boxes]
+  int32_t num_boxes, channels; // channels a multiple of 16
+  int32_t height, width;       // bins of a box
+  int32_t samples;             // along a side of a bin; 0: one for each step
+  int32_t is_aligned;          // whether pixels' centres lie at halves
+  float *values;
+  int64_t bin_stride, channel_stride;
+};
+
 ISVIT_API int32_t isvit_version();
 
-// Kernels that this library has and this CPU runs, best first, as bits of
+// Sets of kernels that this library has and this CPU runs, as bits of
 // `1 << isvit_isa`.
 enum isvit_isa : int32_t { ISVIT_PORTABLE, ISVIT_AVX2, ISVIT_AVXVNNI,
                            ISVIT_AVX512VNNI, ISVIT_NUM_ISAS };
@@ -76,15 +103,18 @@ ISVIT_API int32_t isvit_supported();
 
 // Quantize a float map, whose strides are those of (image, channel, line,
 // pixel), into a map of codes.
-ISVIT_API void isvit_encode(isvit_isa isa, int32_t threads,
-                            const isvit_quantizer *quantizer, const float *x,
-                            const int64_t *strides, int32_t channels,
-                            const isvit_map *map, uint8_t *codes);
+ISVIT_API void ISVIT_NAME(encode)(int32_t threads,
+                                  const isvit_quantizer &quantizer,
+                                  const float *x, const int64_t *strides,
+                                  int32_t channels, const isvit_map &map,
+                                  uint8_t *codes);
 
 // Multiply the rows by a layer. Results do not depend on `threads`.
-ISVIT_API void isvit_multiply(isvit_isa isa, int32_t threads,
-                              const isvit_product *product,
-                              const isvit_rows *rows,
-                              const isvit_output *output);
+ISVIT_API void ISVIT_NAME(multiply)(int32_t threads,
+                                    const isvit_product &product,
+                                    const isvit_rows &rows,
+                                    const isvit_output &output);
+
+ISVIT_API void ISVIT_NAME(pool)(int32_t threads, const isvit_pooling &pooling);
 
 #endif

@@ -1,6 +1,7 @@
 """Quantized layers, and the modes and fitting of the quantizers of a model."""
 import contextlib
-from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Union
+from typing import (Any, Callable, Dict, Iterator, List, NamedTuple, Optional,
+                    Tuple, Union)
 
 import torch
 from torch import Tensor, nn
@@ -163,18 +164,20 @@ def quantized_layers(
 
 @contextlib.contextmanager
 def simulation(model: nn.Module) -> Iterator[None]:
-    """Simulate all layers of a model in float in this context.
+    """Simulate all of a model in float in this context.
 
-    The layers' ``native`` is restored at the end, also after an error.
+    Its modules' ``native`` is restored at the end, also after an error.
     """
-    before = [(layer, layer.native) for layer in quantized_layers(model)]
-    for layer, _ in before:
-        layer.native = None
+    before: List[Tuple[Any, Any]] = [(module, module.native)
+                                     for module in model.modules()
+                                     if hasattr(module, 'native')]
+    for module, _ in before:
+        module.native = None
     try:
         yield
     finally:
-        for layer, native in before:
-            layer.native = native
+        for module, native in before:
+            module.native = native
 
 
 class Site(NamedTuple):

@@ -8,9 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from isvit_det.runtime.block_plan import BlockPlan, NormPlan
-from isvit_det.runtime.build import load_library
 from isvit_det.runtime.native import (INT, LONG, POINTER, Isa, Product,
-                                      Quantizer, product_structure,
+                                      Quantizer, kernel, product_structure,
                                       quantizer_structure)
 from isvit_det.runtime.packing import operand_runs, pack_layer
 from isvit_det.runtime.plan import InputCodes, LayerPlan
@@ -184,8 +183,7 @@ class NativeBlock:
         if trace is not None:
             trace.update(self._new_trace(x, windows))
             traced = _Trace(*(trace[name].data_ptr() for name in TRACED))
-        load_library().isvit_run_block(
-            INT(self.isa), INT(torch.get_num_threads()),
+        kernel(self.isa, 'run_block')(
             ctypes.byref(self._structure), ctypes.byref(structure),
             POINTER(x.data_ptr()), POINTER(out.data_ptr()),
             ctypes.byref(traced))
@@ -235,8 +233,7 @@ class NativeMerging:
         images, tokens, _ = x.shape
         merged = _Merged(images, tokens, *token.shape, token.data_ptr())
         out = x.new_empty(images, len(token), len(plan.reduction.weight))
-        load_library().isvit_run_merging(
-            INT(self.isa), INT(torch.get_num_threads()),
+        kernel(self.isa, 'run_merging')(
             ctypes.byref(self._structure), ctypes.byref(merged),
             POINTER(x.data_ptr()), POINTER(out.data_ptr()))
         return out, merged_size

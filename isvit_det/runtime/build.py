@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Dict, Iterator, List, Sequence, Tuple, Union
 
-VERSION = 4
+VERSION = 6
 SOURCES = Path(__file__).resolve().parents[1] / 'csrc'
 # A wheel for one platform has the library beside this module.
 PACKAGED = Path(__file__).with_name('libisvit.so')
@@ -213,7 +213,7 @@ def _units(
         if source.stem != 'kernels':
             yield source.stem, source, ()
     for name, flags in kernels.items():
-        define = f'-DISVIT_KERNELS={name}_kernels'
+        define = f'-DISVIT_KERNELS={name}'
         yield name, SOURCES / 'kernels.cpp', (define, *flags)
 
 

@@ -57,6 +57,19 @@ def obstacle(part: nn.Module) -> str:
     return ''
 
 
+def native_isa(part: Any, *inputs: Tensor) -> Any:
+    """The kernels for a part of a model that ``attach_parts_`` exchanged.
+
+    Returns:
+        The ``Isa``; None where the part is to run as MMDetection has it.
+    """
+    if part.native is None or part.training:
+        return None
+    if not all(is_plain_input(x) for x in inputs):
+        return None
+    return part.native.choose().isa
+
+
 class Kept:
     """What was made of a module's tensors, for as long as these stay."""
 

@@ -21,6 +21,7 @@ from isvit_det.runtime.build import NoLibrary
 from isvit_det.runtime.calls import Kept, is_hooked, is_plain_input
 from isvit_det.runtime.layers import NativeConv, NativeLinear
 from isvit_det.runtime.native import Isa, supported_isas
+from isvit_det.runtime.float_parts import attach_parts_
 from isvit_det.runtime.parts import NativeParts
 from isvit_det.runtime.plan import Unsupported
 from isvit_det.runtime.swin_backbone import SwinForward
@@ -174,6 +175,7 @@ def attach_runtime_(model: Any, engine: str = 'auto') -> None:
             module.native = SwinForward(model.runtime)
         elif isinstance(module, QuantVisionTransformer):
             module.native = VitForward(model.runtime)
+    attach_parts_(model, model.runtime)
     model.register_forward_pre_hook(_announce)
 
 

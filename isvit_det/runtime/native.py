@@ -1,7 +1,8 @@
 """The kernels of csrc/ on tensors; structures as in csrc/runtime.h."""
 import ctypes
 import enum
-from typing import List, NamedTuple, Optional, Tuple
+import functools
+from typing import Callable, List, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -74,6 +75,13 @@ class Rows(NamedTuple):
     segments: Tuple[int, ...] = (0, )
 
 
+def kernel(isa: Isa, name: str) -> Callable[..., None]:
+    """A function of a set of kernels, which takes the number of threads
+    first; see csrc/runtime.h and csrc/blocks.h."""
+    function = getattr(load_library(), f'isvit_{name}_{isa.name.lower()}')
+    return functools.partial(function, INT(torch.get_num_threads()))
+
+
 def supported_isas() -> List[Isa]:
     """Sets of kernels that this CPU runs, the best first.
 
@@ -112,8 +120,8 @@ def encode_map(isa: Isa,
                   padding_code)
     strides = (LONG * 4)(*x.stride())
     quantizer, _kept = quantizer_structure(source)
-    load_library().isvit_encode(
-        INT(isa), INT(torch.get_num_threads()), ctypes.byref(quantizer),
+    kernel(isa, 'encode')(
+        ctypes.byref(quantizer),
         POINTER(x.data_ptr()), strides, INT(channels), ctypes.byref(layout),
         POINTER(codes.data_ptr()))
     return codes
@@ -138,8 +146,8 @@ def multiply(isa: Isa, weights: PackedWeights, rows: Rows, out: Tensor,
     inputs = _Rows(rows.codes.data_ptr(), *rows.grid, *rows.strides,
                    ctypes.addressof(segments))
     output = _Output(out.data_ptr(), *strides)
-    load_library().isvit_multiply(
-        INT(isa), INT(torch.get_num_threads()), ctypes.byref(product),
+    kernel(isa, 'multiply')(
+        ctypes.byref(product),
         ctypes.byref(inputs), ctypes.byref(output))
     return out
 

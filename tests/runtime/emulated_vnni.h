@@ -2,8 +2,8 @@
 // with AVX2: SIMDe computes what their instructions would. The compiler must
 // not use them: -mno-avx512f -mno-avxvnni.
 #define ISVIT_EMULATED
-#define avxvnni_kernels 1
-#define avx512vnni_kernels 2
+#define avxvnni 1
+#define avx512vnni 2
 #if ISVIT_KERNELS == 1 || ISVIT_KERNELS == 2
 #define SIMDE_ENABLE_NATIVE_ALIASES
 #include <simde/x86/avx512/dpbusd.h>
@@ -34,5 +34,5 @@ inline __m512 isvit_gather(__m512i index, const float *table) {
 }
 #define _mm512_i32gather_ps(index, table, scale) isvit_gather(index, table)
 #endif
-#undef avxvnni_kernels
-#undef avx512vnni_kernels
+#undef avxvnni
+#undef avx512vnni

@@ -1,0 +1,94 @@
+// RoIAlign of boxes, each from its level of a pyramid of maps, channels last.
+#ifndef ISVIT_ROI_ALIGN_H
+#define ISVIT_ROI_ALIGN_H
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "kernels.h"
+#include "simd.h"
+
+namespace {
+
+// Two neighbouring lines (or columns) of a map, and the weight of each.
+struct Sample { int64_t line[2]; float weight[2]; };
+
+// The samples along one side of a box, `count` for each of its bins.
+std::vector<Sample> draw_samples(float start, float size, int bins, int count,
+                                 int lines) {
+  std::vector<Sample> samples((size_t)bins * count);
+  const float bin = size / bins;
+  for (int i = 0; i < bins * count; i++) {
+    float at = start + i / count * bin + (i % count + .5f) * bin / count;
+    // Beyond a map's border, its last line goes on for one step.
+    const bool is_near = at >= -1 && at <= lines;
+    at = is_near ? std::min(std::max(at, 0.f), lines - 1.f) : 0.f;
+    const int line = (int)at, next = std::min(line + 1, lines - 1);
+    const float rest = at - line, whole = 1 - rest;
+    samples[i] = {{line, next},
+                  {is_near ? whole : 0.f, is_near ? rest : 0.f}};
+  }
+  return samples;
+}
+
+void pool_box(const isvit_pooling &p, int64_t box) {
+  const isvit_level &level = p.levels[p.level[box]];
+  const float *side = p.boxes + 5 * box;
+  const float shift = p.is_aligned ? .5f : 0.f, least = p.is_aligned ? 0 : 1;
+  const float left = side[1] * level.scale - shift;
+  const float top = side[2] * level.scale - shift;
+  const float width = std::max(side[3] * level.scale - shift - left, least);
+  const float height = std::max(side[4] * level.scale - shift - top, least);
+  const int across =
+      p.samples > 0 ? p.samples : (int)std::ceil(width / p.width);
+  const int down =
+      p.samples > 0 ? p.samples : (int)std::ceil(height / p.height);
+  const auto xs = draw_samples(left, width, p.width, across, level.width);
+  const auto ys = draw_samples(top, height, p.height, down, level.height);
+  const float count = (float)std::max(across * down, 1);
+  const int64_t pixel = p.channels, line = pixel * level.width;
+  const float *map = level.values + (int64_t)side[0] * line * level.height;
+  float *out = p.values + box * p.channels * p.height * p.width;
+  for (int bin = 0; bin < p.height * p.width; bin++, out += p.bin_stride) {
+    const Sample *y = ys.data() + bin / p.width * down, *y_end = y + down;
+    const Sample *first = xs.data() + bin % p.width * across;
+    for (int c = 0; c < p.channels; c += COLUMNS) {
+      Floats16 sum = {};
+      for (const Sample *j = y; j < y_end; j++)
+        for (const Sample *i = first; i < first + across; i++) {
+          const float *corner[4];
+          float weight[4];
+          for (int k = 0; k < 4; k++) {
+            corner[k] = map + j->line[k / 2] * line + i->line[k % 2] * pixel;
+            weight[k] = j->weight[k / 2] * i->weight[k % 2];
+          }
+          repeat<PARTS>([&](auto part) ISVIT_INLINE {
+            const int64_t at = c + part * LANES;
+            sum.part[part] += load<Floats>(corner[0] + at) * weight[0] +
+                              load<Floats>(corner[1] + at) * weight[1] +
+                              load<Floats>(corner[2] + at) * weight[2] +
+                              load<Floats>(corner[3] + at) * weight[3];
+          });
+        }
+      repeat<PARTS>([&](auto part) ISVIT_INLINE { sum.part[part] /= count; });
+      if (p.channel_stride == 1) {
+        store16(out + c, sum);
+        continue;
+      }
+      float values[COLUMNS];
+      store16(values, sum);
+      for (int n = 0; n < COLUMNS; n++)
+        out[(c + n) * p.channel_stride] = values[n];
+    }
+  }
+}
+
+}  // namespace
+
+void ISVIT_NAME(pool)(int32_t threads, const isvit_pooling &pooling) {
+  parallel(threads, pooling.num_boxes,
+           [&](int64_t box) { pool_box(pooling, box); });
+}
+
+#endif

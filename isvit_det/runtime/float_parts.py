@@ -1,0 +1,64 @@
+"""Float parts of a detector that have a faster form, and their exchange.
+
+On small detectors half of the time is in neither backbone, convolution nor
+linear layer. What is exchanged here computes the same in float32, up to the
+order of sums.
+"""
+from typing import Any, Dict
+
+from mmcv.cnn.bricks import wrappers
+from mmdet.models.roi_heads import mask_heads, roi_extractors
+from torch import nn
+
+from isvit_det.core.layers import quantized_layers
+from isvit_det.runtime.deconvolution import ConvTranspose2d
+from isvit_det.runtime.mask_pasting import FCNMaskHead
+from isvit_det.runtime.roi_align import SingleRoIExtractor
+
+# Subclasses of these may compute something else, and are left alone.
+FASTER: Dict[type, type] = {
+    nn.ConvTranspose2d: ConvTranspose2d,
+    wrappers.ConvTranspose2d: ConvTranspose2d,
+    mask_heads.FCNMaskHead: FCNMaskHead,
+    roi_extractors.SingleRoIExtractor: SingleRoIExtractor,
+}
+
+
+class PartSwitch:
+    """Whether the parts of a model run in their faster form.
+
+    They do so together with its quantized layers: a model whose quantizers
+    are off is MMDetection's, bit for bit.
+
+    Args:
+        runtime: of the model.
+        layer: a quantized layer of it that is never turned back into float.
+    """
+
+    def __init__(self, runtime: Any, layer: Any) -> None:
+        self.runtime = runtime
+        self.layer = layer
+
+    def choose(self) -> Any:
+        """The ``Choice`` of the runtime, as if there were no kernels where
+        the model is not quantized."""
+        choice = self.runtime.choose()
+        if not self.layer.input_quantizer.enabled:
+            return choice._replace(isa=None)
+        return choice
+
+
+def attach_parts_(model: nn.Module, runtime: Any) -> None:
+    """Give the float parts of a quantized model their faster form.
+
+    The classes of these modules change; parameters, names and what they
+    compute do not.
+    """
+    switch = PartSwitch(runtime, quantized_layers(model)[0])
+    for module in list(model.modules()):
+        faster = FASTER.get(type(module))
+        if faster is None or (faster is ConvTranspose2d
+                              and not ConvTranspose2d.can_run(module)):
+            continue
+        module.__class__ = faster
+        module.native = switch

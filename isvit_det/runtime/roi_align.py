@@ -1,0 +1,107 @@
+"""RoI features by one pass of the native kernels over all pyramid levels."""
+import ctypes
+from typing import Any, List, Optional, Sequence
+
+import torch
+from mmcv.ops import RoIAlign
+from mmdet.models.roi_heads import roi_extractors
+from torch import Tensor
+
+from isvit_det.runtime.calls import is_hooked, native_isa
+from isvit_det.runtime.native import INT, LONG, POINTER, Isa, kernel
+from isvit_det.runtime.packing import BLOCK
+
+# Boxes beyond are left to mmcv: it may ask for samples without end.
+MAX_SIZE = 1e6
+
+
+class _Level(ctypes.Structure):
+    _fields_ = [('values', POINTER), ('height', INT), ('width', INT),
+                ('scale', ctypes.c_float)]
+
+
+class _Pooling(ctypes.Structure):
+    _fields_ = [('levels', POINTER), ('boxes', POINTER), ('level', POINTER)]
+    _fields_ += [(name, INT)
+                 for name in ('num_boxes', 'channels', 'height', 'width',
+                              'samples', 'is_aligned')]
+    _fields_ += [('values', POINTER), ('bin_stride', LONG),
+                 ('channel_stride', LONG)]
+
+
+def align_boxes(isa: Isa, feats: Sequence[Tensor], boxes: Tensor,
+                levels: Tensor, layers: Sequence[RoIAlign],
+                channels_last: bool) -> Tensor:
+    """RoIAlign with average pooling, of every box on its level.
+
+    Args:
+        isa: kernels to use.
+        feats: float32 maps (images, channels, height, width), channels a
+            multiple of 16; read where they are if channels lie last.
+        boxes: float32, shape (boxes, 5): image, left, top, right and bottom
+            in pixels of the image, right and bottom not less than the others.
+        levels: index of each box's map, int64.
+        layers: RoIAlign of every level, alike but for the scale.
+        channels_last: how the result lies in memory.
+
+    Returns:
+        float32, shape (boxes, channels, bins down, bins across).
+    """
+    layer = layers[0]
+    height, width = layer.output_size
+    channels = feats[0].shape[1]
+    maps = [f.contiguous(memory_format=torch.channels_last) for f in feats]
+    boxes, levels = boxes.contiguous(), levels.contiguous()
+    memory = (
+        torch.channels_last if channels_last else torch.contiguous_format)
+    out = torch.empty((len(boxes), channels, height, width),
+                      memory_format=memory)
+    pyramid = (_Level * len(maps))(*(
+        _Level(x.data_ptr(), *x.shape[2:], layer.spatial_scale)
+        for x, layer in zip(maps, layers)))
+    strides = (channels, 1) if channels_last else (1, height * width)
+    pooling = _Pooling(
+        ctypes.addressof(pyramid), boxes.data_ptr(), levels.data_ptr(),
+        len(boxes), channels, height, width, max(0, layer.sampling_ratio),
+        layer.aligned, out.data_ptr(), *strides)
+    kernel(isa, 'pool')(ctypes.byref(pooling))
+    return out
+
+
+class SingleRoIExtractor(roi_extractors.SingleRoIExtractor):
+    """MMDetection's extractor, on the kernels where they can run it.
+
+    Attributes:
+        native: the ``PartSwitch`` of the model, or None.
+        channels_last: how native features lie in memory.
+    """
+    native: Any = None
+    channels_last = True
+
+    def forward(self,
+                feats: Sequence[Tensor],
+                rois: Tensor,
+                roi_scale_factor: Optional[float] = None) -> Tensor:
+        """Features of boxes; see ``SingleRoIExtractor.forward``."""
+        isa = native_isa(self, *feats)
+        if isa is None or not self._can_align(feats, rois):
+            # mmcv takes it for granted that channels lie first.
+            return super().forward([x.contiguous() for x in feats], rois,
+                                   roi_scale_factor)
+        levels = rois.new_zeros(len(rois), dtype=torch.int64)
+        if len(feats) > 1:
+            levels = self.map_roi_levels(rois, len(feats))
+            if roi_scale_factor is not None:
+                rois = self.roi_rescale(rois, roi_scale_factor)
+        return align_boxes(isa, feats, rois, levels,
+                           self.roi_layers[:len(feats)], self.channels_last)
+
+    def _can_align(self, feats: Sequence[Tensor], rois: Tensor) -> bool:
+        layers: List[RoIAlign] = list(self.roi_layers)
+        sizes = rois[:, 3:] - rois[:, 1:3]
+        return (rois.dtype is torch.float32 and feats[0].shape[1] % BLOCK == 0
+                and feats[0].shape[1] == self.out_channels and all(
+                    type(layer) is RoIAlign and layer.pool_mode == 'avg'
+                    and not layer.use_torchvision and not is_hooked(layer)
+                    for layer in layers)
+                and bool(((sizes >= 0) & (sizes < MAX_SIZE)).all()))
