@@ -145,7 +145,7 @@ inline void quantize_row(float *row, int vectors, const Steps &steps) {
 }
 
 template <class Steps>
-void quantize_rows(const isvit_block &block, const Scores &scores,
+ISVIT_APART void quantize_rows(const isvit_block &block, const Scores &scores,
                    const int32_t *region) {
   const int vectors = (scores.positions + LANES - 1) / LANES;
   const Steps steps(block.attention);
@@ -193,7 +193,7 @@ inline void mix_values(const isvit_block &block, const Head &head,
   });
 }
 
-void mix_all(const isvit_block &block, const Head &head, const Scores &scores,
+ISVIT_APART void mix_all(const isvit_block &block, const Head &head, const Scores &scores,
              int width) {
   const Encoder<false> encode(block.proj_input);
   for (int c = 0; c < width; c += COLUMNS) {

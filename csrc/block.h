@@ -59,15 +59,6 @@ struct RowMemory {
   int32_t *inside;
 };
 
-template <class T>
-void copy_rows(T *to, int64_t first, const T *from, int64_t pitch,
-               int64_t rows, int64_t width) {
-  if (to == nullptr) return;
-  for (int64_t i = 0; i < rows; i++)
-    std::copy(from + i * pitch, from + i * pitch + width,
-              to + (first + i) * width);
-}
-
 // Sizes, and the arrays that follow from them.
 struct Shape {
   int positions, columns, width, chunk, queries;
@@ -126,13 +117,17 @@ class Window {
  public:
   Window(const BlockWork &work, const Shape &shape, int64_t number,
          const WindowMemory &window, const RowMemory &rows)
-      : work_(work), block_(work.block), shape_(shape), window_(window),
-        rows_(rows), number_(number) {
+      : work_(work), block_(work.block), trace_(work.trace), shape_(shape),
+        window_(window), rows_(rows), number_(number) {
     const isvit_windows &windows = work.windows;
     const int64_t w = number % windows.windows;
     first_token_ = number / windows.windows * windows.tokens;
     token_ = windows.token + w * shape.positions;
     region_ = nullptr;
+    keep(trace_.query, window_.query, 0, block_.channels);
+    keep(trace_.key, window_.key, 0, block_.channels);
+    keep(trace_.value, window_.value, 0, block_.channels);
+    keep(trace_.proj_input, window_.mixed, 0, block_.channels);
     if (windows.region == nullptr) return;
     const int32_t *region = windows.region + w * shape.columns;
     if (std::any_of(region, region + shape.positions,
@@ -143,6 +138,7 @@ class Window {
   void make_codes(int chunk) {
     const int first = chunk * shape_.chunk, channels = block_.channels;
     const int count = std::min(shape_.chunk, shape_.positions - first);
+    keep(trace_.qkv_input, rows_.input, first, channels);
     const Encoder<false> encode(block_.qkv_input);
     for (int i = 0; i < count; i++) {
       uint8_t *codes = rows_.input + (int64_t)i * channels;
@@ -152,16 +148,10 @@ class Window {
       else
         norm_codes(block_.norm1, encode, work_.x + offset(first + i), codes);
     }
-    find_inside(first, count);
-    trace_tokens(work_.trace.qkv_input, rows_.input, channels, channels, first,
-                 false);
-    const isvit_trace &trace = work_.trace;
     make_operand(block_.query, block_.query_codes, first, count, window_.query,
-                 trace.query, shape_.is_relative ? window_.reals : nullptr);
-    make_operand(block_.key, block_.key_codes, first, count, window_.key,
-                 trace.key);
-    make_operand(block_.value, block_.value_codes, first, count, window_.value,
-                 trace.value);
+                 shape_.is_relative ? window_.reals : nullptr);
+    make_operand(block_.key, block_.key_codes, first, count, window_.key);
+    make_operand(block_.value, block_.value_codes, first, count, window_.value);
   }
 
   // Prepare the keys and values of a head, in the memory of head `place`.
@@ -174,6 +164,10 @@ class Window {
   void attend_group(int h, int place, int group) {
     const isvit_windows &windows = work_.windows;
     const int first = group * shape_.queries, columns = shape_.columns;
+    if (trace_.attention != nullptr)
+      rows_.logits = trace_.attention +
+                     ((number_ * block_.heads + h) * shape_.positions + first) *
+                         columns;
     Scores scores{first, std::min(shape_.queries, shape_.positions - first),
                   shape_.positions, columns, rows_.logits,
                   windows.position_bias + h * windows.bias_head +
@@ -190,42 +184,39 @@ class Window {
       scores.bias_pitch = columns;
     }
     attend(block_, head_of(h, place), scores, region_, shape_.width);
-    copy_rows(work_.trace.attention,
-              (number_ * block_.heads + h) * shape_.positions + first,
-              rows_.logits, columns, scores.count, shape_.positions);
   }
 
   // From here on only the tokens inside of the map matter.
   void finish(int chunk) {
     const int first = chunk * shape_.chunk, channels = block_.channels;
-    find_inside(first, std::min(shape_.chunk, shape_.positions - first));
-    for (int r = 0; r < num_inside_; r++)
-      rows_.rows[r] = window_.mixed + (int64_t)rows_.inside[r] * channels;
-    trace_tokens(work_.trace.proj_input, window_.mixed, channels, channels, 0,
-                 false);
-    multiply_rows(block_.proj, rows_.rows, num_inside_,
+    const int last = std::min(first + shape_.chunk, shape_.positions);
+    const int pitch = up_to_columns(block_.hidden);
+    keep(trace_.fc1_input, rows_.input, first, channels);
+    keep(trace_.fc2_input, rows_.hidden, first, pitch);
+    int count = 0;
+    for (int i = first; i < last; i++)
+      if (!is_outside(i)) rows_.inside[count++] = i;
+    const auto point = [&](const uint8_t *codes, int width, int from) {
+      for (int r = 0; r < count; r++)
+        rows_.rows[r] = codes + (int64_t)(rows_.inside[r] - from) * width;
+    };
+    point(window_.mixed, channels, 0);
+    multiply_rows(block_.proj, rows_.rows, count,
                   [&](int r, int n, const Floats16 &y) ISVIT_INLINE {
                     add(work_.x + offset(rows_.inside[r]) + n * COLUMNS, y,
                         rows_.middle + r * channels + n * COLUMNS);
                   });
     const Encoder<false> encode(block_.fc1_input);
-    for (int r = 0; r < num_inside_; r++) {
-      uint8_t *codes = rows_.input + (int64_t)r * channels;
-      rows_.rows[r] = codes;
-      norm_codes(block_.norm2, encode, rows_.middle + r * channels, codes);
-    }
-    trace_tokens(work_.trace.fc1_input, rows_.input, channels, channels, 0,
-                 true);
+    point(rows_.input, channels, first);
+    for (int r = 0; r < count; r++)
+      norm_codes(block_.norm2, encode, rows_.middle + r * channels,
+                 rows_.input + (int64_t)(rows_.inside[r] - first) * channels);
     if (block_.fc2_input.steps.limits != nullptr)
-      activate<GeluSteps>();
+      activate<GeluSteps>(first, count);
     else
-      activate<GeluEncoder>();
-    const int pitch = up_to_columns(block_.hidden);
-    trace_tokens(work_.trace.fc2_input, rows_.hidden, pitch, block_.hidden, 0,
-                 true);
-    for (int r = 0; r < num_inside_; r++)
-      rows_.rows[r] = rows_.hidden + (int64_t)r * pitch;
-    multiply_rows(block_.fc2, rows_.rows, num_inside_,
+      activate<GeluEncoder>(first, count);
+    point(rows_.hidden, pitch, first);
+    multiply_rows(block_.fc2, rows_.rows, count,
                   [&](int r, int n, const Floats16 &y) ISVIT_INLINE {
                     add(rows_.middle + r * channels + n * COLUMNS, y,
                         work_.y + offset(rows_.inside[r]) + n * COLUMNS);
@@ -233,29 +224,33 @@ class Window {
   }
 
  private:
+  // Use memory of a trace, if there is one, in place of the window's own.
+  void keep(uint8_t *trace, uint8_t *&own, int first, int64_t pitch) const {
+    if (trace != nullptr)
+      own = trace + (number_ * shape_.positions + first) * pitch;
+  }
+
   void make_operand(const isvit_product &product,
                     const isvit_quantizer &quantizer, int first, int count,
-                    uint8_t *codes, uint8_t *traced, float *reals = nullptr) {
+                    uint8_t *codes, float *reals = nullptr) const {
     const Encoder<false> encode(quantizer);
-    const int channels = block_.channels;
     multiply_rows(product, rows_.rows, count,
                   [&](int r, int n, const Floats16 &y) ISVIT_INLINE {
                     const int64_t at =
-                        (int64_t)(first + r) * channels + n * COLUMNS;
+                        (int64_t)(first + r) * block_.channels + n * COLUMNS;
                     encode(y, codes + at);
                     if (reals != nullptr) store16(reals + at, y);
                   });
-    copy_rows(traced, number_ * shape_.positions + first,
-              codes + (int64_t)first * channels, channels, count, channels);
   }
 
   template <class Gelu>
-  void activate() {
+  void activate(int first, int count) const {
     const Gelu encode(block_.fc2_input);
-    const int pitch = up_to_columns(block_.hidden);
-    multiply_rows(block_.fc1, rows_.rows, num_inside_,
+    const int64_t pitch = up_to_columns(block_.hidden);
+    multiply_rows(block_.fc1, rows_.rows, count,
                   [&](int r, int n, const Floats16 &y) ISVIT_INLINE {
-                    encode(y, rows_.hidden + (int64_t)r * pitch + n * COLUMNS);
+                    encode(y, rows_.hidden + (rows_.inside[r] - first) * pitch +
+                                  n * COLUMNS);
                   });
   }
 
@@ -285,68 +280,39 @@ class Window {
   int64_t offset(int position) const {
     return (first_token_ + token_[position]) * block_.channels;
   }
-  void find_inside(int first, int count) {
-    num_inside_ = 0;
-    for (int i = first; i < first + count; i++)
-      if (!is_outside(i)) rows_.inside[num_inside_++] = i;
-  }
-
-  // Copy the codes of the tokens inside, whose rows lie one after another, or
-  // by position from `first` on.
-  void trace_tokens(uint8_t *to, const uint8_t *codes, int pitch, int width,
-                    int first, bool is_dense) const {
-    for (int r = 0; to != nullptr && r < num_inside_; r++) {
-      const int i = rows_.inside[r];
-      copy_rows(to, first_token_ + token_[i],
-                codes + (int64_t)(is_dense ? r : i - first) * pitch, pitch, 1,
-                width);
-    }
-  }
 
   const BlockWork &work_;
   const isvit_block &block_;
+  const isvit_trace &trace_;
   const Shape &shape_;
   WindowMemory window_;
   RowMemory rows_;
   int64_t number_, first_token_;
   const int32_t *token_, *region_;
-  int num_inside_ = 0;
 };
 
-// A whole window in a thread's own memory.
-void run_window(const BlockWork &work, const Shape &shape, int64_t number) {
-  WindowMemory memory;
-  RowMemory rows;
-  scratch.lay_out([&] {
-    shape.take(work.block, 1, memory, scratch);
-    shape.take(work.block, work.windows, rows, scratch);
-  });
-  Window window(work, shape, number, memory, rows);
-  for (int i = 0; i < shape.num_chunks(); i++) window.make_codes(i);
-  for (int h = 0; h < work.block.heads; h++) {
-    window.prepare(h, 0);
-    for (int i = 0; i < shape.num_groups(); i++) window.attend_group(h, 0, i);
-  }
-  for (int i = 0; i < shape.num_chunks(); i++) window.finish(i);
-}
+thread_local Scratch window_scratch, row_scratch;
 
-// A window that all threads share, phase after phase.
-void run_shared_window(int threads, const BlockWork &work, const Shape &shape,
-                       int64_t number, const WindowMemory &memory) {
+// One window, phase after phase, `kept` heads at once.
+void run_window(int threads, const BlockWork &work, const Shape &shape,
+                int64_t number, const WindowMemory &memory, int kept) {
   const auto own = [&] {
     RowMemory rows;
-    scratch.lay_out(
-        [&] { shape.take(work.block, work.windows, rows, scratch); });
+    row_scratch.lay_out(
+        [&] { shape.take(work.block, work.windows, rows, row_scratch); });
     return Window(work, shape, number, memory, rows);
   };
-  const int heads = work.block.heads, groups = shape.num_groups();
+  const int groups = shape.num_groups();
   parallel(threads, shape.num_chunks(),
            [&](int64_t i) { own().make_codes((int)i); });
-  parallel(threads, heads, [&](int64_t h) { own().prepare((int)h, (int)h); });
-  parallel(threads, (int64_t)heads * groups, [&](int64_t task) {
-    const int h = (int)(task / groups);
-    own().attend_group(h, h, (int)(task % groups));
-  });
+  for (int h = 0; h < work.block.heads; h += kept) {
+    parallel(threads, kept,
+             [&](int64_t i) { own().prepare(h + (int)i, (int)i); });
+    parallel(threads, (int64_t)kept * groups, [&](int64_t task) {
+      const int i = (int)(task / groups);
+      own().attend_group(h + i, i, (int)(task % groups));
+    });
+  }
   parallel(threads, shape.num_chunks(),
            [&](int64_t i) { own().finish((int)i); });
 }
@@ -359,14 +325,15 @@ void ISVIT_NAME(run_block)(int32_t threads, const isvit_block &block,
   const BlockWork work{block, windows, x, y, trace};
   const int64_t count = (int64_t)windows.images * windows.windows;
   const Shape shape(work);
-  if (threads == 1 || count >= 2 * threads || shape.num_chunks() == 1)
-    return parallel(threads, count,
-                    [&](int64_t number) { run_window(work, shape, number); });
-  Scratch shared;
-  WindowMemory memory;
-  shared.lay_out([&] { shape.take(block, block.heads, memory, shared); });
-  for (int64_t number = 0; number < count; number++)
-    run_shared_window(threads, work, shape, number, memory);
+  const bool is_shared =
+      threads > 1 && count < 2 * threads && shape.num_chunks() > 1;
+  const int kept = is_shared ? block.heads : 1;
+  parallel(is_shared ? 1 : threads, count, [&](int64_t number) {
+    WindowMemory memory;
+    window_scratch.lay_out(
+        [&] { shape.take(block, kept, memory, window_scratch); });
+    run_window(is_shared ? threads : 1, work, shape, number, memory, kept);
+  });
 }
 
 #endif

@@ -69,14 +69,14 @@ struct isvit_windows {
   int32_t height, width;
 };
 
-// Codes within a block, for tests; each may be null. Windows are those of all
-// images, tokens too.
-struct isvit_trace {
-  uint8_t *qkv_input;              // [tokens][channels]
-  uint8_t *query, *key, *value;    // [windows][positions][channels]
-  float *attention;                // [windows][heads][positions][positions]
-  uint8_t *proj_input, *fc1_input; // [tokens][channels]
-  uint8_t *fc2_input;              // [tokens][hidden]
+// Memory that keeps the codes within a block, for tests; each may be null. Rows
+// of tokens outside of the map are not written.
+struct isvit_trace {             // [windows of all images][positions]...
+  uint8_t *qkv_input, *query, *key, *value, *proj_input,
+      *fc1_input;                // [channels]
+  uint8_t *fc2_input;            // [hidden up to a multiple of 16]
+  // [windows][heads][positions][positions up to a multiple of 16], decoded.
+  float *attention;
 };
 
 // Patch merging: LayerNorm of `parts` tokens side by side, codes, product.

@@ -13,9 +13,9 @@ void merge_panel(const isvit_merging &merging, const isvit_merged &merged,
   const int total = merging.norm.channels, channels = total / merged.parts;
   uint8_t *codes;
   float *line;
-  scratch.lay_out([&] {
-    scratch.take(codes, (int64_t)PANEL * total);
-    scratch.take(line, total);
+  row_scratch.lay_out([&] {
+    row_scratch.take(codes, (int64_t)PANEL * total);
+    row_scratch.take(line, total);
   });
   const Encoder<false> encode(merging.input);
   const uint8_t *rows[PANEL];

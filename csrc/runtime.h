@@ -13,7 +13,7 @@
 #define ISVIT_NAME(name) ISVIT_EXPAND(name, ISVIT_KERNELS)
 
 // Raised whenever a structure or a function below changes.
-constexpr int32_t ISVIT_VERSION = 6;
+constexpr int32_t ISVIT_VERSION = 7;
 
 // A stretch of the inputs that int16 lanes may sum before they are widened:
 // `groups` groups of four inputs, from `offset` bytes behind the start of each

@@ -32,8 +32,6 @@ class Scratch {
   int64_t next_ = 0;
 };
 
-thread_local Scratch scratch;
-
 }  // namespace
 
 #endif

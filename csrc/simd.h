@@ -13,6 +13,8 @@
 #endif
 
 #define ISVIT_INLINE __attribute__((always_inline))
+// Loops that are to have all registers for themselves.
+#define ISVIT_APART __attribute__((noinline))
 
 namespace {
 

@@ -11,7 +11,7 @@ from isvit_det.runtime.block_plan import BlockPlan, NormPlan
 from isvit_det.runtime.native import (INT, LONG, POINTER, Isa, Product,
                                       Quantizer, kernel, product_structure,
                                       quantizer_structure)
-from isvit_det.runtime.packing import operand_runs, pack_layer
+from isvit_det.runtime.packing import BLOCK, operand_runs, pack_layer
 from isvit_det.runtime.plan import InputCodes, LayerPlan
 from isvit_det.runtime.steps import GeluCodes, Steps
 from isvit_det.runtime.swin_plan import MergingPlan
@@ -58,8 +58,8 @@ class _Windows(ctypes.Structure):
 
 
 # Places in a block whose codes can be looked at.
-TRACED = ('qkv_input', 'query', 'key', 'value', 'attention', 'proj_input',
-          'fc1_input', 'fc2_input')
+TRACED = ('qkv_input', 'query', 'key', 'value', 'proj_input', 'fc1_input',
+          'fc2_input', 'attention')
 
 
 class _Trace(ctypes.Structure):
@@ -179,30 +179,42 @@ class NativeBlock:
                              *windows.size)
         if out is None:
             out = torch.empty_like(x)
-        traced = _Trace()
+        kept: Dict[str, Tensor] = {}
         if trace is not None:
-            trace.update(self._new_trace(x, windows))
-            traced = _Trace(*(trace[name].data_ptr() for name in TRACED))
+            kept = self._new_trace(x, windows)
         kernel(self.isa, 'run_block')(
             ctypes.byref(self._structure), ctypes.byref(structure),
             POINTER(x.data_ptr()), POINTER(out.data_ptr()),
-            ctypes.byref(traced))
+            ctypes.byref(_Trace(*(_address(kept.get(n)) for n in TRACED))))
+        if trace is not None:
+            trace.update(self._by_token(kept, windows, x.shape))
         return out
 
     def _new_trace(self, x: Tensor, windows: Windows) -> Dict[str, Tensor]:
-        images, tokens, channels = x.shape
         number, positions = windows.token.shape
-        rows = (images * number, positions, channels)
-        shapes = dict.fromkeys(TRACED, (images, tokens, channels))
-        shapes.update(query=rows, key=rows, value=rows)
-        shapes['fc2_input'] = (images, tokens, self.hidden)
-        arrays = {
-            name: x.new_zeros(shape, dtype=torch.uint8)
-            for name, shape in shapes.items()
+        rows = (len(x) * number, positions)
+        kept = {
+            name: x.new_zeros((*rows, x.shape[2]), dtype=torch.uint8)
+            for name in TRACED
         }
-        arrays['attention'] = x.new_zeros(rows[0], self.plan.heads, positions,
-                                          positions)
-        return arrays
+        filled = -(-self.hidden // BLOCK) * BLOCK
+        kept['fc2_input'] = x.new_zeros((*rows, filled), dtype=torch.uint8)
+        columns = -(-positions // BLOCK) * BLOCK
+        kept['attention'] = x.new_zeros(rows[0], self.plan.heads, positions,
+                                        columns)
+        return kept
+
+    def _by_token(self, kept: Dict[str, Tensor], windows: Windows,
+                  shape: Tuple[int, ...]) -> Dict[str, Tensor]:
+        """A trace whose inputs of layers are in the order of the tokens."""
+        images, tokens, _ = shape
+        place = windows.token.flatten().argsort(stable=True)[:tokens]
+        for name in ('qkv_input', 'proj_input', 'fc1_input', 'fc2_input'):
+            rows = kept[name].view(images, -1, kept[name].shape[-1])
+            kept[name] = rows[:, place]
+        kept['fc2_input'] = kept['fc2_input'][..., :self.hidden]
+        kept['attention'] = kept['attention'][..., :windows.token.shape[1]]
+        return kept
 
 
 class NativeMerging:
