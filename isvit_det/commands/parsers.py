@@ -69,7 +69,9 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f'error: {message}; --help lists what can be given.\n')
+        self.exit(
+            2, f'error: {message.rstrip(".")}; --help lists what can be '
+            'given.\n')
 
     def add_overrides(self, purpose: str) -> None:
         """Add ``--cfg-options``, read into a dict by dotted key."""
