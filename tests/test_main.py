@@ -1,4 +1,4 @@
-"""python -m isvit_det and its doors in tools/: the commands are there."""
+"""python -m isvit_det and the scripts in tools/: the commands are there."""
 import subprocess
 import sys
 
@@ -21,7 +21,7 @@ print('imported:', *{*sys.modules} & {*sys.argv[1:]})
 '''
 
 
-def test_every_command_has_a_door_and_is_listed(capsys):
+def test_every_command_has_a_script_and_is_listed(capsys):
     assert main(['--help']) == 0
     out = capsys.readouterr().out
     assert {path.stem for path in (REPO / 'tools').glob('*.py')} == {*COMMANDS}
@@ -94,7 +94,7 @@ def test_a_command_refuses_an_unknown_option_in_one_line(name, capsys):
     assert line.startswith('error: ')
 
 
-def test_a_door_runs_its_command_from_anywhere(tmp_path):
+def test_a_script_runs_its_command_from_anywhere(tmp_path):
     done = subprocess.run(
         [sys.executable,
          str(REPO / 'tools/publish_float.py'), '--help'],

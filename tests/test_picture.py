@@ -1,8 +1,8 @@
 """The README's picture: what is drawn of detections, and its file."""
 import numpy as np
 
-from benchmarks.picture import (GAP, OUT, SCALE, TITLE_HEIGHT, Found, color_of,
-                                draw, side_by_side)
+from benchmarks.picture import (GAP, OUT, SCALE, TITLE_HEIGHT, Detections,
+                                color_of, draw, side_by_side)
 from isvit_det.datasets.drawing import CLASSES
 from tests.engine.tiny import REPO
 
@@ -13,7 +13,7 @@ def test_masks_have_the_colour_of_their_class_and_the_rest_none():
     pixels = np.full((60, 80, 3), 100, np.uint8)
     masks = np.zeros((1, 60, 80), bool)
     masks[0, 30:50, 20:60] = True
-    found = Found(
+    found = Detections(
         np.array([[20., 10., 60., 50.]]), masks, np.array([3]), np.array([.9]))
     panel = draw(pixels, found, 'w4a4')
     assert panel.shape == (TITLE_HEIGHT + 60 * SCALE, 80 * SCALE, 3)

@@ -46,9 +46,12 @@ def build_classifiers(name: str, weights: Mapping[str,
     """
     builder = next(
         (b for start, b in BUILDERS.items() if name.startswith(start)), None)
-    if builder is None or not timm.is_model(name):
+    if builder is None:
         raise QuantError(f'model: {name!r} is not supported; give a timm '
                          f'model that starts with one of {list(BUILDERS)}.')
+    if not timm.is_model(name):
+        raise QuantError(f'model: timm {timm.__version__} has no {name!r}; '
+                         'give a name that timm.list_models() lists.')
     classes = next((len(weights[k]) for k in CLASS_KEYS if k in weights), None)
     if classes is None:
         other = ("; these are a detector's, which tools/quantize_det.py takes"

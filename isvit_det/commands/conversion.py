@@ -111,10 +111,13 @@ def check_weights(source: Mapping[str, Tensor],
 
 
 def check_out(source: Path, out: Path) -> None:
-    """Raise if the file to be written is the file to be read."""
+    """Raise if the file to be written is a folder, or the file to be read."""
     if source.exists() and out.exists() and source.samefile(out):
         raise QuantError(f'out: {out} is the file that is read; give another '
                          'name.')
+    if out.is_dir():
+        raise QuantError(f'out: {out} is a folder; give the path of the file '
+                         'to write.')
 
 
 def save_float(path: Path, state: Mapping[str, Tensor],

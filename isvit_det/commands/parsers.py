@@ -73,7 +73,9 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f'error: {message}; --help lists what can be given.\n')
+        self.exit(
+            2, f'error: {message.rstrip(".")}; --help lists what can be '
+            'given.\n')
 
     def add_engine(self, both: bool = False) -> None:
         """The option for what runs the quantized model.

@@ -58,7 +58,8 @@ def read_column(path: Path, bits: str) -> Dict[str, Entry]:
         QuantError: if it cannot be read or has no such bits.
     """
     if not path.is_file():
-        raise QuantError(f'--metafile: there is no file {path}.')
+        raise QuantError(f'--metafile: there is no file {path}; give the path '
+                         'of one, or leave it out.')
     column: Dict[str, Entry] = {}
     known = set()
     try:
@@ -76,8 +77,10 @@ def read_column(path: Path, bits: str) -> Dict[str, Entry]:
             config = os.path.relpath(ROOT / model['Config'])
             column[facts['Detector']] = Entry(config, metrics)
     except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        raise QuantError(f'--metafile: {path} is not in the form of '
-                         f'configs/isvit/metafile.yml ({error}).') from error
+        raise QuantError(
+            f'--metafile: {path} is not in the form of '
+            f'configs/isvit/metafile.yml ({error}); give one that '
+            'is, or leave it out.') from error
     if not column:
         raise QuantError(f'--bits: {bits!r} is not in {path}; expected one '
                          f'of {sorted(map(str, known))}.')
@@ -176,6 +179,11 @@ class Column:
             if name not in self.sources:
                 raise QuantError(f'--models: no checkpoint of {name!r} is '
                                  f'given; add {name}=FILE to --checkpoints.')
+        root = args.data_root
+        if root is not None and not Path(root).is_dir():
+            raise QuantError(f'--data-root: {root} is no folder; give the one '
+                             'that holds COCO, as data/coco does in the '
+                             'configs.')
         self.folder = args.work_dir / f'{args.bits}_{args.scope}_{args.method}'
         self.table = self.folder.with_name(f'{self.folder.name}.md')
         self.results: Dict[str, Result] = {}

@@ -87,8 +87,22 @@ def write_atomically(path: Path, write: Callable[[Any], Any]) -> None:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
         reason = error if watched is None else watched.error or error
-        raise QuantError(f'{path} could not be written ({reason}); free some '
-                         'disk or choose another work directory.') from error
+        raise QuantError(f'{path} could not be written ({_reason(reason)}); '
+                         f'{_advice(reason)}.') from error
+
+
+def _reason(error: BaseException) -> str:
+    """The message of an error without the names of temporary files."""
+    if isinstance(error, OSError) and error.strerror:
+        return f'[Errno {error.errno}] {error.strerror}'
+    return str(error)
+
+
+def _advice(error: BaseException) -> str:
+    """What to do about a file that could not be written."""
+    place = 'choose another work directory or file'
+    has_room = isinstance(error, OSError) and error.errno not in CANNOT_WRITE
+    return place if has_room else f'free some disk or {place}'
 
 
 def _remove_leftovers(path: Path) -> None:

@@ -67,8 +67,8 @@ def _check_path(name: str) -> None:
     """Raise unless a name is the path of a file of a config's format."""
     path = Path(name)
     if not path.is_file():
-        fault = (f'{name} is a folder'
-                 if name and path.is_dir() else f'there is no file {name!r}')
+        fault = (f'{name} is a folder' if name and path.is_dir() else
+                 f'there is no file {name or repr(name)}')
         raise QuantError(f'config: {fault}; give the path of a config, '
                          'mmdet::FOLDER/NAME.py or isvit_det::FOLDER/NAME.py.')
     if path.suffix not in FORMATS:

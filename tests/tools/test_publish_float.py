@@ -73,6 +73,11 @@ def test_the_checkpoint_that_is_read_is_not_written_over(
     assert path.read_bytes() == before
 
 
+def test_a_folder_is_not_written_to_as_a_file(tmp_path, capsys):
+    assert main([str(work_dir(tmp_path) / 'epoch_2.pth'), str(tmp_path)]) == 2
+    assert f'out: {tmp_path} is a folder; give' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize('content', [b'\xff\xfe\x00', b'', b'\n'])
 def test_a_note_of_no_checkpoint_is_one_line(tmp_path, capsys, content):
     (tmp_path / 'last_checkpoint').write_bytes(content)

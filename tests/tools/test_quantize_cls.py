@@ -362,7 +362,7 @@ def test_damaged_images_and_weights_are_named(data, tmp_path, capsys):
     assert 'norm.weight' in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_parts_that_no_quantized_version_has_are_refused(data, tmp_path, capsys):
+def test_parts_that_are_not_supported_are_refused(data, tmp_path, capsys):
     source = timm.create_model(MODEL, num_classes=CLASSES, qk_norm=True)
     torch.save(source.state_dict(), tmp_path / 'w.pth')
 

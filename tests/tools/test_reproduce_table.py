@@ -215,6 +215,7 @@ def test_a_report_of_other_weights_is_no_result(bench, tmp_path):
     (['--metafile', 'mixed.yml'], "--bits: 'w4a4' is not in mixed.yml; "
      r"expected one of \['1', 'w'\]"),
     (['--metafile', 'text.yml'], '--metafile: text.yml is not in the form'),
+    (['--data-root', 'gone'], '--data-root: gone is no folder; give the one'),
     (['--checkpoints', 'a=s3://b/c.pth'], 'checkpoint: s3://b/c.pth is no'),
     (['--checkpoints', 'a=file:///gone.pth'
       ], '--checkpoints: there is no file file:///gone.pth'),
