@@ -7,11 +7,13 @@ from benchmarks.runtime_subjects import ENGINES, LAYERS, NATIVE, SUBJECTS
 from isvit_det.report.machine import machine_line
 
 Line = Mapping[str, Any]
+NOTHING = 'Nothing has been measured yet.\n'
 
 
 def read_record() -> List[Line]:
-    """Lines of the record, in the order of the subjects."""
+    """Lines of the record with native figures, in order of the subjects."""
     lines = [json.loads(text) for text in RECORD.read_text().splitlines()]
+    lines = [one for one in lines if NATIVE in one['results']]
     order = list(SUBJECTS)
     return sorted(
         lines,
@@ -49,6 +51,8 @@ def speed(lines: Sequence[Line], unit: str, scale: float) -> str:
         unit: of the figures.
         scale: of it in a second.
     """
+    if not lines:
+        return NOTHING
     engines = _engines_of(lines)
     others = [engine for engine in engines if engine != NATIVE]
     rows = []
@@ -87,6 +91,8 @@ def memory() -> str:
         one for one in read_record()
         if not is_layer(one) and 'memory' in one['results'][NATIVE]
     ]
+    if not lines:
+        return NOTHING
     engines = [
         engine for engine in _engines_of(lines)
         if any('memory' in one['results'].get(engine, {}) for one in lines)
