@@ -15,9 +15,14 @@ from isvit_det.core.layers import fit_weights_, observe, set_precision_
 from isvit_det.runtime.native import Isa
 from isvit_det.runtime.swin import NativeMerging, NativeSwinBlock
 
-ATTENTIONS: Tuple[Dict[str, Any], ...] = (
-    dict(), dict(), dict(exponent='integer'), dict(softmax='log2'),
-    dict(softmax='uniform'))
+# The default is the most frequent.
+ATTENTIONS: List[Dict[str, Any]] = [
+    dict(),
+    dict(),
+    dict(exponent='integer'),
+    dict(softmax='log2'),
+    dict(softmax='uniform'),
+]
 
 
 def draw_backbone(draw: random.Random, **kwargs: Any) -> QuantSwinTransformer:
@@ -86,8 +91,7 @@ def check_codes(what: str, native: NativeSwinBlock, x: Tensor, out: Tensor,
 
 def check_block(draw: random.Random, isas: List[Isa]) -> str:
     """Both blocks of a stage on one map each."""
-    model = draw_backbone(
-        draw, depths=[2], strides=(4, ), out_indices=(0, ))
+    model = draw_backbone(draw, depths=[2], strides=(4, ), out_indices=(0, ))
     for block in model.stages[0].blocks:
         attn = block.attn
         size = draw_size(draw, attn.window_size)
@@ -122,8 +126,7 @@ def check_merging(draw: random.Random, isas: List[Isa]) -> str:
         out_indices=(0, ))
     merging = model.stages[0].downsample
     size = draw_size(draw, 5)
-    x = torch.randn(
-        draw.randint(1, 3), size[0] * size[1], merging.in_channels)
+    x = torch.randn(draw.randint(1, 3), size[0] * size[1], merging.in_channels)
     what = f'merging of {merging.in_channels} channels, map {size}'
     expected, grid = NativeMerging(merging, Isa.PORTABLE)(x, size)
     with torch.no_grad():

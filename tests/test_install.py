@@ -145,12 +145,14 @@ def test_a_platform_wheel_needs_no_compiler(wheel, tmp_path):
         home.mkdir()
         pip('install', '--quiet', '--no-index', '--no-deps', '--target',
             str(site), str(file))
-        done = subprocess.run(
-            [sys.executable, '-c', RUN_LAYER],
-            cwd=home,
-            env=dict(PATH=str(home), HOME=str(home), PYTHONPATH=str(site)),
-            capture_output=True,
-            text=True)
+        done = subprocess.run([sys.executable, '-c', RUN_LAYER],
+                              cwd=home,
+                              env=dict(
+                                  PATH=str(home),
+                                  HOME=str(home),
+                                  PYTHONPATH=str(site)),
+                              capture_output=True,
+                              text=True)
         assert done.returncode == 0, done.stderr
         found[name] = done.stdout.splitlines()[-1]
         assert not (home / '.cache/isvit_det').exists()

@@ -36,8 +36,7 @@ def run_layers():
     for kwargs in (dict(padding=1), dict(padding=2, dilation=2, stride=2)):
         layer, x = draw_conv(20, 18, 3, **kwargs)
         for memory in (torch.contiguous_format, torch.channels_last):
-            NativeConv(layer,
-                       Isa.PORTABLE)(x.contiguous(memory_format=memory))
+            NativeConv(layer, Isa.PORTABLE)(x.contiguous(memory_format=memory))
 
 
 def run_swin():
@@ -52,11 +51,12 @@ def run_swin():
 
 def build_replay(compiler, folder):
     program = folder / 'replay'
-    subprocess.run(
-        [*compiler, '-O1', '-std=c++17',
-         str(REPLAY), '-ldl', '-o',
-         str(program)],
-        check=True)
+    subprocess.run([
+        *compiler, '-O1', '-std=c++17',
+        str(REPLAY), '-ldl', '-o',
+        str(program)
+    ],
+                   check=True)
     return program
 
 
@@ -64,10 +64,8 @@ def replay(command, library, tape, folder):
     """Exit status and lines of the program."""
     path = folder / 'tape'
     path.write_bytes(tape)
-    done = subprocess.run([*command, str(library),
-                           str(path)],
-                          capture_output=True,
-                          text=True)
+    done = subprocess.run(
+        [*command, str(library), str(path)], capture_output=True, text=True)
     return done.returncode, done.stdout.splitlines()
 
 
@@ -79,8 +77,8 @@ def test_a_tape_is_repeated_and_a_wrong_one_is_found(recorder, tmp_path):
     assert status == 0 and len(lines) == len(recorder.calls) > 10
     assert all(line.endswith(': 0 bytes differ') for line in lines)
     call = recorder.calls[-1]
-    wrong = next(i for i, (one, other) in enumerate(
-        zip(call._before, call._after)) if one != other)
+    pairs = zip(call._before, call._after)
+    wrong = [one != other for one, other in pairs].index(True)
     after = bytearray(call._after)
     after[wrong] ^= 1
     call._after = bytes(after)
