@@ -40,8 +40,9 @@ IN_ENV = env=$$(tools/setup_env.sh); \
 COMPILE = python -c 'from isvit_det.runtime.build import *; library_path()'
 # The tests that call the kernels.
 NATIVE_TESTS = tests/runtime --ignore=tests/runtime/test_build.py \
-	--ignore=tests/runtime/test_arm.py
-SANITIZED = export ISVIT_DET_CXXFLAGS='-g -fno-omit-frame-pointer \
+	--ignore=tests/runtime/test_replay.py \
+	--ignore=tests/runtime/test_other_builds.py
+SANITIZED = export ISVIT_DET_CXXFLAGS='-O1 -g \
 	-fsanitize=address,undefined -fno-sanitize-recover=undefined'; $(COMPILE); \
 	export ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$( \
 	$${CXX:-c++} -print-file-name=libasan.so) $$( \
@@ -144,6 +145,9 @@ test-vnni:  ## the kernels' tests, VNNI emulated where the CPU lacks it
 	SIMDe; the package libsimde-dev has it'; exit 0; }; \
 	$(EMULATED) OMP_NUM_THREADS=1 pytest -q $(NATIVE_TESTS) $(ARGS)
 
+test-arm:  ## the portable kernels on an emulated ARM, to the bit
+	@$(IN_ENV) pytest -q -rs -m slow tests/runtime/test_replay.py $(ARGS)
+
 fuzz:  ## kernels on layers of random shapes; SECONDS=N, SANITIZERS=1, VNNI=1
 	@$(IN_ENV) $(if $(SANITIZERS),$(SANITIZED)) $(if $(VNNI),$(EMULATED)) \
 	OMP_NUM_THREADS=1 python -m benchmarks.fuzz \
@@ -152,6 +156,11 @@ fuzz:  ## kernels on layers of random shapes; SECONDS=N, SANITIZERS=1, VNNI=1
 wheel:  ## a wheel in dist/: the package, its configs, the demo's weights
 	@$(IN_ENV) python -m pip wheel --quiet --no-deps --no-build-isolation \
 		--wheel-dir dist .; rm -rf build isvit_det.egg-info; ls dist/*.whl
+
+platform-wheel: wheel  ## the same with the kernels compiled, by auditwheel
+	@$(IN_ENV) rm -f dist/isvit_det-*-py3-none-*linux*.whl; \
+	tools/platform_wheel.sh dist/isvit_det-*-py3-none-any.whl dist; \
+	ls dist/*linux*.whl
 
 torture:  ## kills, full disks, damaged files, memory; MINUTES=N at most
 	@$(IN_ENV) OMP_NUM_THREADS=1 python -m benchmarks.torture \

@@ -20,9 +20,14 @@ from isvit_det.runtime.swin_plan import plan_merging, plan_swin_block
 from isvit_det.runtime.vit_plan import plan_vit_block
 from isvit_det.runtime.windows import find_windows
 
-ATTENTIONS: Tuple[Dict[str, Any],
-                  ...] = (dict(), dict(), dict(exponent='integer'),
-                          dict(softmax='log2'), dict(softmax='uniform'))
+# The default is the most frequent.
+ATTENTIONS: List[Dict[str, Any]] = [
+    dict(),
+    dict(),
+    dict(exponent='integer'),
+    dict(softmax='log2'),
+    dict(softmax='uniform'),
+]
 
 
 def draw_shape(draw: random.Random) -> Tuple[int, int]:

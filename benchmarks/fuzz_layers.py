@@ -166,31 +166,33 @@ def check_product(draw: random.Random, isas: List[Isa]) -> str:
     return 'product' if results else 'refused'
 
 
+def draw_pair(draw: random.Random, low: int, high: int) -> Tuple[int, int]:
+    return draw.randint(low, high), draw.randint(low, high)
+
+
 def draw_layer(
         draw: random.Random) -> Tuple[Union[QuantLinear, QuantConv2d], Tensor]:
     """A calibrated layer, and inputs for it."""
     bits = f'w{draw.randint(2, 8)}a{draw.randint(2, 8)}'
     config = QuantConfig.from_dict(dict(bits=bits))
-    inputs, outputs = draw.choice([3, 16,
-                                   draw.randint(1, 70)]), draw.randint(1, 70)
+    inputs = draw.choice([3, 16, draw.randint(1, 70)])
+    outputs = draw.randint(1, 70)
     has_bias = draw.random() < .7
     layer: Union[QuantLinear, QuantConv2d]
     if draw.random() < .3:
         layer = QuantLinear(nn.Linear(inputs, outputs, has_bias), config)
         x = torch.randn(draw.randint(1, 3), draw.randint(1, 80), inputs)
     else:
-        kernel, stride, dilation, padding = (tuple(
-            draw.randint(low, high)
-            for _ in range(2)) for low, high in ((1, 5), (1, 4), (1, 3), (0,
-                                                                          4)))
-        reach = [d * (k - 1) + 1 for k, d in zip(kernel, dilation)]
-        height, width = (max(r - 2 * p, 1) +
-                         draw.choice([0, draw.randint(0, 40)])
-                         for r, p in zip(reach, padding))
+        kernel, stride = draw_pair(draw, 1, 5), draw_pair(draw, 1, 4)
+        dilation, padding = draw_pair(draw, 1, 3), draw_pair(draw, 0, 4)
+        size = []
+        for k, d, p in zip(kernel, dilation, padding):
+            least = max(d * (k - 1) + 1 - 2 * p, 1)
+            size.append(least + draw.choice([0, draw.randint(0, 40)]))
         layer = QuantConv2d(
             nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, 1,
                       has_bias), config)
-        x = torch.randn(draw.randint(1, 3), inputs, height, width)
+        x = torch.randn(draw.randint(1, 3), inputs, *size)
         if draw.random() < .5:
             x = x.contiguous(memory_format=torch.channels_last)
     layer.eval()

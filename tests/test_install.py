@@ -104,3 +104,58 @@ def test_the_wheel_runs_the_demo_without_a_clone(wheel, tmp_path):
     kept = (folder / 'w4a4' / 'mask-rcnn_swin-mini_fpn_isvit-w4a4_drawn.py')
     assert str(REPO) not in kept.read_text()
     assert (folder / 'data/drawn/version').is_file()
+
+
+RUN_LAYER = '''
+import torch
+from torch import nn
+from isvit_det.core.layers import QuantLinear, fit_weights_, set_precision_
+from isvit_det.core.settings import QuantConfig
+from isvit_det.runtime import build
+from isvit_det.runtime.engine import attach_runtime_, describe_engine
+
+config = QuantConfig.from_dict(dict(bits='w4a4'))
+model = nn.Sequential(QuantLinear(nn.Linear(20, 8), config)).eval()
+x = torch.rand(5, 20)
+fit_weights_(model)
+model[0].input_quantizer.fit_tensor_(x)
+set_precision_(model, True, True)
+attach_runtime_(model, 'native')
+with torch.no_grad():
+    model(x)
+found = describe_engine(model)
+print(found['native_layers'], found['reason'], build.PACKAGED.exists())
+'''
+
+
+@pytest.mark.slow
+def test_a_platform_wheel_needs_no_compiler(wheel, tmp_path):
+    """The pure one says that there is none, and simulates."""
+    packed = tmp_path / 'packed'
+    path = f'{Path(sys.executable).parent}:{os.environ["PATH"]}'
+    subprocess.run([REPO / 'tools/platform_wheel.sh', wheel, packed],
+                   check=True,
+                   env=dict(os.environ, PATH=path))
+    for_platform, = packed.glob('*.whl')
+    assert '-py3-none-' in for_platform.name
+    assert for_platform.name.endswith(f'_{os.uname().machine}.whl')
+    found = {}
+    for name, file in (('pure', wheel), ('platform', for_platform)):
+        site, home = tmp_path / name, tmp_path / f'{name}_home'
+        home.mkdir()
+        pip('install', '--quiet', '--no-index', '--no-deps', '--target',
+            str(site), str(file))
+        done = subprocess.run([sys.executable, '-c', RUN_LAYER],
+                              cwd=home,
+                              env=dict(
+                                  PATH=str(home),
+                                  HOME=str(home),
+                                  PYTHONPATH=str(site)),
+                              capture_output=True,
+                              text=True)
+        assert done.returncode == 0, done.stderr
+        found[name] = done.stdout.splitlines()[-1]
+        assert not (home / '.cache/isvit_det').exists()
+    assert found['platform'] == "1 model.engine is 'native' True"
+    assert found['pure'].startswith('0 there is no native library: no C++ '
+                                    'compiler was found')

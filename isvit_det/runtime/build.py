@@ -196,9 +196,7 @@ def compile_library(path: Path, compiler: Sequence[str]) -> None:
             list(threads.map(_run, compilations))
         objects = [compilation[-1] for compilation in compilations]
         library = Path(folder) / 'library.so'
-        _run(
-            [*compiler, *_flags(), '-shared', *objects, '-o',
-             str(library)])
+        _run([*compiler, *_flags(), '-shared', *objects, '-o', str(library)])
         with open(library, 'r+b') as file:
             seal = _seal(file.read())
             file.write(seal)

@@ -54,8 +54,12 @@ class Call:
 
     def encode(self):
         """What replay.cpp reads of a call."""
-        found = [_bytes_of(self.name.encode()), _bytes_of(self._before),
-                 _bytes_of(self._after), _numbers(len(self._pointers))]
+        found = [
+            _bytes_of(self.name.encode()),
+            _bytes_of(self._before),
+            _bytes_of(self._after),
+            _numbers(len(self._pointers))
+        ]
         found += [_numbers(*self._pointers), _numbers(len(self._args))]
         found += [_numbers(*arg) for arg in self._args]
         return b''.join(found)
@@ -75,8 +79,8 @@ class Call:
 
     def _keep(self, address):
         """Place of an address, whose memory is kept."""
-        start, size = next(
-            known for known in self._known if known[0] <= address < sum(known))
+        start, size = next(known for known in self._known
+                           if known[0] <= address < sum(known))
         if (start, size) not in self._places:
             # Alignments stay what they are.
             self._places[start, size] = self._size + start % 64
@@ -125,5 +129,5 @@ class Recorder:
 
     def encode(self):
         """The tape, as replay.cpp reads it."""
-        return _numbers(len(self.calls)) + b''.join(
-            call.encode() for call in self.calls)
+        return _numbers(len(self.calls)) + b''.join(call.encode()
+                                                    for call in self.calls)

@@ -127,8 +127,7 @@ def test_what_a_library_is_made_of_has_a_name_of_its_own(
     assert len(set(paths)) == len(paths)
 
 
-def test_only_the_targets_kernels_are_compiled(sources, monkeypatch,
-                                               tmp_path):
+def test_only_the_targets_kernels_are_compiled(sources, monkeypatch, tmp_path):
     log = tmp_path / 'log'
     compiler = write_compiler(
         tmp_path / 'arm', 'if [ "$1" = -dumpmachine ]; then echo aarch64;'

@@ -37,9 +37,11 @@ def test_a_wrong_correction_is_found(check, monkeypatch):
 
 def test_a_case_is_repeated_by_its_seed(monkeypatch):
     drawn = []
-    monkeypatch.setattr(fuzz, 'CHECKS', (lambda draw, isas: drawn.append(
-        (draw.random(), torch.rand(1))),
-                                         ))
+
+    def check(draw, isas):
+        drawn.append((draw.random(), torch.rand(1)))
+
+    monkeypatch.setattr(fuzz, 'CHECKS', (check, ))
     before = torch.get_rng_state()
     fuzz.run_case(5)
     fuzz.run_case(5)

@@ -81,9 +81,8 @@ def test_a_tape_is_repeated_and_a_wrong_one_is_found(recorder, tmp_path):
     assert status == 0 and len(lines) == len(recorder.calls) > 10
     assert all(line.endswith(': 0 bytes differ') for line in lines)
     call = recorder.calls[-1]
-    wrong = next(i for i, (one,
-                           other) in enumerate(zip(call._before, call._after))
-                 if one != other)
+    pairs = zip(call._before, call._after)
+    wrong = [one != other for one, other in pairs].index(True)
     after = bytearray(call._after)
     after[wrong] ^= 1
     call._after = bytes(after)
