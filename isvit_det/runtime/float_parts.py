@@ -55,6 +55,7 @@ def attach_parts_(model: nn.Module, runtime: Any) -> None:
     compute do not.
     """
     switch = PartSwitch(runtime, quantized_layers(model)[0])
+    module: Any
     for module in list(model.modules()):
         faster = FASTER.get(type(module))
         if faster is None or (faster is ConvTranspose2d
