@@ -37,10 +37,11 @@ class ConvTranspose2d(nn.ConvTranspose2d):
         down, right = self.kernel_size
         rows = input.permute(0, 2, 3, 1).reshape(-1, channels)
         weight = self.weight.permute(0, 2, 3, 1).reshape(channels, -1)
-        squares = (rows @ weight).view(images, height, width, down, right,
-                                       self.out_channels)
+        products = rows @ weight
+        if self.bias is not None:
+            products = products.view(-1, self.out_channels).add_(self.bias)
+        squares = products.view(images, height, width, down, right,
+                                self.out_channels)
         out = squares.transpose(2, 3).reshape(images, height * down,
                                               width * right, -1)
-        if self.bias is not None:
-            out += self.bias
         return out.permute(0, 3, 1, 2)

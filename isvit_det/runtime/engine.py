@@ -19,9 +19,9 @@ from isvit_det.core.layers import QuantConv2d, QuantLinear, quantized_layers
 from isvit_det.runtime import ENGINES
 from isvit_det.runtime.build import NoLibrary
 from isvit_det.runtime.calls import Kept, is_hooked, is_plain_input
+from isvit_det.runtime.float_parts import attach_parts_, entrances
 from isvit_det.runtime.layers import NativeConv, NativeLinear
 from isvit_det.runtime.native import Isa, supported_isas
-from isvit_det.runtime.float_parts import attach_parts_
 from isvit_det.runtime.parts import NativeParts
 from isvit_det.runtime.plan import Unsupported
 from isvit_det.runtime.swin_backbone import SwinForward
@@ -96,16 +96,21 @@ class Runtime:
 
 
 class _Forward:
-    """Runs one layer natively where it can; can be copied and pickled."""
+    """Runs one layer natively where it can; can be copied and pickled.
 
-    def __init__(self, runtime: Runtime) -> None:
+    Attributes:
+        channels_last: of a convolution, as for ``NativeConv``.
+    """
+
+    def __init__(self, runtime: Runtime, channels_last: bool = False) -> None:
         self.runtime = runtime
+        self.channels_last = channels_last
         self._kept = Kept()
         self.reason = ''
 
     def __getstate__(self) -> Dict[str, Any]:
         # What was prepared is made anew.
-        return vars(_Forward(self.runtime))
+        return vars(_Forward(self.runtime, self.channels_last))
 
     def __call__(self, layer: Any, x: Tensor) -> Optional[Tensor]:
         if not _is_plain_call(layer, x):
@@ -127,7 +132,7 @@ class _Forward:
             self.reason = ''
             try:
                 if isinstance(layer, QuantConv2d):
-                    return NativeConv(layer, isa)
+                    return NativeConv(layer, isa, self.channels_last)
                 return NativeLinear(layer, isa)
             except Unsupported as error:
                 self.reason = str(error)
@@ -176,6 +181,8 @@ def attach_runtime_(model: Any, engine: str = 'auto') -> None:
         elif isinstance(module, QuantVisionTransformer):
             module.native = VitForward(model.runtime)
     attach_parts_(model, model.runtime)
+    for layer in entrances(model):
+        layer.native.channels_last = True
     model.register_forward_pre_hook(_announce)
 
 

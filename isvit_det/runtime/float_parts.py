@@ -4,13 +4,17 @@ On small detectors half of the time is in neither backbone, convolution nor
 linear layer. What is exchanged here computes the same in float32, up to the
 order of sums.
 """
-from typing import Any, Dict
+from typing import Any, Dict, List
 
 from mmcv.cnn.bricks import wrappers
-from mmdet.models.roi_heads import mask_heads, roi_extractors
+from mmdet.models.dense_heads import RPNHead
+from mmdet.models.necks import FPN
+from mmdet.models.roi_heads import (CascadeRoIHead, StandardRoIHead,
+                                    mask_heads, roi_extractors)
+from mmdet.models.roi_heads.roi_extractors import BaseRoIExtractor
 from torch import nn
 
-from isvit_det.core.layers import quantized_layers
+from isvit_det.core.layers import QuantConv2d, quantized_layers
 from isvit_det.runtime.deconvolution import ConvTranspose2d
 from isvit_det.runtime.mask_pasting import FCNMaskHead
 from isvit_det.runtime.roi_align import SingleRoIExtractor
@@ -63,3 +67,26 @@ def attach_parts_(model: nn.Module, runtime: Any) -> None:
             continue
         module.__class__ = faster
         module.native = switch
+
+
+def entrances(model: Any) -> List[QuantConv2d]:
+    """The convolutions through which maps enter the neck of a detector, if
+    everything behind them may meet maps whose channels lie last.
+
+    What follows has the same layout then, and no layer in integers has to
+    turn its input around. That is known of the usual two-stage detectors;
+    operators of mmcv elsewhere do not look how a map lies in memory.
+    """
+    if not (type(getattr(model, 'neck', None)) is FPN
+            and type(getattr(model, 'rpn_head', None)) is RPNHead
+            and type(getattr(model, 'roi_head',
+                             None)) in (StandardRoIHead, CascadeRoIHead)):
+        return []
+    extractors = [
+        module for module in model.roi_head.modules()
+        if isinstance(module, BaseRoIExtractor)
+    ]
+    if any(type(module) is not SingleRoIExtractor for module in extractors):
+        return []
+    convs = [module.conv for module in model.neck.lateral_convs]
+    return [conv for conv in convs if isinstance(conv, QuantConv2d)]

@@ -52,13 +52,19 @@ class NativeConv:
     Args:
         layer: as it is now; later changes of it are not seen.
         isa: kernels to use.
+        channels_last: whether channels lie last in every output's memory, or
+            only where they do in the input's.
 
     Raises:
         Unsupported: if the kernels cannot run it, with the reason.
     """
 
-    def __init__(self, layer: QuantConv2d, isa: Isa) -> None:
+    def __init__(self,
+                 layer: QuantConv2d,
+                 isa: Isa,
+                 channels_last: bool = False) -> None:
         self.isa = isa
+        self.channels_last = channels_last
         self.plan = plan_layer(layer)
         self.kernel = _pair(layer.kernel_size)
         self.stride = _pair(layer.stride)
@@ -69,10 +75,7 @@ class NativeConv:
         self.weights = pack_layer(self.plan, segments, isa.wide_lanes)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Output of float32 maps (images, channels, height, width).
-
-        Channels lie last in the output's memory if they do in the input's.
-        """
+        """Output of float32 maps (images, channels, height, width)."""
         down, right = self.padding
         codes = native.encode_map(self.isa, x, self.plan.input,
                                   (down, right, down, right),
@@ -86,7 +89,7 @@ class NativeConv:
             (lines * line, self.stride[0] * line, self.stride[1] * pixel),
             self._segments(line, pixel))
         memory = torch.contiguous_format
-        if not x.is_contiguous() and x.is_contiguous(
+        if self.channels_last or not x.is_contiguous() and x.is_contiguous(
                 memory_format=torch.channels_last):
             memory = torch.channels_last
         out = torch.empty((images, self.weights.outputs, height, width),

@@ -22,9 +22,8 @@ class _Level(ctypes.Structure):
 
 class _Pooling(ctypes.Structure):
     _fields_ = [('levels', POINTER), ('boxes', POINTER), ('level', POINTER)]
-    _fields_ += [(name, INT)
-                 for name in ('num_boxes', 'channels', 'height', 'width',
-                              'samples', 'is_aligned')]
+    _fields_ += [(name, INT) for name in ('num_boxes', 'channels', 'height',
+                                          'width', 'samples', 'is_aligned')]
     _fields_ += [('values', POINTER), ('bin_stride', LONG),
                  ('channel_stride', LONG)]
 
@@ -56,9 +55,9 @@ def align_boxes(isa: Isa, feats: Sequence[Tensor], boxes: Tensor,
         torch.channels_last if channels_last else torch.contiguous_format)
     out = torch.empty((len(boxes), channels, height, width),
                       memory_format=memory)
-    pyramid = (_Level * len(maps))(*(
-        _Level(x.data_ptr(), *x.shape[2:], layer.spatial_scale)
-        for x, layer in zip(maps, layers)))
+    pyramid = (_Level * len(maps))(
+        *(_Level(x.data_ptr(), *x.shape[2:], layer.spatial_scale)
+          for x, layer in zip(maps, layers)))
     strides = (channels, 1) if channels_last else (1, height * width)
     pooling = _Pooling(
         ctypes.addressof(pyramid), boxes.data_ptr(), levels.data_ptr(),
@@ -103,5 +102,5 @@ class SingleRoIExtractor(roi_extractors.SingleRoIExtractor):
                 and feats[0].shape[1] == self.out_channels and all(
                     type(layer) is RoIAlign and layer.pool_mode == 'avg'
                     and not layer.use_torchvision and not is_hooked(layer)
-                    for layer in layers)
-                and bool(((sizes >= 0) & (sizes < MAX_SIZE)).all()))
+                    for layer in layers) and bool(
+                        ((sizes >= 0) & (sizes < MAX_SIZE)).all()))
