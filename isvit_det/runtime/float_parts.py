@@ -58,7 +58,10 @@ def attach_parts_(model: nn.Module, runtime: Any) -> None:
     The classes of these modules change; parameters, names and what they
     compute do not.
     """
-    switch = PartSwitch(runtime, quantized_layers(model)[0])
+    layers = quantized_layers(model)
+    if not layers:
+        return
+    switch = PartSwitch(runtime, layers[0])
     module: Any
     for module in list(model.modules()):
         faster = FASTER.get(type(module))
@@ -69,7 +72,7 @@ def attach_parts_(model: nn.Module, runtime: Any) -> None:
         module.native = switch
 
 
-def entrances(model: Any) -> List[QuantConv2d]:
+def entrances(model: Any) -> List[Any]:
     """The convolutions through which maps enter the neck of a detector, if
     everything behind them may meet maps whose channels lie last.
 

@@ -19,8 +19,8 @@ from isvit_det.inputs.configs import load_config, quantize_config_
 from isvit_det.registry import MODELS
 from isvit_det.runtime import deconvolution, mask_pasting, roi_align
 from isvit_det.runtime.engine import VARIABLE, _Forward, attach_runtime_
+from isvit_det.runtime.float_parts import entrances
 from isvit_det.runtime.mask_pasting import paste_masks
-from isvit_det.runtime.parts import entrances
 from tests.engine.tiny import FLOAT
 from tests.runtime.calibrated import draw_linear
 
