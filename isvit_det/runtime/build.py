@@ -21,8 +21,10 @@ FLAGS = ('-O2', '-std=c++17', '-fPIC', '-fvisibility=hidden',
          '-ffp-contract=off', '-pthread')
 # More of them, for compiling and linking: sanitizers, emulated instructions.
 FLAGS_VARIABLE = 'ISVIT_DET_CXXFLAGS'
-# Flags of every set of kernels, each of which is a compilation of its own.
-KERNELS: Dict[str, Tuple[str, ...]] = {'portable': ()}
+# Flags of every set of kernels, each of which is a compilation of its own. The
+# portable ones are left to the compiler to vectorise, and are linked first:
+# what the standard library's templates share runs on every CPU then.
+KERNELS: Dict[str, Tuple[str, ...]] = {'portable': ('-O3', )}
 X86_KERNELS: Dict[str, Tuple[str, ...]] = {
     'avx2': ('-mavx2', '-mfma'),
     'avxvnni': ('-mavx2', '-mfma', '-mavxvnni'),
