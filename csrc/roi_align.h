@@ -40,17 +40,16 @@ void pool_box(const isvit_pooling &p, int64_t box) {
   const float top = side[2] * level.scale - shift;
   const float width = std::max(side[3] * level.scale - shift - left, least);
   const float height = std::max(side[4] * level.scale - shift - top, least);
-  const int across =
-      p.samples > 0 ? p.samples : (int)std::ceil(width / p.width);
-  const int down =
-      p.samples > 0 ? p.samples : (int)std::ceil(height / p.height);
+  const bool is_fixed = p.samples > 0;
+  const int across = is_fixed ? p.samples : (int)std::ceil(width / p.width);
+  const int down = is_fixed ? p.samples : (int)std::ceil(height / p.height);
   const auto xs = draw_samples(left, width, p.width, across, level.width);
   const auto ys = draw_samples(top, height, p.height, down, level.height);
   const float count = (float)std::max(across * down, 1);
   const int64_t pixel = p.channels, line = pixel * level.width;
   const float *map = level.values + (int64_t)side[0] * line * level.height;
   float *out = p.values + box * p.channels * p.height * p.width;
-  for (int bin = 0; bin < p.height * p.width; bin++, out += p.bin_stride) {
+  for (int bin = 0; bin < p.height * p.width; bin++, out += p.channels) {
     const Sample *y = ys.data() + bin / p.width * down, *y_end = y + down;
     const Sample *first = xs.data() + bin % p.width * across;
     for (int c = 0; c < p.channels; c += COLUMNS) {
@@ -72,14 +71,7 @@ void pool_box(const isvit_pooling &p, int64_t box) {
           });
         }
       repeat<PARTS>([&](auto part) ISVIT_INLINE { sum.part[part] /= count; });
-      if (p.channel_stride == 1) {
-        store16(out + c, sum);
-        continue;
-      }
-      float values[COLUMNS];
-      store16(values, sum);
-      for (int n = 0; n < COLUMNS; n++)
-        out[(c + n) * p.channel_stride] = values[n];
+      store16(out + c, sum);
     }
   }
 }

@@ -13,7 +13,7 @@
 #define ISVIT_NAME(name) ISVIT_EXPAND(name, ISVIT_KERNELS)
 
 // Raised whenever a structure or a function below changes.
-constexpr int32_t ISVIT_VERSION = 7;
+constexpr int32_t ISVIT_VERSION = 8;
 
 // A stretch of the inputs that int16 lanes may sum before they are widened:
 // `groups` groups of four inputs, from `offset` bytes behind the start of each
@@ -78,9 +78,8 @@ struct isvit_level {
   float scale;
 };
 
-// RoIAlign of boxes of one or more levels. Bin (y, x) of box b is the mean of
-// samples on a grid within it; it goes to b * channels * height * width +
-// (y * width + x) * bin_stride + c * channel_stride of `values`.
+// RoIAlign of boxes, each on its level: a bin is the mean of samples on a grid
+// within it.
 struct isvit_pooling {
   const isvit_level *levels;
   const float *boxes;          // [num_boxes][5]: image, left, top, right, bottom
@@ -89,8 +88,7 @@ struct isvit_pooling {
   int32_t height, width;       // bins of a box
   int32_t samples;             // along a side of a bin; 0: one for each step
   int32_t is_aligned;          // whether pixels' centres lie at halves
-  float *values;
-  int64_t bin_stride, channel_stride;
+  float *values;               // [num_boxes][height][width][channels]
 };
 
 ISVIT_API int32_t isvit_version();

@@ -8,7 +8,11 @@ from mmdet.models.roi_heads import roi_extractors
 from torch import Tensor
 
 from isvit_det.runtime.calls import is_hooked, native_isa
+<<<<<<< HEAD
 from isvit_det.runtime.native import INT, LONG, POINTER, Isa, kernel
+=======
+from isvit_det.runtime.native import INT, POINTER, Isa
+>>>>>>> part_A
 from isvit_det.runtime.packing import BLOCK
 
 # Boxes beyond are left to mmcv: it may ask for samples without end.
@@ -24,13 +28,11 @@ class _Pooling(ctypes.Structure):
     _fields_ = [('levels', POINTER), ('boxes', POINTER), ('level', POINTER)]
     _fields_ += [(name, INT) for name in ('num_boxes', 'channels', 'height',
                                           'width', 'samples', 'is_aligned')]
-    _fields_ += [('values', POINTER), ('bin_stride', LONG),
-                 ('channel_stride', LONG)]
+    _fields_ += [('values', POINTER)]
 
 
 def align_boxes(isa: Isa, feats: Sequence[Tensor], boxes: Tensor,
-                levels: Tensor, layers: Sequence[RoIAlign],
-                channels_last: bool) -> Tensor:
+                levels: Tensor, layers: Sequence[RoIAlign]) -> Tensor:
     """RoIAlign with average pooling, of every box on its level.
 
     Args:
@@ -41,29 +43,32 @@ def align_boxes(isa: Isa, feats: Sequence[Tensor], boxes: Tensor,
             in pixels of the image, right and bottom not less than the others.
         levels: index of each box's map, int64.
         layers: RoIAlign of every level, alike but for the scale.
-        channels_last: how the result lies in memory.
 
     Returns:
-        float32, shape (boxes, channels, bins down, bins across).
+        float32, shape (boxes, channels, bins down, bins across), channels
+        last in memory.
     """
     layer = layers[0]
     height, width = layer.output_size
     channels = feats[0].shape[1]
     maps = [f.contiguous(memory_format=torch.channels_last) for f in feats]
     boxes, levels = boxes.contiguous(), levels.contiguous()
-    memory = (
-        torch.channels_last if channels_last else torch.contiguous_format)
     out = torch.empty((len(boxes), channels, height, width),
-                      memory_format=memory)
+                      memory_format=torch.channels_last)
     pyramid = (_Level * len(maps))(
         *(_Level(x.data_ptr(), *x.shape[2:], layer.spatial_scale)
           for x, layer in zip(maps, layers)))
-    strides = (channels, 1) if channels_last else (1, height * width)
     pooling = _Pooling(
         ctypes.addressof(pyramid), boxes.data_ptr(), levels.data_ptr(),
         len(boxes), channels, height, width, max(0, layer.sampling_ratio),
+<<<<<<< HEAD
         layer.aligned, out.data_ptr(), *strides)
     kernel(isa, 'pool')(ctypes.byref(pooling))
+=======
+        layer.aligned, out.data_ptr())
+    load_library().isvit_pool(
+        INT(isa), INT(torch.get_num_threads()), ctypes.byref(pooling))
+>>>>>>> part_A
     return out
 
 
@@ -72,10 +77,8 @@ class SingleRoIExtractor(roi_extractors.SingleRoIExtractor):
 
     Attributes:
         native: the ``PartSwitch`` of the model, or None.
-        channels_last: how native features lie in memory.
     """
     native: Any = None
-    channels_last = True
 
     def forward(self,
                 feats: Sequence[Tensor],
@@ -93,7 +96,7 @@ class SingleRoIExtractor(roi_extractors.SingleRoIExtractor):
             if roi_scale_factor is not None:
                 rois = self.roi_rescale(rois, roi_scale_factor)
         return align_boxes(isa, feats, rois, levels,
-                           self.roi_layers[:len(feats)], self.channels_last)
+                           self.roi_layers[:len(feats)])
 
     def _can_align(self, feats: Sequence[Tensor], rois: Tensor) -> bool:
         layers: List[RoIAlign] = list(self.roi_layers)
