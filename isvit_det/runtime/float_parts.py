@@ -6,7 +6,6 @@ order of sums.
 """
 from typing import Any, Dict, List
 
-from mmcv.cnn.bricks import wrappers
 from mmdet.models.dense_heads import RPNHead
 from mmdet.models.necks import FPN
 from mmdet.models.roi_heads import (CascadeRoIHead, StandardRoIHead,
@@ -15,14 +14,11 @@ from mmdet.models.roi_heads.roi_extractors import BaseRoIExtractor
 from torch import nn
 
 from isvit_det.core.layers import QuantConv2d, quantized_layers
-from isvit_det.runtime.deconvolution import ConvTranspose2d
 from isvit_det.runtime.mask_pasting import FCNMaskHead
 from isvit_det.runtime.roi_align import SingleRoIExtractor
 
 # Subclasses of these may compute something else, and are left alone.
 FASTER: Dict[type, type] = {
-    nn.ConvTranspose2d: ConvTranspose2d,
-    wrappers.ConvTranspose2d: ConvTranspose2d,
     mask_heads.FCNMaskHead: FCNMaskHead,
     roi_extractors.SingleRoIExtractor: SingleRoIExtractor,
 }
@@ -65,11 +61,9 @@ def attach_parts_(model: nn.Module, runtime: Any) -> None:
     module: Any
     for module in list(model.modules()):
         faster = FASTER.get(type(module))
-        if faster is None or (faster is ConvTranspose2d
-                              and not ConvTranspose2d.can_run(module)):
-            continue
-        module.__class__ = faster
-        module.native = switch
+        if faster is not None:
+            module.__class__ = faster
+            module.native = switch
 
 
 def entrances(model: Any) -> List[Any]:

@@ -8,11 +8,7 @@ from mmdet.models.roi_heads import roi_extractors
 from torch import Tensor
 
 from isvit_det.runtime.calls import is_hooked, native_isa
-<<<<<<< HEAD
-from isvit_det.runtime.native import INT, LONG, POINTER, Isa, kernel
-=======
-from isvit_det.runtime.native import INT, POINTER, Isa
->>>>>>> part_A
+from isvit_det.runtime.native import INT, POINTER, Isa, kernel
 from isvit_det.runtime.packing import BLOCK
 
 # Boxes beyond are left to mmcv: it may ask for samples without end.
@@ -61,14 +57,8 @@ def align_boxes(isa: Isa, feats: Sequence[Tensor], boxes: Tensor,
     pooling = _Pooling(
         ctypes.addressof(pyramid), boxes.data_ptr(), levels.data_ptr(),
         len(boxes), channels, height, width, max(0, layer.sampling_ratio),
-<<<<<<< HEAD
-        layer.aligned, out.data_ptr(), *strides)
-    kernel(isa, 'pool')(ctypes.byref(pooling))
-=======
         layer.aligned, out.data_ptr())
-    load_library().isvit_pool(
-        INT(isa), INT(torch.get_num_threads()), ctypes.byref(pooling))
->>>>>>> part_A
+    kernel(isa, 'pool')(ctypes.byref(pooling))
     return out
 
 

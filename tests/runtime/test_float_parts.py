@@ -4,7 +4,6 @@ import pickle
 
 import pytest
 import torch
-from mmcv.cnn.bricks.wrappers import ConvTranspose2d
 from mmdet.models.roi_heads import roi_extractors
 from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 from mmdet.models.roi_heads.roi_extractors import GenericRoIExtractor
@@ -17,7 +16,7 @@ from isvit_det.core.layers import (fit_weights_, observe, precision,
                                    set_precision_, simulation)
 from isvit_det.inputs.configs import load_config, quantize_config_
 from isvit_det.registry import MODELS
-from isvit_det.runtime import deconvolution, mask_pasting, roi_align
+from isvit_det.runtime import mask_pasting, roi_align
 from isvit_det.runtime.engine import VARIABLE, _Forward, attach_runtime_
 from isvit_det.runtime.float_parts import entrances
 from isvit_det.runtime.mask_pasting import paste_masks
@@ -35,9 +34,6 @@ class Parts(nn.Module):
         self.fc, _ = draw_linear()
         self.extractor = roi_extractors.SingleRoIExtractor(
             dict(type='RoIAlign', output_size=7), 16, [4, 8])
-        self.up = ConvTranspose2d(16, 12, 2, 2)
-        self.uneven = nn.ConvTranspose2d(16, 12, (1, 3), (1, 3), bias=False)
-        self.overlapping = ConvTranspose2d(16, 12, 3, 2)
         self.mask = FCNMaskHead(
             num_convs=0, in_channels=16, conv_out_channels=16, num_classes=3)
 
@@ -52,9 +48,6 @@ def run(parts):
         return [
             parts.extractor([x, x[..., ::2, ::2]], rois),
             parts.extractor([x], rois),
-            parts.up(x),
-            parts.uneven(x),
-            parts.overlapping(x),
             parts.mask._predict_by_feat_single(
                 torch.randn(2, 3, 28, 28), boxes, torch.tensor([2, 0]), meta,
                 CFG, True).float(),
@@ -86,9 +79,6 @@ def calls(monkeypatch):
 def test_parts_compute_what_they_did(parts, calls):
     expected = run(parts)
     attach_runtime_(parts, 'native')
-    assert type(parts.up) is deconvolution.ConvTranspose2d
-    assert type(parts.uneven) is deconvolution.ConvTranspose2d
-    assert type(parts.overlapping) is ConvTranspose2d
     found = run(parts)
     assert calls == ['align_boxes', 'align_boxes', 'paste_masks']
     for one, other in zip(found, expected):
@@ -123,11 +113,6 @@ def test_parts_in_training_are_mmdetections(parts, calls):
     attach_runtime_(parts, 'native')
     run(parts.train())
     assert calls == []
-
-
-def test_a_gradient_flows_where_it_is_asked_for(parts):
-    attach_runtime_(parts, 'native')
-    assert parts.up(torch.randn(1, 16, 4, 4)).requires_grad
 
 
 def test_mmcv_pools_boxes_that_the_kernels_do_not(parts, calls):
