@@ -271,7 +271,7 @@ def test_scope_detector_that_finds_nothing_is_an_error(float_config):
         holder.backbone = MODELS.build(backbone)
         return holder
 
-    with pytest.raises(QuantError, match='found no Conv2d'):
+    with pytest.raises(QuantError, match='there is no Conv2d'):
         quantized_detector('isvit_det.NothingElse', backbone,
                            dict(scope='detector'))
 

@@ -22,6 +22,7 @@ from isvit_det.commands.quantize_det import main
 from isvit_det.core.settings import QuantConfig, SOSConfig
 from isvit_det.datasets.drawn import generate
 from isvit_det.engine import run as run_module
+from isvit_det.runtime.engine import attach_runtime_
 from tests.engine.classifiers import CLASSES, NAMES, make_weights
 from tests.engine.tiny import FLOAT_DEIT, make_tiny
 
@@ -98,6 +99,7 @@ def measure(name, folder, val):
     packed = torch.load(folder / 'work/packed.pth', weights_only=True)
     quantized = build(other, QuantConfig.from_dict(packed['quant'])).eval()
     quantized.load_state_dict(packed['state_dict'])
+    attach_runtime_(quantized)
     transform = create_transform(**resolve_model_data_config(source))
     paths = find_images(val, '--val')
     labels = torch.tensor(class_labels(val, paths)[1])

@@ -56,30 +56,6 @@ def settings(options: Optional[Mapping[str, Any]]) -> Settings:
     return by_owner
 
 
-def merge(owner: str, options: Mapping[str, Any],
-          overrides: Mapping[str, Any]) -> Dict[str, Any]:
-    """Settings given by options of their own and by ``--cfg-options``.
-
-    Args:
-        owner: ``'quant'`` or ``'sos'``.
-        options: values of the options of their own, by setting.
-        overrides: values of ``--cfg-options``, by setting.
-
-    Raises:
-        QuantError: if a setting is given two values.
-
-    >>> merge('sos', {'iters': 10}, {'lr': 1e-4})
-    {'lr': 0.0001, 'iters': 10}
-    """
-    for key, value in options.items():
-        other = overrides.get(key, value)
-        if other != value:
-            raise QuantError(f'--cfg-options: {owner}.{key}={other} '
-                             f'contradicts the value {value} that another '
-                             'option gives; leave one of them out.')
-    return {**overrides, **options}
-
-
 def check_device(device: str) -> None:
     """Raise unless tensors can be made on a device and read back from it."""
     try:

@@ -7,8 +7,8 @@ from mmengine.device import get_device
 
 from isvit_det.classifiers.run import ClassifierRun, table
 from isvit_det.commands import parsers
-from isvit_det.commands.console import (check_device, given, merge,
-                                        run_command, settings)
+from isvit_det.commands.console import (check_device, given, run_command,
+                                        settings)
 from isvit_det.core.errors import QuantError
 from isvit_det.core.files import alone_in
 from isvit_det.host import said_at_import
@@ -33,15 +33,17 @@ def quantize(args: argparse.Namespace) -> None:
     if more.rest:
         raise QuantError(f'--cfg-options: unknown key {min(more.rest)!r}; '
                          'expected quant.KEY or sos.KEY.')
-    quant = merge('quant', asked, more.quant)
-    sos = merge(
-        'sos',
-        given(
+    # What has an option of its own is taken from there.
+    quant = {**more.quant, **asked}
+    sos = {
+        **more.sos,
+        **given(
             num_images=args.calib_images,
             iters=args.iters,
             seed=args.seed,
             items=args.items,
-            batch=args.batch), more.sos)
+            batch=args.batch)
+    }
     work_dir = Path(args.work_dir or f'work_dirs/{name}')
     with showing(args.verbose, said_at_import()) as screen, alone_in(work_dir):
         screen.open_log(work_dir / LOG)

@@ -14,8 +14,8 @@ from mmengine.dist import is_main_process
 from isvit_det.checkpoint import (is_packed, read_checkpoint,
                                   refuse_other_layouts)
 from isvit_det.commands import parsers
-from isvit_det.commands.console import (check_device, given, merge,
-                                        run_command, settings)
+from isvit_det.commands.console import (check_device, given, run_command,
+                                        settings)
 from isvit_det.commands.launch import joined
 from isvit_det.core.errors import QuantError
 from isvit_det.core.files import alone_in, local_checkpoint
@@ -48,7 +48,8 @@ def configure(args: argparse.Namespace) -> Config:
     """
     more = settings(args.cfg_options)
     cfg = load_config(args.config, more.rest)
-    quant = merge('quant', _given_settings(args), more.quant)
+    # What has an option of its own is taken from there.
+    quant: Dict[str, Any] = {**more.quant, **_given_settings(args)}
     source = args.checkpoint or cfg.get('load_from')
     if not source:
         raise QuantError('checkpoint: none is given and the config has no '
@@ -72,7 +73,7 @@ def configure(args: argparse.Namespace) -> Config:
                          'it, or leave --engine out.')
     cfg = as_python(cfg)
     sos = given(num_images=args.calib_images, iters=args.iters, seed=args.seed)
-    configure_hook_(cfg, merge('sos', sos, more.sos), args.store_gb)
+    configure_hook_(cfg, {**more.sos, **sos}, args.store_gb)
     cfg.load_from = str(path)
     cfg.resume = False
     cfg.launcher = args.launcher

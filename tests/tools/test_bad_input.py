@@ -91,10 +91,6 @@ def refuse(tiny, tmp_path, capsys, monkeypatch):
     (['--cfg-options', 'model.quant.input_bits=9'], ['quant.input_bits', '9']),
     (['--cfg-options', 'quant.bit=4'], ["['bit']", 'weight_bits']),
     (['--cfg-options', 'quant=w3a3'], ['quant=w3a3', 'quant.bits=w4a4']),
-    (['--bits', 'w4a4', '--cfg-options', 'quant.bits=w3a3'
-      ], ['quant.bits=w3a3 contradicts the value w4a4', 'leave one']),
-    (['--iters', '1', '--cfg-options', 'sos.iters=3'
-      ], ['sos.iters=3 contradicts the value 1', 'leave one']),
     (['--cfg-options', 'bits=w3a3'], ["'bits'", 'quant.bits']),
     (['--cfg-options', 'sos.rate=1'], ["['rate']", 'lr']),
     (['--cfg-options', 'model.no_such_key=4'], ['no_such_key']),

@@ -353,7 +353,7 @@ def test_a_config_of_another_model_is_refused(tmp_path, capsys):
     path = REPO / 'configs/drawn/mask-rcnn_swin-mini_fpn_drawn.py'
     args = [str(tmp_path / name) for name in ('source.pth', 'out.pth')]
     assert main([*args, '--config', str(path)]) == 2
-    assert 'weights that ViTDet has not' in capsys.readouterr().err
+    assert 'weights that ViTDet lacks' in capsys.readouterr().err
 
 
 def convert_pickle(content, path, tmp_path, capsys):

@@ -308,7 +308,7 @@ def test_fewer_images_than_asked_for_are_all_used(data, tmp_path, caplog):
 
 @pytest.mark.parametrize('change, words', [
     (dict(model='resnet50'), ['resnet50', 'vit_', 'swin_']),
-    (dict(model='vit_nothing'), ['vit_nothing', 'not supported']),
+    (dict(model='vit_nothing'), ['vit_nothing', 'list_models']),
     (dict(model='swin_s3_tiny_224'), ['do not fit']),
     (dict(model='vit_relpos_small_patch16_224'), ['do not fit']),
     (dict(weights='none.pth'), ['no file', 'none.pth']),
