@@ -37,6 +37,7 @@ def parse_args() -> argparse.Namespace:
     add('--method',
         default='repq',
         help='default: repq, whose calibration takes seconds')
+    add('--calib-images', type=int, default=16, help='default: 16')
     add('--work-dir', type=Path, default=Path('work_dirs/engines'))
     return parser.parse_args()
 
@@ -48,7 +49,8 @@ def run_cell(detector: str, scope: str, bits: str,
     argv = [
         config,
         str(weights), '--bits', bits, '--scope', scope, '--method',
-        args.method, '--engine', 'both', '--no-float-eval'
+        args.method, '--calib-images',
+        str(args.calib_images), '--engine', 'both', '--no-float-eval'
     ]
     folder = args.work_dir / f'{detector}_{bits}_{scope}_{args.method}'
     result = Cell(QUANTIZE_DET, argv, folder, weights).run()
