@@ -183,16 +183,21 @@ def check_merging(draw: random.Random, isas: List[Isa]) -> str:
     expected, grid = NativeMerging(plan_merging(merging), Isa.PORTABLE)(x,
                                                                         size)
     with torch.no_grad():
+        single, _ = merging(x, size)
         simulated, expected_grid = copy.deepcopy(merging).double()(x.double(),
                                                                    size)
     if grid != tuple(expected_grid) or expected.shape != simulated.shape:
         raise Mismatch(f'{what}: grid {grid}, expected {expected_grid}')
-    apart = (expected - simulated).abs().amax(-1)
     # One code that float32 rounds otherwise is seen in a whole row.
-    num_wrong = int((apart > 1e-5 * simulated.abs().max()).sum())
-    if 2 * num_wrong > apart.numel():
-        raise Mismatch(f'{what}: {num_wrong} of {apart.numel()} rows differ '
-                       'from the simulation, expected few')
+    wrong, allowed = (
+        int(((x - simulated).abs().amax(-1)
+             > 1e-5 * simulated.abs().max()).sum())
+        for x in (expected, single))
+    rows = expected[..., 0].numel()
+    most = max(2 * allowed, rows // 2)
+    if wrong > most:
+        raise Mismatch(f'{what}: {wrong} of {rows} rows differ from the '
+                       f'simulation, expected at most {most}')
     for isa in isas:
         with threads(draw.randint(1, 5)):
             found, _ = NativeMerging(plan_merging(merging), isa)(x, size)

@@ -23,7 +23,7 @@ typedef unsigned char isvit_bytes __attribute__((vector_size(16)));
   ((__m512i)__builtin_convertvector((isvit_bytes)(bytes), isvit_ints))
 #define _mm512_maskz_cvtepi32_epi8(mask, ints) \
   ((__m128i)__builtin_convertvector((isvit_ints)(ints), isvit_bytes))
-inline __m512 _mm512_fmadd_ps(__m512 a, __m512 b, __m512 c) {
+inline __m512 isvit_fmadd(__m512 a, __m512 b, __m512 c) {
   for (int i = 0; i < 16; i++) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
   return c;
 }
@@ -32,6 +32,7 @@ inline __m512 isvit_gather(__m512i index, const float *table) {
   for (int i = 0; i < 16; i++) found[i] = table[((isvit_ints)index)[i]];
   return found;
 }
+#define _mm512_fmadd_ps(a, b, c) isvit_fmadd(a, b, c)
 #define _mm512_i32gather_ps(index, table, scale) isvit_gather(index, table)
 #endif
 #undef avxvnni
