@@ -233,7 +233,8 @@ def test_sizes_are_those_of_the_demos(detector, path):
     demo = [
         row['MB'] for row in rows_of((REPO / path).read_text()) if 'MB' in row
     ]
-    assert [shown['MB float'], shown['MB W4A4']] == demo
+    # By both engines, the quantized detector has two rows.
+    assert [shown['MB float'], shown['MB W4A4']] == list(dict.fromkeys(demo))
 
 
 def test_the_citation_is_of_this_version_and_of_the_paper():
