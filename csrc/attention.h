@@ -193,8 +193,8 @@ inline void mix_values(const isvit_block &block, const Head &head,
   });
 }
 
-ISVIT_APART void mix_all(const isvit_block &block, const Head &head, const Scores &scores,
-             int width) {
+ISVIT_APART void mix_all(const isvit_block &block, const Head &head,
+                         const Scores &scores, int width) {
   const Encoder<false> encode(block.proj_input);
   for (int c = 0; c < width; c += COLUMNS) {
     int i = 0;

@@ -320,8 +320,8 @@ void run_window(int threads, const BlockWork &work, const Shape &shape,
 }  // namespace
 
 void ISVIT_NAME(run_block)(int32_t threads, const isvit_block &block,
-               const isvit_windows &windows, const float *x, float *y,
-               const isvit_trace &trace) {
+                           const isvit_windows &windows, const float *x,
+                           float *y, const isvit_trace &trace) {
   const BlockWork work{block, windows, x, y, trace};
   const int64_t count = (int64_t)windows.images * windows.windows;
   const Shape shape(work);

@@ -112,9 +112,10 @@ void encode_line(const EncodeWork &work, const Encoder<true> &encode,
 
 }  // namespace
 
-void ISVIT_NAME(encode)(int32_t threads, const isvit_quantizer &quantizer, const float *x,
-            const int64_t *strides, int32_t channels, const isvit_map &map,
-            uint8_t *codes) {
+void ISVIT_NAME(encode)(int32_t threads, const isvit_quantizer &quantizer,
+                        const float *x, const int64_t *strides,
+                        int32_t channels, const isvit_map &map,
+                        uint8_t *codes) {
   const int64_t lines = map.images * padded_height(map);
   const int64_t values = padded_width(map) * map.channels;
   if (lines * values == 0) return;
@@ -192,7 +193,8 @@ void multiply_panel(const isvit_product &product, const isvit_rows &rows,
 }  // namespace
 
 void ISVIT_NAME(multiply)(int32_t threads, const isvit_product &product,
-              const isvit_rows &rows, const isvit_output &output) {
+                          const isvit_rows &rows,
+                          const isvit_output &output) {
   const int64_t num_rows = (int64_t)rows.images * rows.height * rows.width;
   const int64_t panels = (num_rows + PANEL - 1) / PANEL;
   if (panels == 0) return;

@@ -31,15 +31,16 @@ void merge_panel(const isvit_merging &merging, const isvit_merged &merged,
     rows[r] = codes + (int64_t)r * total;
   }
   multiply_rows(product, rows, count,
-                [&](int r, int n, const Floats16 &value) ISVIT_INLINE {
-                  store16(y + (int64_t)r * product.outputs + n * COLUMNS, value);
+                [&](int r, int n, const Floats16 &sum) ISVIT_INLINE {
+                  store16(y + (int64_t)r * product.outputs + n * COLUMNS, sum);
                 });
 }
 
 }  // namespace
 
 void ISVIT_NAME(run_merging)(int32_t threads, const isvit_merging &merging,
-                 const isvit_merged &merged, const float *x, float *y) {
+                             const isvit_merged &merged, const float *x,
+                             float *y) {
   const int64_t panels = (merged.rows + PANEL - 1) / PANEL;
   const int channels = merging.norm.channels / merged.parts;
   parallel(threads, merged.images * panels, [&](int64_t task) {

@@ -82,7 +82,8 @@ struct isvit_level {
 // within it.
 struct isvit_pooling {
   const isvit_level *levels;
-  const float *boxes;          // [num_boxes][5]: image, left, top, right, bottom
+  // [num_boxes][5]: image, left, top, right, bottom.
+  const float *boxes;
   const int64_t *level;        // [num_boxes]
   int32_t num_boxes, channels; // channels a multiple of 16
   int32_t height, width;       // bins of a box

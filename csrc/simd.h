@@ -97,12 +97,12 @@ inline ISVIT_INLINE Ints nearest(Floats x) {
   return (Ints)(x + magic) - (Ints)magic;
 }
 
-// The polynomial whose coefficients are given from the highest power down.
+// The polynomial whose factors are given from the highest power down.
 template <int N>
-inline ISVIT_INLINE Floats polynomial(Floats x, const float (&coefficients)[N]) {
-  Floats sum = splat(coefficients[0]);
+inline ISVIT_INLINE Floats polynomial(Floats x, const float (&factors)[N]) {
+  Floats sum = splat(factors[0]);
   repeat<N - 1>([&](auto i) ISVIT_INLINE {
-    sum = multiply_add(sum, x, splat(coefficients[i + 1]));
+    sum = multiply_add(sum, x, splat(factors[i + 1]));
   });
   return sum;
 }
