@@ -245,9 +245,10 @@ class NativeMerging:
         images, tokens, _ = x.shape
         merged = _Merged(images, tokens, *token.shape, token.data_ptr())
         out = x.new_empty(images, len(token), len(plan.reduction.weight))
-        kernel(self.isa, 'run_merging')(
-            ctypes.byref(self._structure), ctypes.byref(merged),
-            POINTER(x.data_ptr()), POINTER(out.data_ptr()))
+        kernel(self.isa, 'run_merging')(ctypes.byref(self._structure),
+                                        ctypes.byref(merged),
+                                        POINTER(x.data_ptr()),
+                                        POINTER(out.data_ptr()))
         return out, merged_size
 
 

@@ -1,5 +1,5 @@
 """Which calls of a model's parts may be run by other means than theirs."""
-from typing import Any, Callable, List, Optional, Tuple
+from typing import Any, Callable, List, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -33,27 +33,54 @@ def _is_autocast() -> bool:
         return torch.is_autocast_cpu_enabled()
 
 
-def obstacle(part: nn.Module) -> str:
-    """Why a calibrated part of a model cannot be run as a whole; '' if it can.
+class Survey(NamedTuple):
+    """What is in a part of a model.
 
-    It cannot where anyone watches, trains or simulates something in it.
+    Attributes:
+        obstacle: why it cannot be run as a whole; '' if it can.
+        tensors: its parameters and buffers.
+        quantizers: all that it has.
     """
-    for name, module in part.named_modules():
-        where = name or 'it'
-        if module.training:
-            return f'{where} is in training mode'
-        if is_hooked(module):
-            return f'{where} has forward hooks'
+    obstacle: str
+    tensors: List[Tensor]
+    quantizers: List[Quantizer]
+
+
+def survey(part: nn.Module) -> Survey:
+    """Look through a calibrated part, once at every forward.
+
+    It cannot be run as a whole where anyone watches, trains or simulates
+    something in it.
+    """
+    tensors: List[Optional[Tensor]] = []
+    quantizers: List[Quantizer] = []
+    for module in part.modules():
+        obstacle = _obstacle(module)
+        if obstacle:
+            names = {each: name for name, each in part.named_modules()}
+            return Survey(f'{names[module] or "it"} {obstacle}', [], [])
+        tensors += module._parameters.values()
+        tensors += module._buffers.values()
         if isinstance(module, Quantizer):
-            if not module.enabled:
-                return f'{where} is off'
-            if module.observer is not None:
-                return f'{where} is observed'
-        if isinstance(module, (QuantLinear, QuantConv2d)):
-            if module.native is None:
-                return f'{where} is simulated'
-            if module.weight.dtype is not torch.float32:
-                return f'{where} has weights in {module.weight.dtype}'
+            quantizers.append(module)
+    return Survey('', [t for t in tensors if t is not None], quantizers)
+
+
+def _obstacle(module: nn.Module) -> str:
+    if module.training:
+        return 'is in training mode'
+    if is_hooked(module):
+        return 'has forward hooks'
+    if isinstance(module, Quantizer):
+        if not module.enabled:
+            return 'is off'
+        if module.observer is not None:
+            return 'is observed'
+    if isinstance(module, (QuantLinear, QuantConv2d)):
+        if module.native is None:
+            return 'is simulated'
+        if module.weight.dtype is not torch.float32:
+            return f'has weights in {module.weight.dtype}'
     return ''
 
 

@@ -120,10 +120,9 @@ def encode_map(isa: Isa,
                   padding_code)
     strides = (LONG * 4)(*x.stride())
     quantizer, _kept = quantizer_structure(source)
-    kernel(isa, 'encode')(
-        ctypes.byref(quantizer),
-        POINTER(x.data_ptr()), strides, INT(channels), ctypes.byref(layout),
-        POINTER(codes.data_ptr()))
+    kernel(isa, 'encode')(ctypes.byref(quantizer), POINTER(x.data_ptr()),
+                          strides, INT(channels), ctypes.byref(layout),
+                          POINTER(codes.data_ptr()))
     return codes
 
 
@@ -146,9 +145,8 @@ def multiply(isa: Isa, weights: PackedWeights, rows: Rows, out: Tensor,
     inputs = _Rows(rows.codes.data_ptr(), *rows.grid, *rows.strides,
                    ctypes.addressof(segments))
     output = _Output(out.data_ptr(), *strides)
-    kernel(isa, 'multiply')(
-        ctypes.byref(product),
-        ctypes.byref(inputs), ctypes.byref(output))
+    kernel(isa, 'multiply')(ctypes.byref(product), ctypes.byref(inputs),
+                            ctypes.byref(output))
     return out
 
 

@@ -1,10 +1,9 @@
 """Parts of a backbone that run natively as a whole."""
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional
+from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
-from torch import Tensor, nn
+from torch import nn
 
-from isvit_det.core.quantizers import Quantizer
-from isvit_det.runtime.calls import Kept, obstacle
+from isvit_det.runtime.calls import Kept, Survey, survey
 from isvit_det.runtime.native import Isa
 from isvit_det.runtime.plan import Unsupported
 
@@ -53,7 +52,7 @@ class NativeParts:
         common = self.obstacle(backbone)
         reasons = {}
         for part in self.parts(backbone):
-            made = self._prepare(part, isa)
+            made = self._prepare(part, isa, survey(part.module))
             own = made if isinstance(made, str) else ''
             reasons[part.module] = common or own
         return reasons
@@ -63,17 +62,18 @@ class NativeParts:
 
         None if it has to run by its own module.
         """
-        made = self._prepare(part, isa)
+        found = survey(part.module)
+        made = self._prepare(part, isa, found)
         if isinstance(made, str):
             return None
-        _count_calls(part.module)
+        for quantizer in found.quantizers:
+            quantizer.num_calls += 1
         return made
 
-    def _prepare(self, part: Part, isa: Isa) -> Any:
+    def _prepare(self, part: Part, isa: Isa, found: Survey) -> Any:
         """What runs a part, or why there is nothing that does."""
-        reason = obstacle(part.module)
-        if reason:
-            return reason
+        if found.obstacle:
+            return found.obstacle
 
         def try_to_make() -> Any:
             try:
@@ -82,16 +82,4 @@ class NativeParts:
                 return str(error)
 
         kept = self._parts.setdefault(part.name, Kept())
-        return kept.get(list(_tensors_of(part.module)), try_to_make, isa)
-
-
-def _tensors_of(part: nn.Module) -> Iterator[Tensor]:
-    yield from part.parameters()
-    yield from part.buffers()
-
-
-def _count_calls(part: nn.Module) -> None:
-    """Every quantizer of a part has run."""
-    for module in part.modules():
-        if isinstance(module, Quantizer):
-            module.num_calls += 1
+        return kept.get(found.tensors, try_to_make, isa)
