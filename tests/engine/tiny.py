@@ -13,6 +13,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.registry import init_default_scope
 from pycocotools import mask as coco_mask
 
+from isvit_det.commands.quantize_det import main
 from isvit_det.datasets.drawn import generate
 from isvit_det.packed.header import HEADER
 
@@ -137,3 +138,13 @@ def same_file_state(one: Path, other: Path) -> bool:
         del state[HEADER]
     return first.keys() == second.keys() and all(
         torch.equal(first[key], second[key]) for key in first)
+
+
+def pack_tiny(tiny, folder):
+    """Path of a packed file of all of the detector, made in a folder."""
+    assert main([
+        tiny.config, tiny.checkpoint, '--scope', 'detector', '--method',
+        'minmax', '--calib-images', '2', '--no-float-eval', '--work-dir',
+        str(folder)
+    ]) == 0
+    return folder / 'packed.pth'

@@ -9,13 +9,12 @@ from mmengine.config import Config
 
 from isvit_det.commands import benchmark_det
 from isvit_det.commands.benchmark_det import main, read_subject
-from isvit_det.commands.quantize_det import main as quantize
 from isvit_det.core.layers import quantized_layers, quantizers
 from isvit_det.engine.speed import predicting, running, time_layers
 from isvit_det.runtime import engine
 from isvit_det.runtime.build import NoLibrary
 from isvit_det.runtime.engine import VARIABLE
-from tests.engine.tiny import make_tiny
+from tests.engine.tiny import make_tiny, pack_tiny
 
 
 @pytest.fixture(scope='module')
@@ -25,13 +24,7 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def packed(tiny, tmp_path_factory):
-    folder = tmp_path_factory.mktemp('packed')
-    assert quantize([
-        tiny.config, tiny.checkpoint, '--scope', 'detector', '--method',
-        'minmax', '--calib-images', '2', '--no-float-eval', '--work-dir',
-        str(folder)
-    ]) == 0
-    return str(folder / 'packed.pth')
+    return str(pack_tiny(tiny, tmp_path_factory.mktemp('packed')))
 
 
 @pytest.fixture(autouse=True)

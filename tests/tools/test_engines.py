@@ -9,7 +9,7 @@ from isvit_det.evaluation.loop import Evaluation
 from isvit_det.runtime import engine as engine_module
 from isvit_det.runtime.build import NoLibrary
 from isvit_det.runtime.engine import VARIABLE
-from tests.engine.tiny import make_tiny
+from tests.engine.tiny import make_tiny, pack_tiny
 
 
 @pytest.fixture(scope='module')
@@ -20,13 +20,7 @@ def tiny(tmp_path_factory):
 @pytest.fixture(scope='module')
 def packed(tiny, tmp_path_factory):
     """A packed file; its engine is left to the machine."""
-    folder = tmp_path_factory.mktemp('packed')
-    assert main([
-        tiny.config, tiny.checkpoint, '--scope', 'detector', '--method',
-        'minmax', '--calib-images', '2', '--no-float-eval', '--work-dir',
-        str(folder)
-    ]) == 0
-    return folder / 'packed.pth'
+    return pack_tiny(tiny, tmp_path_factory.mktemp('packed'))
 
 
 @pytest.fixture
