@@ -138,8 +138,11 @@ def quantize_layers_(model: nn.Module, backbone: nn.Module,
     language = language_model(model)
     if language is not None:
         kept.update(language.modules())
+    neck = getattr(model, 'neck', None)
+    in_neck = set() if neck is None else set(neck.modules())
     replacements: Dict[nn.Module, nn.Module] = {
-        layer: quantized_version(layer, config)
+        layer: quantized_version(layer, config,
+                                 'neck' if layer in in_neck else 'heads')
         for layer in model.modules() if layer not in kept and _is_plain(layer)
     }
     replace_(model, replacements)

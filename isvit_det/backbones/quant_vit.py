@@ -181,9 +181,9 @@ def _quantize_block_(block: Any, config: QuantConfig) -> None:
     attn.qkv = QuantLinear(attn.qkv, config)
     attn.query_key = QuantMatMul.of_query_key(config)
     attn.attention_value = QuantMatMul.of_attention_value(config)
-    attn.proj = QuantLinear(attn.proj, config)
+    attn.proj = QuantLinear(attn.proj, config, 'proj')
     block.mlp.fc1 = QuantLinear(block.mlp.fc1, config)
-    block.mlp.fc2 = QuantLinear(block.mlp.fc2, config)
+    block.mlp.fc2 = QuantLinear(block.mlp.fc2, config, 'fc2')
     if block.window_size:
         # Stage 2 changes it, so it becomes part of the state dict.
         block.register_buffer('padding_value', block.padding_value)

@@ -60,7 +60,7 @@ class QuantWindowMSA(BaseModule):
         self.softmax = source.softmax
         self.attn_drop = source.attn_drop
         self.attention_value = QuantMatMul.of_attention_value(config)
-        self.proj = QuantLinear(source.proj, config)
+        self.proj = QuantLinear(source.proj, config, 'proj')
         self.proj_drop = source.proj_drop
 
     def forward(self, x: Tensor, mask: Optional[Tensor] = None) -> Tensor:
@@ -304,7 +304,7 @@ class QuantSwinTransformer(SwinTransformer):
                 block.attn = QuantShiftWindowMSA(block.attn, config)
                 layers = block.ffn.layers
                 layers[0][0] = QuantLinear(layers[0][0], config)
-                layers[1] = QuantLinear(layers[1], config)
+                layers[1] = QuantLinear(layers[1], config, 'fc2')
             if stage.downsample is not None:
                 stage.downsample.reduction = QuantLinear(
                     stage.downsample.reduction, config)

@@ -11,6 +11,7 @@ from isvit_det.core.errors import QuantError
 from isvit_det.core.quantizers import (AttentionQuantizer, Quantizer,
                                        UniformQuantizer, attention_quantizer)
 from isvit_det.core.settings import QuantConfig
+from isvit_det.core.table_quantizer import activation_quantizer
 
 # Quantizers that an error message names.
 SHOWN_NAMES = 5
@@ -30,6 +31,7 @@ class QuantLinear(nn.Linear):
     Args:
         source: float layer, whose parameters are shared, not copied.
         config: bits and range search.
+        place: of the input, see ``activation_quantizer``.
 
     Attributes:
         native: runs the layer where it can; None or where it cannot, the
@@ -39,7 +41,10 @@ class QuantLinear(nn.Linear):
     offset: Optional[Tensor]
     native: Optional[NativeForward] = None
 
-    def __init__(self, source: nn.Linear, config: QuantConfig) -> None:
+    def __init__(self,
+                 source: nn.Linear,
+                 config: QuantConfig,
+                 place: str = '') -> None:
         nn.Module.__init__(self)
         self.in_features = source.in_features
         self.out_features = source.out_features
@@ -49,8 +54,7 @@ class QuantLinear(nn.Linear):
         if source.bias is None:
             offset = source.weight.new_zeros(source.out_features)
         self.register_buffer('offset', offset)
-        self.input_quantizer = UniformQuantizer(config.act_bits, 'act',
-                                                config.percentiles)
+        self.input_quantizer: Any = activation_quantizer(config, place)
         self.weight_quantizer = UniformQuantizer(config.weight_bits, 'weight',
                                                  config.percentiles,
                                                  self.out_features, 0)
@@ -73,13 +77,15 @@ class QuantConv2d(nn.Conv2d):
         source: float layer, whose parameters are shared, not copied.
         config: bits and range search.
         input_bits: bits of the input instead of ``config.act_bits``.
+        place: of the input, see ``activation_quantizer``.
     """
     native: Optional[NativeForward] = None
 
     def __init__(self,
                  source: nn.Conv2d,
                  config: QuantConfig,
-                 input_bits: Optional[int] = None) -> None:
+                 input_bits: Optional[int] = None,
+                 place: str = '') -> None:
         nn.Module.__init__(self)
         # The attributes that nn.Conv2d's forward and repr use.
         for name in ('in_channels', 'out_channels', 'kernel_size', 'stride',
@@ -89,8 +95,10 @@ class QuantConv2d(nn.Conv2d):
             setattr(self, name, getattr(source, name))
         self.weight = source.weight
         self.bias = source.bias
-        self.input_quantizer = UniformQuantizer(input_bits or config.act_bits,
-                                                'act', config.percentiles)
+        self.input_quantizer: Any = activation_quantizer(config, place)
+        if input_bits is not None:
+            self.input_quantizer = UniformQuantizer(input_bits, 'act',
+                                                    config.percentiles)
         self.weight_quantizer = UniformQuantizer(config.weight_bits, 'weight',
                                                  config.percentiles,
                                                  self.out_channels, 0)
@@ -137,16 +145,14 @@ class QuantMatMul(nn.Module):
     @classmethod
     def of_query_key(cls, config: QuantConfig) -> 'QuantMatMul':
         """Product of query and key."""
-        return cls(
-            *(UniformQuantizer(config.act_bits, 'act', config.percentiles)
-              for _ in range(2)))
+        return cls(*(activation_quantizer(config, 'qkv') for _ in range(2)))
 
     @classmethod
     def of_attention_value(cls, config: QuantConfig) -> 'QuantMatMul':
         """Product of post-softmax attention and value."""
         return cls(
             attention_quantizer(config),
-            UniformQuantizer(config.act_bits, 'act', config.percentiles))
+            activation_quantizer(config, 'qkv'))
 
     def forward(self, left: Tensor, right: Tensor) -> Tensor:
         """Product of (..., N, K) and (..., K, M), shape (..., N, M)."""

@@ -47,6 +47,7 @@ class RangeObserver:
         counts: int64, shape (C, 2048); None before the first batch.
         low: minimum of each channel, shape (C,).
         high: maximum of each channel, shape (C,).
+        zeros: number of values that are exactly 0, int64, shape (C,).
     """
 
     def __init__(self, num_channels: int = 1, axis: int = -1) -> None:
@@ -70,6 +71,7 @@ class RangeObserver:
         low, high = rows.amin(1), rows.amax(1)
         _check_finite(low, high)
         self._widen_(low, high)
+        self.zeros += (rows == 0).sum(1)
         step = max(1, CHUNK // self.num_channels)
         for chunk in rows.split(step, dim=1):
             self._count_(chunk)
@@ -91,6 +93,7 @@ class RangeObserver:
         if (low <= high).all():
             self._widen_(low, high)
             sum_(self.counts)  # type: ignore
+            sum_(self.zeros)
 
     def _widen_(self, low: Tensor, high: Tensor) -> None:
         """Extend the bins to values from ``low`` to ``high``."""
@@ -102,6 +105,7 @@ class RangeObserver:
                 NUM_BINS,
                 dtype=torch.int64,
                 device=low.device)
+            self.zeros = torch.zeros_like(self.counts[:, 0])
             return
         self.low = torch.minimum(self.low, low)
         self.high = torch.maximum(self.high, high)

@@ -17,6 +17,8 @@ SHIFT_ERRORS = ('attention', 'output')
 SCOPES = ('backbone', 'detector')
 ITEMS = ('unit', 'image')
 STAGE_ONE_INPUTS = ('float', 'quantized')
+TABLE_PLACES = ('fc2', 'proj', 'qkv', 'neck', 'heads')
+MIN_ENTRY_BITS, MAX_ENTRY_BITS = 3, 7
 
 T = TypeVar('T')
 
@@ -91,6 +93,14 @@ class QuantConfig:
             from, by the squared error. A percentile p keeps the quantiles
             1 - p to p; of attention, which is clipped from above only, the
             share p of the values. 1 is min-max.
+        activation_tables: activations with a table of unevenly spaced
+            values, one for each of the 2^bits codes: of ``'fc2'``, the input
+            of the second layer of an MLP; ``'proj'``, that of the projection
+            behind the attention; ``'qkv'``, queries, keys and values;
+            ``'neck'`` and ``'heads'``, the inputs of all layers there. They
+            need more ``entry_bits`` than ``act_bits``; all others have
+            evenly spaced values.
+        entry_bits: bits of the integers in these tables, 3 to 7.
         channelwise: quantize post-LayerNorm activations per channel first and
             fold the scales into one per tensor (the paper's stage 2).
     """
@@ -104,6 +114,8 @@ class QuantConfig:
     shifts: Tuple[float, ...] = PAPER_SHIFTS
     shift_error: str = 'output'
     percentiles: Tuple[float, ...] = WIDE_PERCENTILES
+    activation_tables: Tuple[str, ...] = ()
+    entry_bits: int = 7
     channelwise: bool = True
 
     def __post_init__(self) -> None:
@@ -115,6 +127,10 @@ class QuantConfig:
         _check_choice('quant.softmax', self.softmax, SOFTMAX_QUANTIZERS)
         _check_choice('quant.exponent', self.exponent, EXPONENTS)
         _check_choice('quant.shift_error', self.shift_error, SHIFT_ERRORS)
+        for place in self.activation_tables:
+            _check_choice('quant.activation_tables', place, TABLE_PLACES)
+        _check_number('quant.entry_bits', self.entry_bits, MIN_ENTRY_BITS,
+                      MAX_ENTRY_BITS, (int, ))
         _check_choice('quant.channelwise', self.channelwise, (True, False))
         for key, low in (('shifts', 1e-9), ('percentiles', .5)):
             grid = getattr(self, key)
@@ -155,7 +171,7 @@ class QuantConfig:
         isvit_det.core.errors.QuantError: quant: unknown keys ['bit']; \
 expected a subset of ['method', 'weight_bits', 'act_bits', 'input_bits', \
 'scope', 'softmax', 'exponent', 'shifts', 'shift_error', 'percentiles', \
-'channelwise'].
+'activation_tables', 'entry_bits', 'channelwise'].
         """
         values = dict(values)
         method = values.get('method', cls.method)

@@ -9,13 +9,21 @@ from isvit_det.core.settings import QuantConfig
 QUANTIZED_LAYERS = (QuantLinear, QuantConv2d)
 
 
-def quantized_version(layer: nn.Module, config: QuantConfig) -> nn.Module:
-    """A quantized layer that shares the parameters of a float one."""
+def quantized_version(layer: nn.Module,
+                      config: QuantConfig,
+                      place: str = '') -> nn.Module:
+    """A quantized layer that shares the parameters of a float one.
+
+    Args:
+        layer: a Linear or Conv2d.
+        config: bits and range search.
+        place: of the layer's input, see ``activation_quantizer``.
+    """
     if isinstance(layer, nn.Linear):
-        quantized: nn.Module = QuantLinear(layer, config)
+        quantized: nn.Module = QuantLinear(layer, config, place)
     else:
         assert isinstance(layer, nn.Conv2d)
-        quantized = QuantConv2d(layer, config)
+        quantized = QuantConv2d(layer, config, place=place)
     return quantized.train(layer.training)
 
 
