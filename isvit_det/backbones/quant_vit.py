@@ -178,11 +178,11 @@ class GlobalBlockUnit(BlockUnit):
 def _quantize_block_(block: Any, config: QuantConfig) -> None:
     """Replace the linear layers and matrix products of a block."""
     attn = block.attn
-    attn.qkv = QuantLinear(attn.qkv, config)
+    attn.qkv = QuantLinear(attn.qkv, config, 'norm')
     attn.query_key = QuantMatMul.of_query_key(config)
     attn.attention_value = QuantMatMul.of_attention_value(config)
     attn.proj = QuantLinear(attn.proj, config, 'proj')
-    block.mlp.fc1 = QuantLinear(block.mlp.fc1, config)
+    block.mlp.fc1 = QuantLinear(block.mlp.fc1, config, 'norm')
     block.mlp.fc2 = QuantLinear(block.mlp.fc2, config, 'fc2')
     if block.window_size:
         # Stage 2 changes it, so it becomes part of the state dict.

@@ -55,7 +55,7 @@ class QuantWindowMSA(BaseModule):
         self.relative_position_bias_table = source.relative_position_bias_table
         self.register_buffer('relative_position_index',
                              source.relative_position_index)
-        self.qkv = QuantLinear(source.qkv, config)
+        self.qkv = QuantLinear(source.qkv, config, 'norm')
         self.query_key = QuantMatMul.of_query_key(config)
         self.softmax = source.softmax
         self.attn_drop = source.attn_drop
@@ -303,11 +303,11 @@ class QuantSwinTransformer(SwinTransformer):
             for block in stage.blocks:
                 block.attn = QuantShiftWindowMSA(block.attn, config)
                 layers = block.ffn.layers
-                layers[0][0] = QuantLinear(layers[0][0], config)
+                layers[0][0] = QuantLinear(layers[0][0], config, 'norm')
                 layers[1] = QuantLinear(layers[1], config, 'fc2')
             if stage.downsample is not None:
                 stage.downsample.reduction = QuantLinear(
-                    stage.downsample.reduction, config)
+                    stage.downsample.reduction, config, 'norm')
         self._register_load_state_dict_pre_hook(refuse_packed)
 
     def forward(self, x: Tensor) -> List[Tensor]:

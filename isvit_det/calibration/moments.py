@@ -160,7 +160,7 @@ class MomentCollector:
         x = args[0]
         if x.numel() == 0:
             return
-        q = layer.input_quantizer.decode(layer.input_quantizer.encode(x))
+        q = layer.input_quantizer.represent(x)
         views = [view_rows(layer, values) for values in (x, q)]
         rows, weights = self._draw_rows(layer, *views[0].shape[:3])
         x, q = (take_rows(view, rows) for view in views)

@@ -1,7 +1,8 @@
 """The three stages of one unit (I&S-ViT, section 3.3)."""
-from typing import Callable, Dict, NamedTuple
+from typing import Any, Callable, Dict, List, NamedTuple
 
 import torch
+from torch import nn
 
 from isvit_det.calibration.closed_form import correct_
 from isvit_det.calibration.importance import num_prefix, token_weights
@@ -10,10 +11,13 @@ from isvit_det.calibration.reconstruct import (ErrorMeter, ItemSampler,
 from isvit_det.calibration.store import ActivationStore, Sizes, own_states
 from isvit_det.core.layers import (fit_weights_, observe, precision,
                                    quantized_layers, set_precision_)
-from isvit_det.core.reparam import (fold_channel_scales_, use_channel_scales_,
+from isvit_det.core.quantizers import Quantizer
+from isvit_det.core.reparam import (NormLinear, fold_channel_scales_,
+                                    use_channel_scales_,
                                     widen_narrow_channels_)
 from isvit_det.core.rotation import rotate_heads_
 from isvit_det.core.settings import QuantConfig, SOSConfig
+from isvit_det.core.table_quantizer import TableQuantizer
 from isvit_det.core.units import State, Unit
 
 
@@ -84,9 +88,8 @@ class UnitCalibration:
         if self.sos.rotate_heads:
             for heads in unit.heads():
                 rotate_heads_(heads)
-        for pair in pairs:
-            use_channel_scales_(pair)
-        self._fit_ranges(stage_one_inputs)
+        final = [use_channel_scales_(pair) for pair in pairs]
+        self._fit_ranges(stage_one_inputs, unit.module)
         for pair in pairs:
             widen_narrow_channels_(pair.linear.input_quantizer)
         with precision(unit.module, weights=False, acts=True):
@@ -95,6 +98,7 @@ class UnitCalibration:
             errors['after_stage_1'] = meter.error()
             for pair in pairs:
                 fold_channel_scales_(pair)
+            self._fit_tables(pairs, final, stage_one_inputs)
             errors['after_stage_2'] = meter.error()
             self.on_step(2, 1, 1)
         if self.sos.closed_form_start:
@@ -107,10 +111,35 @@ class UnitCalibration:
         errors['after_stage_3'] = last_meter.error()
         return errors
 
-    def _fit_ranges(self, inputs: ActivationStore) -> None:
-        """Fit the activation quantizers, everything being in float."""
+    def _fit_tables(self, pairs: List[NormLinear], final: List[Quantizer],
+                    inputs: ActivationStore) -> None:
+        """Fit tables for post-LayerNorm activations of folded scales.
+
+        Args:
+            pairs: folded.
+            final: for each pair, the input quantizer that its layer was built
+                with.
+            inputs: of the unit.
+        """
+        tables = nn.ModuleList()
+        for pair, quantizer in zip(pairs, final):
+            if isinstance(quantizer, TableQuantizer):
+                pair.linear.input_quantizer = quantizer
+                tables.append(quantizer)
+        if tables:
+            self._fit_ranges(inputs, tables)
+            for table in tables:
+                table.enabled = True
+
+    def _fit_ranges(self, inputs: ActivationStore, observed: Any) -> None:
+        """Fit activation quantizers, everything being in float.
+
+        Args:
+            inputs: of the unit.
+            observed: the module that has these quantizers.
+        """
         with precision(self.unit.module, weights=False, acts=False):
-            with observe(self.unit.module):
+            with observe(observed):
                 for _, _, state in own_states(inputs, self.activations.sizes,
                                               self.device):
                     self.unit.forward(state)

@@ -151,8 +151,7 @@ class QuantMatMul(nn.Module):
     def of_attention_value(cls, config: QuantConfig) -> 'QuantMatMul':
         """Product of post-softmax attention and value."""
         return cls(
-            attention_quantizer(config),
-            activation_quantizer(config, 'qkv'))
+            attention_quantizer(config), activation_quantizer(config, 'qkv'))
 
     def forward(self, left: Tensor, right: Tensor) -> Tensor:
         """Product of (..., N, K) and (..., K, M), shape (..., N, M)."""

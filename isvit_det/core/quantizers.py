@@ -75,6 +75,10 @@ class Quantizer(nn.Module):
         """Real values of codes."""
         raise NotImplementedError
 
+    def represent(self, x: Tensor) -> Tensor:
+        """The values that stand for ``x``: ``decode(encode(x))``."""
+        return self.decode(self.encode(x))
+
     def inside(self, x: Tensor) -> Tensor:
         """Where ``x`` is not clipped, as booleans."""
         raise NotImplementedError
@@ -104,7 +108,7 @@ class Quantizer(nn.Module):
                                'calibrate the model first.')
         self.num_calls += x.numel() > 0
         with torch.no_grad():
-            decoded = self.decode(self.encode(x))
+            decoded = self.represent(x)
         if not (torch.is_grad_enabled() and x.requires_grad):
             return decoded
         return StraightThrough.apply(x, decoded, self.inside(x.detach()))

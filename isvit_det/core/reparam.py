@@ -1,11 +1,11 @@
 """Stage 2: fold per-channel scales into LayerNorm and the next layer."""
-from typing import NamedTuple, Optional, Protocol
+from typing import Any, NamedTuple, Optional, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from isvit_det.core.layers import QuantLinear
-from isvit_det.core.quantizers import UniformQuantizer
+from isvit_det.core.quantizers import Quantizer, UniformQuantizer
 
 # Channels with a range below this share of the median range are widened to it,
 # because the zero point of a constant channel would be out of bounds.
@@ -31,10 +31,15 @@ class NormLinear(NamedTuple):
     padding: Optional[PaddingOwner] = None
 
 
-def use_channel_scales_(pair: NormLinear) -> None:
-    """Make the linear layer's input quantizer per channel, for stage 1."""
-    pair.linear.input_quantizer = _successor(pair.linear.input_quantizer,
-                                             pair.linear.in_features)
+def use_channel_scales_(pair: NormLinear) -> Quantizer:
+    """Make the linear layer's input quantizer per channel, for stage 1.
+
+    Returns:
+        The quantizer that it had, which is not fitted.
+    """
+    before = pair.linear.input_quantizer
+    pair.linear.input_quantizer = _successor(before, pair.linear.in_features)
+    return before
 
 
 def widen_narrow_channels_(quantizer: UniformQuantizer) -> None:
@@ -104,7 +109,7 @@ def fold_channel_scales_(pair: NormLinear) -> None:
     linear.input_quantizer = tensor
 
 
-def _successor(old: UniformQuantizer,
+def _successor(old: Any,
                num_channels: Optional[int]) -> UniformQuantizer:
     """An unfitted quantizer of another granularity in the same mode."""
     new = UniformQuantizer(old.bits, old.role, old.percentiles, num_channels)

@@ -17,7 +17,7 @@ SHIFT_ERRORS = ('attention', 'output')
 SCOPES = ('backbone', 'detector')
 ITEMS = ('unit', 'image')
 STAGE_ONE_INPUTS = ('float', 'quantized')
-TABLE_PLACES = ('fc2', 'proj', 'qkv', 'neck', 'heads')
+TABLE_PLACES = ('norm', 'qkv', 'proj', 'fc2', 'neck', 'heads')
 MIN_ENTRY_BITS, MAX_ENTRY_BITS = 3, 7
 
 T = TypeVar('T')
@@ -94,9 +94,10 @@ class QuantConfig:
             1 - p to p; of attention, which is clipped from above only, the
             share p of the values. 1 is min-max.
         activation_tables: activations with a table of unevenly spaced
-            values, one for each of the 2^bits codes: of ``'fc2'``, the input
-            of the second layer of an MLP; ``'proj'``, that of the projection
-            behind the attention; ``'qkv'``, queries, keys and values;
+            values, one for each of the 2^bits codes: ``'norm'``, after the
+            norms of the backbone's blocks and mergings; ``'qkv'``, queries,
+            keys and values; ``'proj'``, the input of the projection behind
+            the attention; ``'fc2'``, that of an MLP's second layer;
             ``'neck'`` and ``'heads'``, the inputs of all layers there. They
             need more ``entry_bits`` than ``act_bits``; all others have
             evenly spaced values.

@@ -10,8 +10,8 @@ from isvit_det.core.observers import RangeObserver
 from isvit_det.core.quantizers import Quantizer, UniformQuantizer
 from isvit_det.core.search import search_affine
 from isvit_det.core.settings import QuantConfig
-from isvit_det.core.tables import (search_table, table_encode, table_position,
-                                   table_values)
+from isvit_det.core.tables import (cell_codes, look_up, search_table,
+                                   table_position, table_values)
 
 # 0 has to be a value if more than this share of the data is exactly 0.
 ZERO_SHARE = 1e-3
@@ -80,13 +80,25 @@ class TableQuantizer(Quantizer):
         self.zero_point.copy_(zero_point.view(()))
         self.entries.copy_(entries)
 
+    def _cell_codes(self) -> Tensor:
+        return cell_codes(self.entries, 2**(self.entry_bits + 1))
+
+    def _values(self) -> Tensor:
+        return table_values(self.entries, self.scale, self.zero_point)
+
     def encode(self, x: Tensor) -> Tensor:
-        return table_encode(x, self.entries, self.scale, self.zero_point,
-                            self.entry_bits)
+        return look_up(x,
+                       self._cell_codes().to(x.dtype), self.scale,
+                       self.zero_point)
 
     def decode(self, codes: Tensor) -> Tensor:
-        return table_decode(
-            codes, table_values(self.entries, self.scale, self.zero_point))
+        return table_decode(codes, self._values())
+
+    def represent(self, x: Tensor) -> Tensor:
+        # One look-up instead of two.
+        return look_up(x,
+                       self._values()[self._cell_codes()], self.scale,
+                       self.zero_point)
 
     def inside(self, x: Tensor) -> Tensor:
         entries = self.entries.to(x.dtype)

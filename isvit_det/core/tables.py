@@ -57,30 +57,23 @@ def table_position(x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
     return torch.div(x, scale).add_(zero_point)
 
 
-def table_encode(x: Tensor, entries: Tensor, scale: Tensor, zero_point: Tensor,
-                 entry_bits: int) -> Tensor:
-    """Codes of the entries that are nearest to ``x / scale + zero_point``.
+def look_up(x: Tensor, values: Tensor, scale: Tensor,
+            zero_point: Tensor) -> Tensor:
+    """For each real, the value of the cell in which it lies.
 
     Args:
         x: any shape.
-        entries: ascending integers below 2**entry_bits, shape (codes,).
-        scale: positive, scalar.
+        values: of every cell, see ``cell_codes``; shape (cells,). Reals
+            beyond them count to the first or the last one.
+        scale: of the entries, positive, scalar.
         zero_point: an integer, scalar.
-        entry_bits: width of the entries.
-
-    Returns:
-        Integers below the number of codes, in the dtype of ``x``. In the
-        middle between two entries it is the code of the greater one.
     """
-    num_cells = 2**(entry_bits + 1)
-    codes = cell_codes(entries, num_cells).to(x.dtype)
-    cells = torch.div(x, scale).mul_(2).floor_()
-    cells = cells.add_(2 * zero_point).clamp_(0, num_cells - 1)
-    return codes.index_select(0, cells.flatten().int()).view_as(x)
+    cells = torch.div(x, scale / 2).floor_()
+    cells = cells.add_(2 * zero_point).clamp_(0, len(values) - 1)
+    return values.index_select(0, cells.flatten().int()).view_as(x)
 
 
-def table_values(entries: Tensor, scale: Tensor,
-                 zero_point: Tensor) -> Tensor:
+def table_values(entries: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
     """Value of every code, ``(entry - zero_point) * scale``, (codes,)."""
     return (entries.to(scale.dtype) - zero_point) * scale
 
@@ -118,7 +111,8 @@ def search_table(samples: Samples, low: Tensor, high: Tensor,
                                       2**entry_bits,
                                       int(zero_point) if keeps_zero else None)
         found.append(
-            Table(entries, scale, zero_point, error * scale.double()**2))
+            Table(entries, scale, zero_point,
+                  error * scale.double()**2))
     return min(found, key=lambda table: float(table.error))
 
 

@@ -3,6 +3,7 @@
 MMEngine loads without strictness, and gives a model only the ``state_dict`` of
 a file. Therefore the model itself has hooks that decode and check a state.
 """
+import dataclasses
 from typing import Any, Dict, List, Mapping, Optional
 
 import torch
@@ -12,17 +13,19 @@ from isvit_det.core.bit_packing import unpack
 from isvit_det.core.errors import QuantError
 from isvit_det.core.functional import uniform_decode
 from isvit_det.core.settings import QuantConfig
+from isvit_det.core.swap import replace_
+from isvit_det.core.table_quantizer import TableQuantizer
 from isvit_det.core.weights import check_values
 from isvit_det.packed.float_parts import take_float_parts_
 from isvit_det.packed.header import HEADER, digest_of_classes, read_header
 from isvit_det.packed.keys import (CODES, derived_keys, implied_keys,
                                    named_layers, named_quantizers, own_keys)
-from isvit_det.packed.state import settings_of
+from isvit_det.packed.state import EARLIER, settings_of
 
 # Settings that change what a model computes; the others only change how it is
 # calibrated.
 RUN_SETTINGS = ('weight_bits', 'act_bits', 'input_bits', 'scope', 'softmax',
-                'exponent')
+                'exponent', 'activation_tables', 'entry_bits')
 # Buffers of quantized layers that are 0 before a calibration.
 UNCALIBRATED_ZERO = ('fitted', 'offset', 'padding_value')
 # Keys that an error message names.
@@ -45,10 +48,12 @@ class _LoadingHook:
             _check_settings(self.config, header)
             del state[prefix + HEADER]
             take_float_parts_(module, header, state, prefix)
+            _drop_tables_(module, state, prefix)
             _decode_(module, state, prefix)
             module.packed_classes = header.get('classes')
         else:
             take_float_parts_(module, {}, state, prefix)
+            _drop_tables_(module, state, prefix)
         _check_(module, state, prefix)
 
 
@@ -113,12 +118,34 @@ def _check_settings(config: QuantConfig, header: Mapping[str, Any]) -> None:
     differing = [
         f'{key} {getattr(packed, key)!r} (the config says '
         f'{getattr(config, key)!r})' for key in RUN_SETTINGS
-        if getattr(packed, key) != getattr(config, key)
+        # A file from before there were tables says nothing of them.
+        if getattr(packed, key) != getattr(config, key) and (
+            key in header['quant'] or key not in EARLIER)
     ]
     if differing:
         raise QuantError(
             f'packed file: made with {", ".join(differing)}; load it with '
             'the config it was made from, or calibrate anew.')
+
+
+def _drop_tables_(model: Any, state: Mapping[str, Tensor],
+                  prefix: str) -> None:
+    """Replace table quantizers that a calibrated state has no entries for.
+
+    A state from before there were tables has evenly spaced codes instead, and
+    the model goes on with these.
+    """
+    replacements: Dict[nn.Module, nn.Module] = {
+        quantizer: quantizer.even_version()
+        for name, quantizer in named_quantizers(model)
+        if isinstance(quantizer, TableQuantizer) and f'{prefix}{name}.scale' in
+        state and f'{prefix}{name}.entries' not in state
+    }
+    if not replacements:
+        return
+    replace_(model, replacements)
+    model.quant_config = dataclasses.replace(
+        model.quant_config, activation_tables=())
 
 
 def _decode_(model: nn.Module, state: Dict[str, Tensor], prefix: str) -> None:

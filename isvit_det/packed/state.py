@@ -13,6 +13,10 @@ from isvit_det.packed.header import (FORMAT_VERSION, HEADER, describe_others,
 from isvit_det.packed.keys import CODES, implied_keys, named_layers
 
 
+# Values of the settings that files written before lack: what they did.
+EARLIER = dict(activation_tables=())
+
+
 def pack_state(
         model: nn.Module,
         config: QuantConfig,
@@ -56,7 +60,7 @@ def settings_of(header: Mapping[str, Any]) -> QuantConfig:
         QuantError: if this version does not know them.
     """
     try:
-        return QuantConfig.from_dict(header['quant'])
+        return QuantConfig.from_dict({**EARLIER, **header['quant']})
     except QuantError as error:
         raise QuantError(f'packed file: made with settings that are not '
                          f'known here ({str(error).rstrip(".")}); use the '
