@@ -200,8 +200,10 @@ def _options(changed: Mapping[str, Any]) -> List[str]:
 
 
 def _text(value: Any) -> str:
-    return ','.join(map(str, value)) if isinstance(value,
-                                                   tuple) else str(value)
+    if not isinstance(value, tuple):
+        return str(value)
+    # Brackets, without which no or one element would be no list.
+    return f'[{",".join(map(str, value))}]'
 
 
 def parse_args() -> argparse.Namespace:

@@ -40,18 +40,26 @@ class Preset(NamedTuple):
 METHODS: Mapping[str, Preset] = {
     'minmax':
     Preset(
-        quant=dict(softmax='uniform', percentiles=(1., ), channelwise=False),
+        quant=dict(
+            softmax='uniform',
+            percentiles=(1., ),
+            activation_tables=(),
+            channelwise=False),
         sos=dict(iters=0)),
     'repq':
     Preset(
-        quant=dict(softmax='log_sqrt2', percentiles=PAPER_PERCENTILES),
+        quant=dict(
+            softmax='log_sqrt2',
+            percentiles=PAPER_PERCENTILES,
+            activation_tables=()),
         sos=dict(iters=0)),
     'isvit_paper':
     Preset(
         quant=dict(
             exponent='integer',
             shift_error='attention',
-            percentiles=PAPER_PERCENTILES),
+            percentiles=PAPER_PERCENTILES,
+            activation_tables=()),
         sos=dict()),
     'isvit':
     Preset(

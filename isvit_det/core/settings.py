@@ -115,7 +115,7 @@ class QuantConfig:
     shifts: Tuple[float, ...] = PAPER_SHIFTS
     shift_error: str = 'output'
     percentiles: Tuple[float, ...] = WIDE_PERCENTILES
-    activation_tables: Tuple[str, ...] = ()
+    activation_tables: Tuple[str, ...] = ('fc2', 'neck', 'heads')
     entry_bits: int = 7
     channelwise: bool = True
 
@@ -128,6 +128,10 @@ class QuantConfig:
         _check_choice('quant.softmax', self.softmax, SOFTMAX_QUANTIZERS)
         _check_choice('quant.exponent', self.exponent, EXPONENTS)
         _check_choice('quant.shift_error', self.shift_error, SHIFT_ERRORS)
+        if not isinstance(self.activation_tables, tuple):
+            raise QuantError('quant.activation_tables: '
+                             f'{self.activation_tables!r} is not allowed; '
+                             f'expected a list of some of {TABLE_PLACES}.')
         for place in self.activation_tables:
             _check_choice('quant.activation_tables', place, TABLE_PLACES)
         _check_number('quant.entry_bits', self.entry_bits, MIN_ENTRY_BITS,

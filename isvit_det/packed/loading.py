@@ -20,12 +20,12 @@ from isvit_det.packed.float_parts import take_float_parts_
 from isvit_det.packed.header import HEADER, digest_of_classes, read_header
 from isvit_det.packed.keys import (CODES, derived_keys, implied_keys,
                                    named_layers, named_quantizers, own_keys)
-from isvit_det.packed.state import EARLIER, settings_of
+from isvit_det.packed.state import settings_of
 
 # Settings that change what a model computes; the others only change how it is
 # calibrated.
 RUN_SETTINGS = ('weight_bits', 'act_bits', 'input_bits', 'scope', 'softmax',
-                'exponent', 'activation_tables', 'entry_bits')
+                'exponent')
 # Buffers of quantized layers that are 0 before a calibration.
 UNCALIBRATED_ZERO = ('fitted', 'offset', 'padding_value')
 # Keys that an error message names.
@@ -49,6 +49,9 @@ class _LoadingHook:
             del state[prefix + HEADER]
             take_float_parts_(module, header, state, prefix)
             _drop_tables_(module, state, prefix)
+            module.quant_config = dataclasses.replace(
+                self.config,
+                activation_tables=settings_of(header).activation_tables)
             _decode_(module, state, prefix)
             module.packed_classes = header.get('classes')
         else:
@@ -118,10 +121,15 @@ def _check_settings(config: QuantConfig, header: Mapping[str, Any]) -> None:
     differing = [
         f'{key} {getattr(packed, key)!r} (the config says '
         f'{getattr(config, key)!r})' for key in RUN_SETTINGS
-        # A file from before there were tables says nothing of them.
-        if getattr(packed, key) != getattr(config, key) and (
-            key in header['quant'] or key not in EARLIER)
+        if getattr(packed, key) != getattr(config, key)
     ]
+    tables, known = packed.activation_tables, config.activation_tables
+    if set(tables) - set(known):
+        differing.append(f'activation_tables {list(tables)} (the config says '
+                         f'{list(known)})')
+    if tables and packed.entry_bits != config.entry_bits:
+        differing.append(f'entry_bits {packed.entry_bits} (the config says '
+                         f'{config.entry_bits})')
     if differing:
         raise QuantError(
             f'packed file: made with {", ".join(differing)}; load it with '
@@ -132,8 +140,8 @@ def _drop_tables_(model: Any, state: Mapping[str, Tensor],
                   prefix: str) -> None:
     """Replace table quantizers that a calibrated state has no entries for.
 
-    A state from before there were tables has evenly spaced codes instead, and
-    the model goes on with these.
+    The state was made with tables at fewer places, or before there were any.
+    Its codes are evenly spaced there, and the model goes on with these.
     """
     replacements: Dict[nn.Module, nn.Module] = {
         quantizer: quantizer.even_version()
@@ -141,11 +149,7 @@ def _drop_tables_(model: Any, state: Mapping[str, Tensor],
         if isinstance(quantizer, TableQuantizer) and f'{prefix}{name}.scale' in
         state and f'{prefix}{name}.entries' not in state
     }
-    if not replacements:
-        return
     replace_(model, replacements)
-    model.quant_config = dataclasses.replace(
-        model.quant_config, activation_tables=())
 
 
 def _decode_(model: nn.Module, state: Dict[str, Tensor], prefix: str) -> None:

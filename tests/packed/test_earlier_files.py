@@ -20,7 +20,12 @@ from mmengine.registry import init_default_scope
 
 from isvit_det.apis import quantize_detector, save_detector
 from isvit_det.checkpoint import read_checkpoint
-from isvit_det.core.layers import is_calibrated, quantized_layers
+from isvit_det.core.layers import (is_calibrated, quantized_layers,
+                                   quantizers)
+from isvit_det.core.quantizers import UniformQuantizer
+from isvit_det.core.table_quantizer import TableQuantizer
+from isvit_det.packed.header import read_header
+from isvit_det.packed.state import pack_state
 from tests.engine.tiny import FLOAT, FLOAT_DEIT, shrink_
 
 FOLDER = Path(__file__).parents[1] / 'data'
@@ -96,6 +101,18 @@ def test_an_earlier_file_gives_exactly_its_codes(earlier):
     name, model = earlier
     assert is_calibrated(model)
     assert codes_digest(model) == CODES[name]
+
+
+def test_an_earlier_file_has_no_tables(earlier):
+    _, model = earlier
+    kinds = {type(q) for q in quantizers(model).values() if q.role == 'act'}
+    assert TableQuantizer not in kinds and UniformQuantizer in kinds
+    assert model.quant_config.activation_tables == ()
+    # What is packed of it says so, and loads as well.
+    again = pack_state(model, model.quant_config)
+    assert read_header(again)['quant']['activation_tables'] == []
+    assert not any(key.endswith('.entries') for key in again)
+    model.load_state_dict(again)
 
 
 def test_an_earlier_file_gives_its_output(earlier):
