@@ -21,9 +21,9 @@ struct isvit_steps {
   int32_t depth;
 };
 
-// Codes of gelu(y). With `steps` that have limits (depth 4) the code is the
-// number of y's step, except below `left`, where gelu falls and the code is
-// `left_code`. Without, it is computed.
+// Codes of gelu(y), or their entries. With `steps` that have limits (depth 4) it
+// is the number of y's step, or with entries its value, except below `left`,
+// where gelu falls and it is `left_code`. Without, it is computed.
 struct isvit_gelu {
   isvit_quantizer quantizer;
   isvit_steps steps;

@@ -98,8 +98,8 @@ struct Affine {
   }
 };
 
-// Codes of sixteen reals, or the entries that they index. The codes of a map
-// are made by division, which is what the simulation does, those of a layer's
+// Codes of sixteen reals, or the entries of their cells. The codes of a map are
+// made by division, which is what the simulation does, those of a layer's
 // outputs by multiplication.
 template <bool DIVIDE>
 struct Encoder {
@@ -108,23 +108,33 @@ struct Encoder {
   const uint8_t *entries;
 
   explicit Encoder(const isvit_quantizer &q)
-      : factor(splat(DIVIDE ? q.scale : 1.f / q.scale)),
-        low(splat((float)-q.zero_point)),
-        high(splat((float)(q.top - q.zero_point))),
-        zero_point(splat(q.zero_point)), entries(q.entries) {}
+      : entries(q.entries) {
+    const float step = entries ? .5f * q.scale : q.scale;
+    const int32_t zero = entries ? 2 * q.zero_point : q.zero_point;
+    factor = splat(DIVIDE ? step : 1.f / step);
+    low = splat((float)-zero);
+    high = splat((float)(q.top - zero));
+    zero_point = splat(zero);
+  }
 
   // Rounding and clamping to whole numbers commute.
-  ISVIT_INLINE Ints encode(Floats x) const {
+  ISVIT_INLINE Floats clamped(Floats x) const {
     const Floats steps = DIVIDE ? x / factor : x * factor;
-    return nearest(smaller(larger(steps, low), high)) + zero_point;
+    return smaller(larger(steps, low), high);
   }
   ISVIT_INLINE void operator()(const Floats16 &x, uint8_t *to) const {
     Ints16 codes;
-    repeat<PARTS>(
-        [&](auto j) ISVIT_INLINE { codes.part[j] = encode(x.part[j]); });
+    if (entries == nullptr) {
+      repeat<PARTS>([&](auto j) ISVIT_INLINE {
+        codes.part[j] = nearest(clamped(x.part[j])) + zero_point;
+      });
+      return store_codes(to, codes);
+    }
+    repeat<PARTS>([&](auto j) ISVIT_INLINE {
+      codes.part[j] = below(clamped(x.part[j])) + zero_point;
+    });
     store_codes(to, codes);
-    if (entries != nullptr)
-      for (int i = 0; i < COLUMNS; i++) to[i] = entries[to[i]];
+    for (int i = 0; i < COLUMNS; i++) to[i] = entries[to[i]];
   }
 };
 

@@ -13,7 +13,7 @@
 #define ISVIT_NAME(name) ISVIT_EXPAND(name, ISVIT_KERNELS)
 
 // Raised whenever a structure or a function below changes.
-constexpr int32_t ISVIT_VERSION = 8;
+constexpr int32_t ISVIT_VERSION = 9;
 
 // A stretch of the inputs that int16 lanes may sum before they are widened:
 // `groups` groups of four inputs, from `offset` bytes behind the start of each
@@ -36,8 +36,10 @@ struct isvit_product {
   int32_t num_runs, groups, blocks, outputs;
 };
 
-// code = clamp(round(x / scale) + zero_point, 0, top); with `entries`, what is
-// stored is entries[code].
+// code = clamp(round(x / scale) + zero_point, 0, top). Where codes index a table
+// of entries, what is stored is the entry that is nearest to x / scale +
+// zero_point: entries[cell], where a cell is half a step,
+// cell = clamp(floor(2 * x / scale) + 2 * zero_point, 0, top).
 struct isvit_quantizer {
   float scale;
   int32_t zero_point, top;

@@ -74,6 +74,7 @@ inline ISVIT_INLINE void store16(T *to, const V &v) {
 
 inline Floats splat(float x) { return x - Floats{}; }
 inline Ints splat(int32_t x) { return x - Ints{}; }
+inline Ints whole(Floats x) { return __builtin_convertvector(x, Ints); }
 inline Floats to_float(Ints x) { return __builtin_convertvector(x, Floats); }
 inline Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
 inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
@@ -95,6 +96,12 @@ inline ISVIT_INLINE Floats multiply_add(Floats a, Floats b, Floats c) {
 inline ISVIT_INLINE Ints nearest(Floats x) {
   const Floats magic = splat(12582912.f);  // 1.5 * 2^23: no fraction is left
   return (Ints)(x + magic) - (Ints)magic;
+}
+
+// The greatest integers that are not greater; |x| < 2^31.
+inline ISVIT_INLINE Ints below(Floats x) {
+  const Ints towards_zero = whole(x);
+  return towards_zero + (Ints)(to_float(towards_zero) > x);
 }
 
 // The polynomial whose factors are given from the highest power down.

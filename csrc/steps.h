@@ -84,21 +84,25 @@ struct LargeSteps {
   }
 };
 
-// Codes of gelu(y) by steps, each of which is a code.
+// Codes of gelu(y) by steps, whose values are codes or their entries.
 struct GeluSteps {
   SmallSteps steps;
   Floats left;
   Ints left_code;
+  bool has_entries;
 
   explicit GeluSteps(const isvit_gelu &gelu)
       : steps(gelu.steps), left(splat(gelu.left)),
-        left_code(splat(gelu.left_code)) {}
+        left_code(splat(gelu.left_code)),
+        has_entries(gelu.quantizer.entries != nullptr) {}
 
   ISVIT_INLINE void operator()(const Floats16 &y, uint8_t *to) const {
     Ints16 codes;
     repeat<PARTS>([&](auto j) ISVIT_INLINE {
-      codes.part[j] =
-          y.part[j] < left ? left_code : steps.step(y.part[j]);
+      const Ints step = steps.step(y.part[j]);
+      const Ints value =
+          has_entries ? whole(pick(steps.values, step)) : step;
+      codes.part[j] = y.part[j] < left ? left_code : value;
     });
     store_codes(to, codes);
   }

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from isvit_det.core.layers import QuantLinear
-from isvit_det.core.quantizers import Quantizer, UniformQuantizer
 from isvit_det.runtime.packing import BLOCK
 from isvit_det.runtime.plan import (InputCodes, LayerPlan, Unsupported,
                                     plan_layer)
@@ -129,9 +128,9 @@ def plan_parts(parts: BlockParts, **more: Any) -> BlockPlan:
                           f'they are to be multiples of {BLOCK} and 4, and '
                           f'heads no wider than {MAX_HEAD}')
     query, key, value = (_rows(qkv, i * channels, channels) for i in range(3))
-    query_codes = _codes(parts.query_key.left_quantizer)
-    key_codes = _codes(parts.query_key.right_quantizer)
-    value_codes = _codes(parts.attention_value.right_quantizer)
+    query_codes = InputCodes.of(parts.query_key.left_quantizer)
+    key_codes = InputCodes.of(parts.query_key.right_quantizer)
+    value_codes = InputCodes.of(parts.attention_value.right_quantizer)
     if abs(query_codes.zero_point) * width * 255 >= 2**30:
         raise Unsupported(f'the zero point {query_codes.zero_point} of its '
                           'queries is too large')
@@ -140,7 +139,7 @@ def plan_parts(parts: BlockParts, **more: Any) -> BlockPlan:
     padding = torch.zeros(channels, dtype=torch.uint8)
     if parts.padding is not None:
         quantizer = parts.qkv[1].input_quantizer
-        padding = quantizer.encode(parts.padding).to(torch.uint8)
+        padding = qkv.input.stored(quantizer.encode(parts.padding))
     fc2 = plan_named(*parts.fc2)
     return BlockPlan(
         heads=parts.heads,
@@ -161,12 +160,6 @@ def plan_parts(parts: BlockParts, **more: Any) -> BlockPlan:
         logit_scale=query_codes.scale * key_codes.scale,
         attention=attention_steps(parts.attention_value.left_quantizer),
         **more)
-
-
-def _codes(quantizer: Quantizer) -> InputCodes:
-    """Codes of an operand of a product of activations."""
-    assert isinstance(quantizer, UniformQuantizer)
-    return InputCodes.of(quantizer)
 
 
 def plan_named(name: str, layer: Any) -> LayerPlan:

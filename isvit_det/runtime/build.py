@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Dict, Iterator, List, Sequence, Tuple, Union
 
-VERSION = 8
+VERSION = 9
 SOURCES = Path(__file__).resolve().parents[1] / 'csrc'
 # A wheel for one platform has the library beside this module.
 PACKAGED = Path(__file__).with_name('libisvit.so')

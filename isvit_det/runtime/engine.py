@@ -156,7 +156,8 @@ def _tensors_of(layer: Layer) -> List[Tensor]:
     inputs, weights = layer.input_quantizer, layer.weight_quantizer
     tensors = (layer.weight, layer.bias, getattr(layer, 'offset',
                                                  None), inputs.scale,
-               inputs.zero_point, weights.scale, weights.zero_point)
+               inputs.zero_point, getattr(inputs, 'entries', None),
+               weights.scale, weights.zero_point)
     return [tensor for tensor in tensors if tensor is not None]
 
 

@@ -164,9 +164,8 @@ def quantizer_structure(
     """The structure, and what it points to."""
     if codes is None:
         return Quantizer(1., 0, 0, None), None
-    top = 2**codes.bits - 1
     if codes.entries is None:
-        return Quantizer(codes.scale, codes.zero_point, top, None), None
-    entries = torch.tensor(codes.entries, dtype=torch.uint8)
-    return Quantizer(codes.scale, codes.zero_point, top,
-                     entries.data_ptr()), entries
+        return Quantizer(codes.scale, codes.zero_point, codes.top, None), None
+    entries = codes.stored(codes.cells())
+    return Quantizer(codes.scale, codes.zero_point,
+                     len(entries) - 1, entries.data_ptr()), entries

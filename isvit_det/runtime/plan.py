@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from isvit_det.core.layers import QuantConv2d, QuantLinear
-from isvit_det.core.quantizers import UniformQuantizer
+from isvit_det.core.quantizers import Quantizer, UniformQuantizer
+from isvit_det.core.table_quantizer import TableQuantizer
+from isvit_det.core.tables import cell_codes, look_up
 
 # Zero points whose products and sums stay in 32 bits; beyond, the
 # simulation's own float32 has lost digits.
@@ -37,8 +39,8 @@ class InputCodes:
         bits: width of the codes.
         scale: of one step.
         zero_point: entry of the value 0; may lie outside of all entries.
-        entries: integer of every code, 0..255, where codes index a table;
-            None where a code is its own entry.
+        entries: integer of every code, ascending, 0..127, where codes index
+            a table; None where a code is its own entry.
     """
     bits: int
     scale: float
@@ -50,26 +52,50 @@ class InputCodes:
         """The largest entry."""
         return max(self.entries) if self.entries else 2**self.bits - 1
 
+    def cells(self) -> Tensor:
+        """Code of every half step among the entries, int32, (cells,)."""
+        return cell_codes(
+            torch.tensor(self.entries, dtype=torch.long), 2 * (self.top + 1))
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Codes of float64 values."""
+        if self.entries is None:
+            return ((x / self.scale).round() + self.zero_point).clamp(
+                0, self.top)
+        return look_up(x,
+                       self.cells().to(x.dtype),
+                       torch.tensor(self.scale, dtype=x.dtype),
+                       torch.tensor(self.zero_point))
+
+    def stored(self, codes: Tensor) -> Tensor:
+        """What the products read for codes: their entries, uint8."""
+        if self.entries is None:
+            return codes.to(torch.uint8)
+        return torch.tensor(self.entries, dtype=torch.uint8)[codes.long()]
+
     @classmethod
-    def of(cls, quantizer: UniformQuantizer) -> 'InputCodes':
+    def of(cls, quantizer: Quantizer) -> 'InputCodes':
         """Codes of a calibrated quantizer of activations.
 
         Raises:
             Unsupported: if it is of no such kind, or its zero point is out
                 of reach.
         """
-        if not isinstance(quantizer, UniformQuantizer):
+        if not isinstance(quantizer, (UniformQuantizer, TableQuantizer)):
             raise Unsupported(f'its input is coded by a '
                               f'{type(quantizer).__name__}')
         if not (quantizer.is_fitted and quantizer.enabled):
             raise Unsupported('its input is not quantized')
-        if quantizer.num_channels is not None:
+        if quantizer.granularity == 'channel':
             raise Unsupported('its input has a scale per channel')
         zero_point = int(quantizer.zero_point)
         if abs(zero_point) > MAX_ZERO_POINT:
             raise Unsupported(f'the zero point {zero_point} of its input is '
                               f'beyond {MAX_ZERO_POINT}')
-        return cls(quantizer.bits, float(quantizer.scale), zero_point)
+        entries = None
+        if isinstance(quantizer, TableQuantizer) and not quantizer.is_even:
+            entries = tuple(quantizer.entries.tolist())
+        return cls(quantizer.bits, float(quantizer.scale), zero_point, entries)
 
 
 @dataclass(frozen=True)

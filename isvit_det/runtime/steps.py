@@ -84,9 +84,9 @@ class GeluCodes(NamedTuple):
 
     Attributes:
         codes: of the outputs.
-        steps: codes of inputs above ``left``; None where there are more than
-            16, or several left of the minimum.
-        left: below it, the code is ``left_code``.
+        steps: codes, or their entries, of inputs above ``left``; None where
+            there are more than 16, or several left of the minimum.
+        left: below it, the code, or its entry, is ``left_code``.
         left_code: that of a small negative output.
     """
     codes: InputCodes
@@ -99,10 +99,9 @@ def gelu_codes(codes: InputCodes) -> GeluCodes:
     """Codes of a GELU's outputs, as steps where they are few."""
 
     def encode(x: Tensor) -> Tensor:
-        positions = (F.gelu(x) / codes.scale).round() + codes.zero_point
-        return positions.clamp(0, codes.top)
+        return codes.encode(F.gelu(x))
 
-    if codes.bits > SMALL_DEPTH or codes.entries is not None:
+    if codes.bits > SMALL_DEPTH:
         return GeluCodes(codes)
     far = encode(torch.tensor([-LARGEST], dtype=torch.float64))
     lowest = encode(torch.tensor([GELU_MINIMUM], dtype=torch.float64))
@@ -114,8 +113,9 @@ def gelu_codes(codes: InputCodes) -> GeluCodes:
     if num_falls:
         left = find_limits(lambda x: far - encode(x), -LARGEST, GELU_MINIMUM,
                            1).item()
-    steps = make_steps(limits, torch.arange(2.**codes.bits))
-    return GeluCodes(codes, steps, left, int(far))
+    stored = codes.stored(torch.arange(2**codes.bits))
+    return GeluCodes(codes, make_steps(limits, stored), left,
+                     int(codes.stored(far)))
 
 
 def find_limits(encode: Callable[[Tensor], Tensor], low: float, high: float,

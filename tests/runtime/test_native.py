@@ -75,11 +75,13 @@ def test_codes_may_index_a_table(isa):
     plan = draw_plan(act_bits=3, zero_point=2)
     plan = dataclasses.replace(plan, input=InputCodes(3, 1., 2, entries))
     assert plan.top == 63
-    x = torch.randn(1, 50, 1, 30) * 3
+    # Also on the middles between entries and beyond the first and the last.
+    x = torch.randn(1, 50, 1, 30) * 30
+    x[0, :25] = (2 * x[0, :25]).round() / 2
     codes = native.encode_map(isa, x, plan.input)[0, 0]
-    expected = (x[0, :, 0].round() + 2).clamp(0, 7).long().T
-    assert torch.equal(codes[:, :50],
-                       torch.tensor(entries, dtype=torch.uint8)[expected])
+    expected = plan.input.encode(x[0, :, 0].T.double())
+    assert expected.unique().tolist() == list(range(8))
+    assert torch.equal(codes[:, :50], plan.input.stored(expected))
     assert torch.equal(
         multiply(isa, plan, codes).long(), exact_sums(plan, codes))
 
