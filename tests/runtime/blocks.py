@@ -10,6 +10,7 @@ from isvit_det.backbones.swin import QuantSwinTransformer
 from isvit_det.backbones.vit import VisionTransformer
 from isvit_det.core.layers import fit_weights_, observe, set_precision_
 from isvit_det.runtime.blocks import NativeBlock
+from isvit_det.runtime.plan import InputCodes
 from isvit_det.runtime.swin_plan import plan_swin_block
 from isvit_det.runtime.vit_plan import plan_vit_block
 from tests.backbones.laws import pair_up
@@ -87,7 +88,8 @@ def native_block(block, isa):
 
 
 def simulate_block(block, x, size, dtype):
-    """A block's output and the codes in it, by the names of a trace."""
+    """A block's output and the codes in it, or their entries, by the names of
+    a trace."""
     block = copy.deepcopy(block).to(dtype)
     if isinstance(block, SwinBlock):
         attn, layout = block.attn.w_msa, block.attn.layout(size)
@@ -108,9 +110,10 @@ def simulate_block(block, x, size, dtype):
     for name, quantizer in places.items():
 
         def keep(module, args, output, name=name):
-            codes[name] = module.encode(args[0])
-            if name == 'attention':
-                codes[name] = output
+            codes[name] = output
+            if name != 'attention':
+                stored = InputCodes.of(module).stored(module.encode(args[0]))
+                codes[name] = stored.to(dtype)
 
         quantizer.register_forward_hook(keep)
     with torch.no_grad():

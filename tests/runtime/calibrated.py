@@ -5,6 +5,7 @@ from torch import nn
 from isvit_det.core.layers import (QuantConv2d, QuantLinear, fit_weights_,
                                    set_precision_)
 from isvit_det.core.settings import QuantConfig
+from isvit_det.core.table_quantizer import activation_quantizer
 
 
 def calibrate(source, x, bits='w4a4', shift=0.):
@@ -20,6 +21,17 @@ def calibrate(source, x, bits='w4a4', shift=0.):
     quantizer.mark_fitted_()
     set_precision_(layer, True, True)
     return layer
+
+
+def use_table_(layer, x, bits):
+    """Give a calibrated layer's input a table that is fitted to ``x``."""
+    config = QuantConfig(act_bits=bits, activation_tables=('fc2', ))
+    quantizer = activation_quantizer(config, 'fc2')
+    observer = quantizer.new_observer()
+    observer.update(x)
+    quantizer.fit_(observer)
+    quantizer.enabled = True
+    layer.input_quantizer = quantizer.eval()
 
 
 def draw_linear(inputs=40, outputs=24, bits='w4a4', bias=True, shift=0.):

@@ -3,6 +3,7 @@ import pytest
 import torch
 from torch import nn
 
+from isvit_det.core.settings import TABLE_PLACES
 from isvit_det.runtime.blocks import TRACED, NativeMerging
 from isvit_det.runtime.native import Isa
 from isvit_det.runtime.plan import Unsupported
@@ -85,6 +86,27 @@ def test_every_width(bits):
     ids=str)
 def test_every_quantizer_of_attention(quant):
     for block in blocks_of(draw_backbone(quant)):
+        check_block(block, (9, 10))
+
+
+@pytest.mark.parametrize('bits', ['w2a2', 'w3a3', 'w4a4', 'w6a6'])
+def test_tables_everywhere(bits):
+    quant = dict(bits=bits, activation_tables=TABLE_PLACES)
+    for block in blocks_of(draw_backbone(quant)):
+        plan = native_block(block, Isa.PORTABLE).plan
+        tables = [
+            plan.query.input, plan.query_codes, plan.key_codes,
+            plan.value_codes, plan.proj.input, plan.fc1.input, plan.fc2.input
+        ]
+        assert all(codes.entries is not None for codes in tables)
+        check_block(block, (9, 10))
+    for block in draw_vit(quant, **WINDOWED).blocks:
+        check_block(block, (6, 7))
+
+
+@pytest.mark.parametrize('places', [(), ('fc2', ), ('qkv', ), ('norm', )])
+def test_tables_at_some_places(places):
+    for block in blocks_of(draw_backbone(dict(activation_tables=places))):
         check_block(block, (9, 10))
 
 

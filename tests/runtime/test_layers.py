@@ -4,7 +4,8 @@ import torch
 
 from isvit_det.runtime.layers import NativeConv, NativeLinear
 from isvit_det.runtime.plan import Unsupported, plan_layer
-from tests.runtime.calibrated import draw_conv, draw_linear, outputs_in_double
+from tests.runtime.calibrated import (draw_conv, draw_linear,
+                                      outputs_in_double, use_table_)
 from tests.runtime.products import ISAS
 
 every_isa = pytest.mark.parametrize('isa', ISAS, ids=lambda isa: isa.name)
@@ -81,6 +82,26 @@ def test_convolution_at_other_widths(isa, bits):
 def test_convolution_of_small_and_of_long_maps(isa, size):
     layer, x = draw_conv(8, 5, 3, padding=1, size=size)
     assert_close(NativeConv(layer, isa), layer, x)
+
+
+@every_isa
+@pytest.mark.parametrize('bits', [2, 3, 4, 6])
+def test_tables(isa, bits):
+    linear, x = draw_linear(bits='w4a4')
+    x = torch.nn.functional.gelu(x)
+    use_table_(linear, x, bits)
+    native = NativeLinear(linear, isa)
+    assert native.plan.input.entries == tuple(
+        linear.input_quantizer.entries.tolist())
+    # Also beyond the values that the table was fitted to.
+    assert_close(native, linear, 2 * x)
+    # Padded with zeros, which is an entry of its own behind a ReLU alone.
+    for act in (torch.relu, torch.nn.functional.gelu):
+        conv, x = draw_conv(20, 18, 3, padding=1)
+        use_table_(conv, act(x), bits)
+        native = NativeConv(conv, isa)
+        assert native.plan.padding_code == int(conv.input_quantizer.zero_point)
+        assert_close(native, conv, act(x))
 
 
 def test_padding_with_a_code_above_the_largest():
