@@ -55,9 +55,8 @@ def attributes(cls: Type) -> Dict[str, str]:
 def show(value: Any) -> str:
     """A value as a config has it."""
     if isinstance(value, (tuple, list)):
-        return ', '.join(
-            f'`{one!r}`' if isinstance(one, str) else f'{one:g}'
-            for one in value) or 'none'
+        return ', '.join(f'`{one!r}`' if isinstance(one, str) else f'{one:g}'
+                         for one in value) or 'none'
     return f'`{value!r}`'
 
 

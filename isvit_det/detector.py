@@ -141,8 +141,9 @@ def quantize_layers_(model: nn.Module, backbone: nn.Module,
     neck = getattr(model, 'neck', None)
     in_neck = set() if neck is None else set(neck.modules())
     replacements: Dict[nn.Module, nn.Module] = {
-        layer: quantized_version(layer, config,
-                                 'neck' if layer in in_neck else 'heads')
+        layer:
+        quantized_version(layer, config,
+                          'neck' if layer in in_neck else 'heads')
         for layer in model.modules() if layer not in kept and _is_plain(layer)
     }
     replace_(model, replacements)

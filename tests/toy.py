@@ -19,8 +19,10 @@ class Mlp(nn.Module):
     def __init__(self, channels: int, config: QuantConfig) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(channels)
-        self.fc1 = QuantLinear(nn.Linear(channels, 2 * channels), config)
-        self.fc2 = QuantLinear(nn.Linear(2 * channels, channels), config)
+        self.fc1 = QuantLinear(
+            nn.Linear(channels, 2 * channels), config, 'norm')
+        self.fc2 = QuantLinear(
+            nn.Linear(2 * channels, channels), config, 'fc2')
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.fc2(nn.functional.gelu(self.fc1(self.norm(x))))

@@ -121,13 +121,13 @@ class UnitCalibration:
                 with.
             inputs: of the unit.
         """
-        tables = nn.ModuleList()
+        tables: List[TableQuantizer] = []
         for pair, quantizer in zip(pairs, final):
             if isinstance(quantizer, TableQuantizer):
                 pair.linear.input_quantizer = quantizer
                 tables.append(quantizer)
         if tables:
-            self._fit_ranges(inputs, tables)
+            self._fit_ranges(inputs, nn.ModuleList(tables))
             for table in tables:
                 table.enabled = True
 

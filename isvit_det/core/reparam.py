@@ -109,8 +109,7 @@ def fold_channel_scales_(pair: NormLinear) -> None:
     linear.input_quantizer = tensor
 
 
-def _successor(old: Any,
-               num_channels: Optional[int]) -> UniformQuantizer:
+def _successor(old: Any, num_channels: Optional[int]) -> UniformQuantizer:
     """An unfitted quantizer of another granularity in the same mode."""
     new = UniformQuantizer(old.bits, old.role, old.percentiles, num_channels)
     new.to(old.scale).train(old.training)

@@ -12,7 +12,6 @@ from isvit_det.packed.header import (FORMAT_VERSION, HEADER, describe_others,
                                      read_header, write_header)
 from isvit_det.packed.keys import CODES, implied_keys, named_layers
 
-
 # Values of the settings that files written before lack: what they did.
 EARLIER = dict(activation_tables=())
 

@@ -154,10 +154,10 @@ def _is_plain_call(layer: Any, x: Tensor) -> bool:
 def _tensors_of(layer: Layer) -> List[Tensor]:
     """All that a plan is made of."""
     inputs, weights = layer.input_quantizer, layer.weight_quantizer
-    tensors = (layer.weight, layer.bias, getattr(layer, 'offset',
-                                                 None), inputs.scale,
-               inputs.zero_point, getattr(inputs, 'entries', None),
-               weights.scale, weights.zero_point)
+    tensors = (layer.weight, layer.bias,
+               getattr(layer, 'offset', None), inputs.scale, inputs.zero_point,
+               getattr(inputs, 'entries',
+                       None), weights.scale, weights.zero_point)
     return [tensor for tensor in tensors if tensor is not None]
 
 

@@ -20,8 +20,7 @@ from mmengine.registry import init_default_scope
 
 from isvit_det.apis import quantize_detector, save_detector
 from isvit_det.checkpoint import read_checkpoint
-from isvit_det.core.layers import (is_calibrated, quantized_layers,
-                                   quantizers)
+from isvit_det.core.layers import is_calibrated, quantized_layers, quantizers
 from isvit_det.core.quantizers import UniformQuantizer
 from isvit_det.core.table_quantizer import TableQuantizer
 from isvit_det.packed.header import read_header
