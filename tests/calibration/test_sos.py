@@ -10,6 +10,7 @@ from isvit_det.calibration.store import ActivationStore
 from isvit_det.core.errors import QuantError
 from isvit_det.core.layers import list_sites, precision, quantizers
 from isvit_det.core.settings import QuantConfig, SOSConfig
+from isvit_det.core.table_quantizer import TableQuantizer
 from isvit_det.core.units import State
 from tests.toy import MlpUnit, toy, toy_images
 
@@ -84,6 +85,38 @@ def test_every_activation_has_one_scale_per_tensor_in_the_end(tmp_path):
         if quantizer.role == 'act':
             assert quantizer.scale.shape == ()
             assert quantizer.zero_point.dtype == torch.int32
+
+
+def test_tables_behind_norms_are_fitted_when_their_scales_are_folded(tmp_path):
+    errors = {}
+    for places in ((), ('fc2', ), ('norm', 'fc2')):
+        model = toy(bits='w8a3', activation_tables=places)
+        quant = QuantConfig.from_dict(
+            dict(bits='w8a3', activation_tables=places))
+        sos = SOSConfig.from_dict(dict(iters=0), quant)
+        records = calibrate(model, toy_images(), quant, sos,
+                            tmp_path / str(len(places)), 'a')
+        errors[places] = [r.errors['before_stage_3'] for r in records]
+        for block in model.blocks:
+            for layer, place in ((block.fc1, 'norm'), (block.fc2, 'fc2')):
+                quantizer = layer.input_quantizer
+                assert isinstance(quantizer,
+                                  TableQuantizer) == (place in places)
+                assert quantizer.is_fitted and quantizer.enabled
+    # The first unit has the same inputs each time.
+    assert errors['fc2', ][0] < errors[()][0]
+    # Fitted to what the norm gives in the end, not to channels of any scale.
+    x = torch.cat([image[0].flatten(1).T for image in toy_images()])
+    block = model.blocks[0]
+    with torch.no_grad():
+        x = block.norm(x)
+    table = block.fc1.input_quantizer
+    observer = table.new_observer()
+    observer.update(x)
+    again = TableQuantizer(3, 7, table.percentiles)
+    again.fit_(observer)
+    assert torch.equal(again.entries, table.entries)
+    assert torch.allclose(again.scale, table.scale, rtol=1e-3)
 
 
 def test_methods_without_optimisation_keep_float_weights(tmp_path):
