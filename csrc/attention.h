@@ -2,8 +2,7 @@
 // queries and keys, softmax, quantized probabilities, products with values.
 // Queries are taken a few rows at a time, so that no map of all pairs of
 // positions is needed.
-#ifndef ISVIT_ATTENTION_H
-#define ISVIT_ATTENTION_H
+#pragma once
 
 #include <algorithm>
 
@@ -73,12 +72,8 @@ void decode_values(const isvit_block &block, const Head &head, int positions,
     float *to = head.values + (int64_t)j * COLUMNS;
     // Columns beyond the width hold anything: their sums are not used.
     for (int c = 0; c < width; c += COLUMNS) {
-      const Ints16 codes = load_codes(value + c);
-      Floats16 reals;
-      repeat<PARTS>([&](auto k) ISVIT_INLINE {
-        reals.part[k] = to_float(codes.part[k] - zero_point);
-      });
-      store16(to + (int64_t)c * positions, reals);
+      store16(to + (int64_t)c * positions,
+              to_float(load_codes(value + c) - zero_point));
     }
   }
 }
@@ -101,19 +96,16 @@ void find_logits(const isvit_block &block, const Head &head,
       rows[i] = head.query +
                 (int64_t)(scores.first + first + i) * block.channels;
     for (int j = 0; j < scores.columns; j += COLUMNS) {
-      const Ints16 added = load16<Ints16>(head.correction + j);
+      const Ints16 added = load16<Ints>(head.correction + j);
       const float *bias = scores.bias + first * scores.bias_pitch + j;
       float *to = scores.row + (int64_t)first * scores.columns + j;
       multiply_block(
           rows, count, &segment, product, j / COLUMNS,
           [&](int i, const Ints16 &sums) ISVIT_INLINE {
-            const Floats16 b = load16<Floats16>(bias + i * scores.bias_pitch);
-            Floats16 logit;
-            repeat<PARTS>([&](auto k) ISVIT_INLINE {
-              logit.part[k] = multiply_add(
-                  to_float(sums.part[k] + added.part[k]), scale, b.part[k]);
-            });
-            store16(to + (int64_t)i * scores.columns, logit);
+            store16(to + (int64_t)i * scores.columns,
+                    multiply_add(
+                        to_float(sums + added), scale,
+                        load16<Floats>(bias + i * scores.bias_pitch)));
           });
     }
   }
@@ -172,23 +164,19 @@ inline void mix_values(const isvit_block &block, const Head &head,
   const float *value = head.values + (int64_t)first * scores.positions;
   Floats16 sum[ROWS] = {};
   for (int j = 0; j < scores.positions; j++, value += COLUMNS) {
-    const Floats16 part = load16<Floats16>(value);
+    const Floats16 values = load16<Floats>(value);
     repeat<ROWS>([&](auto i) ISVIT_INLINE {
       const Floats weight = splat(weights[(int64_t)i * scores.columns + j]);
-      repeat<PARTS>([&](auto k) ISVIT_INLINE {
-        sum[i].part[k] = multiply_add(weight, part.part[k], sum[i].part[k]);
-      });
+      sum[i] = multiply_add(weight, values, sum[i]);
     });
   }
   repeat<ROWS>([&](auto i) ISVIT_INLINE {
     uint8_t *to = head.output + first +
                   (int64_t)(scores.first + row + i) * block.channels;
-    repeat<PARTS>([&](auto k) ISVIT_INLINE {
-      sum[i].part[k] *= block.value_scale;
-    });
-    if (first + COLUMNS <= width) return encode(sum[i], to);
+    const Floats16 mean = sum[i] * block.value_scale;
+    if (first + COLUMNS <= width) return encode(mean, to);
     uint8_t codes[COLUMNS];
-    encode(sum[i], codes);
+    encode(mean, codes);
     std::copy(codes, codes + width - first, to);
   });
 }
@@ -230,12 +218,9 @@ void find_relative_bias(const isvit_windows &windows, const float *query,
     for (int k = 0; k < length; k += COLUMNS) {
       Floats16 sum = {};
       for (int d = 0; d < width; d++) {
-        const Floats16 entry = load16<Floats16>(
+        const Floats16 entry = load16<Floats>(
             table + (int64_t)d * pitch + length - 1 - place + k);
-        repeat<PARTS>([&](auto j) ISVIT_INLINE {
-          sum.part[j] = multiply_add(splat(query[d]), entry.part[j],
-                                     sum.part[j]);
-        });
+        sum = multiply_add(splat(query[d]), entry, sum);
       }
       store16(to + k, sum);
     }
@@ -244,16 +229,11 @@ void find_relative_bias(const isvit_windows &windows, const float *query,
   weigh(windows.relative_columns, across, position % across, by_column);
   // What is written beyond the end of a row is overwritten by the next.
   for (int y = 0; y < height; y++)
-    for (int x = 0; x < across; x += COLUMNS) {
-      Floats16 sum = load16<Floats16>(by_column + x);
-      repeat<PARTS>(
-          [&](auto j) ISVIT_INLINE { sum.part[j] += by_row[y]; });
-      store16(bias + y * across + x, sum);
-    }
+    for (int x = 0; x < across; x += COLUMNS)
+      store16(bias + y * across + x,
+              load16<Floats>(by_column + x) + by_row[y]);
   const int keys = height * across;
   std::fill(bias + keys, bias + up_to_columns(keys), -1e30f);
 }
 
 }  // namespace
-
-#endif

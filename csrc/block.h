@@ -3,11 +3,10 @@
 // of codes that stands for padding. A window's tokens are its own, so a map may
 // be replaced in place. A map without windows is one window. A thread runs
 // whole windows; where these are few and large, all threads share one.
-#ifndef ISVIT_BLOCK_H
-#define ISVIT_BLOCK_H
+#pragma once
 
 #include "attention.h"
-#include "kernels.h"
+#include "threads.h"
 #include "scratch.h"
 
 namespace {
@@ -203,8 +202,9 @@ class Window {
     point(window_.mixed, channels, 0);
     multiply_rows(block_.proj, rows_.rows, count,
                   [&](int r, int n, const Floats16 &y) ISVIT_INLINE {
-                    add(work_.x + offset(rows_.inside[r]) + n * COLUMNS, y,
-                        rows_.middle + r * channels + n * COLUMNS);
+                    const float *x = work_.x + offset(rows_.inside[r]);
+                    store16(rows_.middle + r * channels + n * COLUMNS,
+                            load16<Floats>(x + n * COLUMNS) + y);
                   });
     const Encoder<false> encode(block_.fc1_input);
     point(rows_.input, channels, first);
@@ -218,8 +218,9 @@ class Window {
     point(rows_.hidden, pitch, first);
     multiply_rows(block_.fc2, rows_.rows, count,
                   [&](int r, int n, const Floats16 &y) ISVIT_INLINE {
-                    add(rows_.middle + r * channels + n * COLUMNS, y,
-                        work_.y + offset(rows_.inside[r]) + n * COLUMNS);
+                    const float *x = rows_.middle + r * channels;
+                    store16(work_.y + offset(rows_.inside[r]) + n * COLUMNS,
+                            load16<Floats>(x + n * COLUMNS) + y);
                   });
   }
 
@@ -252,12 +253,6 @@ class Window {
                     encode(y, rows_.hidden + (rows_.inside[r] - first) * pitch +
                                   n * COLUMNS);
                   });
-  }
-
-  static void add(const float *x, const Floats16 &y, float *to) {
-    Floats16 sum = load16<Floats16>(x);
-    repeat<PARTS>([&](auto j) ISVIT_INLINE { sum.part[j] += y.part[j]; });
-    store16(to, sum);
   }
 
   Head head_of(int h, int place) const {
@@ -335,5 +330,3 @@ void ISVIT_NAME(run_block)(int32_t threads, const isvit_block &block,
     run_window(is_shared ? threads : 1, work, shape, number, memory, kept);
   });
 }
-
-#endif

@@ -1,7 +1,6 @@
 // The C interface of transformer blocks and patch mergings, an extension of
 // runtime.h; isvit_det/runtime/blocks.py mirrors its structures.
-#ifndef ISVIT_BLOCKS_H
-#define ISVIT_BLOCKS_H
+#pragma once
 
 #include "runtime.h"
 
@@ -101,5 +100,3 @@ ISVIT_API void ISVIT_NAME(run_merging)(int32_t threads,
                                        const isvit_merging &merging,
                                        const isvit_merged &merged,
                                        const float *x, float *y);
-
-#endif

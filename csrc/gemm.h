@@ -6,8 +6,7 @@
 // an `Affine` makes the layer's real outputs of them, an `Encoder` codes.
 // A caller walks the blocks of a layer for one panel of rows, so that the
 // panel stays in the second-level cache and a block in the first.
-#ifndef ISVIT_GEMM_H
-#define ISVIT_GEMM_H
+#pragma once
 
 #include "runtime.h"
 #include "simd.h"
@@ -84,17 +83,12 @@ struct Affine {
   Floats16 scale, bias;
 
   Affine(const isvit_product &product, int block)
-      : correction(load16<Ints16>(product.correction + block * COLUMNS)),
-        scale(load16<Floats16>(product.scale + block * COLUMNS)),
-        bias(load16<Floats16>(product.bias + block * COLUMNS)) {}
+      : correction(load16<Ints>(product.correction + block * COLUMNS)),
+        scale(load16<Floats>(product.scale + block * COLUMNS)),
+        bias(load16<Floats>(product.bias + block * COLUMNS)) {}
 
   ISVIT_INLINE Floats16 operator()(const Ints16 &sums) const {
-    Floats16 y;
-    repeat<PARTS>([&](auto j) ISVIT_INLINE {
-      y.part[j] = multiply_add(to_float(sums.part[j] + correction.part[j]),
-                               scale.part[j], bias.part[j]);
-    });
-    return y;
+    return multiply_add(to_float(sums + correction), scale, bias);
   }
 };
 
@@ -119,15 +113,10 @@ struct Encoder {
     return nearest(smaller(larger(steps, low), high)) + zero_point;
   }
   ISVIT_INLINE void operator()(const Floats16 &x, uint8_t *to) const {
-    Ints16 codes;
-    repeat<PARTS>(
-        [&](auto j) ISVIT_INLINE { codes.part[j] = encode(x.part[j]); });
-    store_codes(to, codes);
+    store_codes(to, map16([&](Floats v) ISVIT_INLINE { return encode(v); }, x));
     if (entries != nullptr)
       for (int i = 0; i < COLUMNS; i++) to[i] = entries[to[i]];
   }
 };
 
 }  // namespace
-
-#endif

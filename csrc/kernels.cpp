@@ -1,6 +1,6 @@
 // The kernels of one instruction set. This file is compiled once for each, with
 // the compiler's flags for it and ISVIT_KERNELS naming the set.
-#include "kernels.h"
+#include "threads.h"
 
 #include <algorithm>
 
@@ -46,7 +46,7 @@ void encode_planes(const EncodeWork &work, const Encoder<true> &encode,
           std::copy(from, from + columns, tail);
           from = tail;
         }
-        encode(load16<Floats16>(from), square[i]);
+        encode(load16<Floats>(from), square[i]);
       }
       transpose(square);
       uint8_t *pixel = to + (int64_t)p * map.channels + c;
@@ -71,11 +71,11 @@ void encode_pixels(const EncodeWork &work, const Encoder<true> &encode,
     for (int c = 0; c < work.channels; c += SIDE) {
       const int count = std::min(SIDE, work.channels - c);
       if (step == 1 && count == SIDE) {
-        encode(load16<Floats16>(pixel + c), to + c);
+        encode(load16<Floats>(pixel + c), to + c);
         continue;
       }
       for (int i = 0; i < count; i++) values[i] = pixel[(c + i) * step];
-      encode(load16<Floats16>(values), codes);
+      encode(load16<Floats>(values), codes);
       std::copy(codes, codes + count, to + c);
     }
   }

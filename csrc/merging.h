@@ -1,6 +1,5 @@
 // Patch merging: norm, codes and a product of the tokens of each patch.
-#ifndef ISVIT_MERGING_H
-#define ISVIT_MERGING_H
+#pragma once
 
 #include "block.h"
 
@@ -51,5 +50,3 @@ void ISVIT_NAME(run_merging)(int32_t threads, const isvit_merging &merging,
                 y + (image * merged.rows + first) * merging.reduction.outputs);
   });
 }
-
-#endif

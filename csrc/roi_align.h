@@ -1,12 +1,11 @@
 // RoIAlign of boxes, each from its level of a pyramid of maps, channels last.
-#ifndef ISVIT_ROI_ALIGN_H
-#define ISVIT_ROI_ALIGN_H
+#pragma once
 
 #include <algorithm>
 #include <cmath>
 #include <vector>
 
-#include "kernels.h"
+#include "threads.h"
 #include "simd.h"
 
 namespace {
@@ -62,16 +61,14 @@ void pool_box(const isvit_pooling &p, int64_t box) {
             corner[k] = map + j->line[k / 2] * line + i->line[k % 2] * pixel;
             weight[k] = j->weight[k / 2] * i->weight[k % 2];
           }
-          repeat<PARTS>([&](auto part) ISVIT_INLINE {
-            const int64_t at = c + part * LANES;
-            sum.part[part] += load<Floats>(corner[0] + at) * weight[0] +
-                              load<Floats>(corner[1] + at) * weight[1] +
-                              load<Floats>(corner[2] + at) * weight[2] +
-                              load<Floats>(corner[3] + at) * weight[3];
-          });
+          sum = sum + (load16<Floats>(corner[0] + c) * weight[0] +
+                       load16<Floats>(corner[1] + c) * weight[1] +
+                       load16<Floats>(corner[2] + c) * weight[2] +
+                       load16<Floats>(corner[3] + c) * weight[3]);
         }
-      repeat<PARTS>([&](auto part) ISVIT_INLINE { sum.part[part] /= count; });
-      store16(out + c, sum);
+      store16(out + c, map16([&](Floats v) ISVIT_INLINE {
+        return v / count;
+      }, sum));
     }
   }
 }
@@ -82,5 +79,3 @@ void ISVIT_NAME(pool)(int32_t threads, const isvit_pooling &pooling) {
   parallel(threads, pooling.num_boxes,
            [&](int64_t box) { pool_box(pooling, box); });
 }
-
-#endif

@@ -1,7 +1,6 @@
 // The C interface of the integer runtime; isvit_det/runtime/native.py mirrors
 // its structures. Sizes are in elements unless a name says bytes.
-#ifndef ISVIT_RUNTIME_H
-#define ISVIT_RUNTIME_H
+#pragma once
 
 #include <cstddef>
 #include <cstdint>
@@ -115,5 +114,3 @@ ISVIT_API void ISVIT_NAME(multiply)(int32_t threads,
                                     const isvit_output &output);
 
 ISVIT_API void ISVIT_NAME(pool)(int32_t threads, const isvit_pooling &pooling);
-
-#endif

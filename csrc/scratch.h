@@ -1,6 +1,5 @@
 // Memory that is cut into arrays and used again.
-#ifndef ISVIT_SCRATCH_H
-#define ISVIT_SCRATCH_H
+#pragma once
 
 #include <cstdint>
 #include <vector>
@@ -33,5 +32,3 @@ class Scratch {
 };
 
 }  // namespace
-
-#endif

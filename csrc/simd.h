@@ -1,8 +1,7 @@
 // Sixteen lanes of floats or integers, as the CPU's vectors hold them. All
 // arithmetic is spelled out and never contracted, so that every CPU rounds
 // alike.
-#ifndef ISVIT_SIMD_H
-#define ISVIT_SIMD_H
+#pragma once
 
 #include <cstdint>
 #include <cstring>
@@ -32,8 +31,11 @@ constexpr int PARTS = COLUMNS / LANES;
 typedef float Floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
 
-struct Floats16 { Floats part[PARTS]; };
-struct Ints16 { Ints part[PARTS]; };
+// Sixteen lanes, one for each output of a block.
+template <class V>
+struct Sixteen { V part[PARTS]; };
+typedef Sixteen<Floats> Floats16;
+typedef Sixteen<Ints> Ints16;
 
 // Call f(0), ..., f(N - 1), every argument a constant: arrays that are indexed
 // by constants only stay in registers.
@@ -59,17 +61,16 @@ inline void store(T *to, const V &v) { std::memcpy(to, &v, sizeof v); }
 // Compilers copy what is wider than a vector by pieces that are narrower than
 // one, and then wait for them in memory: sixteen lanes go vector by vector.
 template <class V, class T>
-inline ISVIT_INLINE V load16(const T *from) {
-  V v;
-  repeat<PARTS>([&](auto j) ISVIT_INLINE {
-    v.part[j] = load<std::decay_t<decltype(v.part[j])>>(from + j * LANES);
-  });
-  return v;
+inline ISVIT_INLINE Sixteen<V> load16(const T *from) {
+  Sixteen<V> x;
+  repeat<PARTS>(
+      [&](auto j) ISVIT_INLINE { x.part[j] = load<V>(from + j * LANES); });
+  return x;
 }
 template <class V, class T>
-inline ISVIT_INLINE void store16(T *to, const V &v) {
+inline ISVIT_INLINE void store16(T *to, const Sixteen<V> &x) {
   repeat<PARTS>(
-      [&](auto j) ISVIT_INLINE { store(to + j * LANES, v.part[j]); });
+      [&](auto j) ISVIT_INLINE { store(to + j * LANES, x.part[j]); });
 }
 
 inline Floats splat(float x) { return x - Floats{}; }
@@ -89,6 +90,46 @@ inline ISVIT_INLINE Floats multiply_add(Floats a, Floats b, Floats c) {
   for (int i = 0; i < LANES; i++) sum[i] = __builtin_fmaf(a[i], b[i], c[i]);
   return sum;
 #endif
+}
+
+// Apply f to sixteen lanes, vector by vector. Arguments other than Sixteen are
+// handed to every call as they are.
+template <class V>
+inline ISVIT_INLINE const V &vector_of(const Sixteen<V> &x, int j) {
+  return x.part[j];
+}
+template <class T>
+inline ISVIT_INLINE const T &vector_of(const T &x, int) { return x; }
+template <class F, class... X>
+inline ISVIT_INLINE auto map16(F &&f, const X &...x) {
+  Sixteen<decltype(f(vector_of(x, 0)...))> y;
+  repeat<PARTS>([&](auto j) ISVIT_INLINE {
+    y.part[j] = f(vector_of(x, j)...);
+  });
+  return y;
+}
+
+template <class V, class T>
+inline ISVIT_INLINE Sixteen<V> operator+(const Sixteen<V> &a, const T &b) {
+  return map16([](V x, auto y) ISVIT_INLINE { return x + y; }, a, b);
+}
+template <class V, class T>
+inline ISVIT_INLINE Sixteen<V> operator-(const Sixteen<V> &a, const T &b) {
+  return map16([](V x, auto y) ISVIT_INLINE { return x - y; }, a, b);
+}
+template <class V, class T>
+inline ISVIT_INLINE Sixteen<V> operator*(const Sixteen<V> &a, const T &b) {
+  return map16([](V x, auto y) ISVIT_INLINE { return x * y; }, a, b);
+}
+inline ISVIT_INLINE Floats16 to_float(const Ints16 &x) {
+  return map16([](Ints v) ISVIT_INLINE { return to_float(v); }, x);
+}
+template <class A, class B>
+inline ISVIT_INLINE Floats16 multiply_add(const A &a, const B &b,
+                                          const Floats16 &c) {
+  return map16([](Floats x, Floats y, Floats z) ISVIT_INLINE {
+    return multiply_add(x, y, z);
+  }, a, b, c);
 }
 
 // Nearest integers, halves to the even one; |x| <= 2^22.
@@ -189,5 +230,3 @@ inline void transpose(uint8_t square[16][16]) {
 }
 
 }  // namespace
-
-#endif

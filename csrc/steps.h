@@ -1,8 +1,7 @@
 // Step functions by binary search, all lanes at once. What quantizes a value
 // that a costly function makes (GELU, softmax's logarithm) is a step function
 // of the function's argument: comparing replaces computing.
-#ifndef ISVIT_STEPS_H
-#define ISVIT_STEPS_H
+#pragma once
 
 #include "gemm.h"
 #include "blocks.h"
@@ -58,8 +57,8 @@ struct SmallSteps {
   Floats16 limits, values;
 
   explicit SmallSteps(const isvit_steps &steps)
-      : root(splat(steps.limits[1])), limits(load16<Floats16>(steps.limits)),
-        values(load16<Floats16>(steps.values)) {}
+      : root(splat(steps.limits[1])), limits(load16<Floats>(steps.limits)),
+        values(load16<Floats>(steps.values)) {}
 
   ISVIT_INLINE Ints step(Floats x) const {
     Ints i = 2 - (Ints)(x >= root);
@@ -95,12 +94,9 @@ struct GeluSteps {
         left_code(splat(gelu.left_code)) {}
 
   ISVIT_INLINE void operator()(const Floats16 &y, uint8_t *to) const {
-    Ints16 codes;
-    repeat<PARTS>([&](auto j) ISVIT_INLINE {
-      codes.part[j] =
-          y.part[j] < left ? left_code : steps.step(y.part[j]);
-    });
-    store_codes(to, codes);
+    store_codes(to, map16([&](Floats v) ISVIT_INLINE {
+      return v < left ? left_code : steps.step(v);
+    }, y));
   }
 };
 
@@ -110,13 +106,9 @@ struct GeluEncoder {
 
   explicit GeluEncoder(const isvit_gelu &gelu) : encode(gelu.quantizer) {}
 
-  ISVIT_INLINE void operator()(Floats16 y, uint8_t *to) const {
-    repeat<PARTS>(
-        [&](auto j) ISVIT_INLINE { y.part[j] = gelu(y.part[j]); });
-    encode(y, to);
+  ISVIT_INLINE void operator()(const Floats16 &y, uint8_t *to) const {
+    encode(map16([](Floats v) ISVIT_INLINE { return gelu(v); }, y), to);
   }
 };
 
 }  // namespace
-
-#endif

@@ -7,7 +7,7 @@
 #include <mutex>
 #include <thread>
 
-#include "kernels.h"
+#include "threads.h"
 
 namespace {
 
@@ -15,12 +15,13 @@ namespace {
 // has none of them and starts anew.
 class Pool {
  public:
-  void run(int threads, const Tasks &tasks) {
+  void run(int threads, int64_t count, const Task &task) {
     std::unique_lock<std::mutex> lock(mutex_);
     while (started_ < threads - 1) {
       std::thread(&Pool::serve, this, started_++).detach();
     }
-    tasks_ = &tasks;
+    task_ = &task;
+    count_ = count;
     next_ = 0;
     wanted_ = working_ = threads - 1;
     round_++;
@@ -33,8 +34,7 @@ class Pool {
 
  private:
   void work() {
-    for (int64_t task; (task = next_++) < tasks_->count;)
-      tasks_->run(tasks_->what, task);
+    for (int64_t i; (i = next_++) < count_;) (*task_)(i);
   }
   void serve(int number) {
     int64_t seen = 0;
@@ -52,8 +52,8 @@ class Pool {
   std::mutex mutex_;
   std::condition_variable start_, done_;
   std::atomic<int64_t> next_{0};
-  const Tasks *tasks_ = nullptr;
-  int64_t round_ = 0;
+  const Task *task_ = nullptr;
+  int64_t count_ = 0, round_ = 0;
   int started_ = 0, wanted_ = 0, working_ = 0;
 };
 
@@ -63,18 +63,17 @@ pid_t owner = 0;
 
 }  // namespace
 
-void run_tasks(int threads, const Tasks &tasks) {
-  if (threads > tasks.count) threads = (int)tasks.count;
+void parallel(int threads, int64_t count, const Task &task) {
+  if (threads > count) threads = (int)count;
   std::unique_lock<std::mutex> lock(turn, std::defer_lock);
   // Who calls from several threads at once has them busy already.
   if (threads <= 1 || !lock.try_lock()) {
-    for (int64_t task = 0; task < tasks.count; task++)
-      tasks.run(tasks.what, task);
+    for (int64_t i = 0; i < count; i++) task(i);
     return;
   }
   if (owner != getpid()) {
     pool = new Pool;  // the parent's, if any, is lost with its threads
     owner = getpid();
   }
-  pool->run(threads, tasks);
+  pool->run(threads, count, task);
 }
