@@ -1,7 +1,7 @@
-// Attention of one head among the positions of a window: integer products of
-// queries and keys, softmax, quantized probabilities, products with values.
-// Queries are taken a few rows at a time, so that no map of all pairs of
-// positions is needed.
+// Attention of one head within a window: integer product of queries and keys,
+// softmax, quantization of the probabilities, float product with the values.
+// Queries are processed a few rows at a time, so that the full attention map is
+// never stored.
 #pragma once
 
 #include <algorithm>
@@ -11,33 +11,33 @@
 
 namespace {
 
-constexpr int GROUP = 4;
-constexpr int MAX_WIDTH = 256;  // of a head
+constexpr int GROUP = 4;        // inputs whose weights lie side by side
+constexpr int MAX_WIDTH = 256;  // channels of a head
 
 inline int up_to_columns(int count) {
   return (count + COLUMNS - 1) / COLUMNS * COLUMNS;
 }
 
-// Codes of one head and what is made of its keys and values.
+// Codes of one head, its keys packed as weights, and its values decoded.
 struct Head {
-  const uint8_t *query, *key, *value;  // rows `channels` apart
-  uint8_t *output;                     // codes, likewise
+  const uint8_t *query, *key, *value;  // [positions], `channels` bytes apart
+  uint8_t *output;             // likewise
   int8_t *packed_keys;
-  int32_t *correction;                 // [columns]
-  float *values;                       // [width / 16, up][positions][16]
+  int32_t *correction;         // [columns], added to the products with each key
+  float *values;               // [width / 16, rounded up][positions][16]
 };
 
-// Logits of some queries, then their probabilities, and what is added to them.
+// Logits of `count` queries, which are replaced by quantized probabilities.
 struct Scores {
-  int first, count;       // queries
-  int positions, columns; // keys, and these filled up
+  int first, count;       // queries first .. first + count - 1
+  int positions, columns; // number of keys, and that rounded up to blocks
   float *row;             // [count][columns]
-  const float *bias;      // of query i at bias + i * bias_pitch
+  const float *bias;      // that of query first + i begins at i * bias_pitch
   int64_t bias_pitch;
 };
 
-// Keys as the weights of a product; also what the zero point of the queries
-// adds to the products with each key.
+// Pack keys as the weights of a product, and compute the term that the zero
+// point of the queries adds to the products with each key.
 void pack_keys(const isvit_block &block, const Head &head, int positions,
                int width) {
   const int groups = width / GROUP, step = groups * COLUMNS * GROUP;
@@ -47,7 +47,7 @@ void pack_keys(const isvit_block &block, const Head &head, int positions,
     const uint8_t *key = head.key + (int64_t)j * block.channels;
     int sum = 0;
     for (int c = 0; c < width; c++) {
-      // In two parts, 16 * high + low, where the products need it.
+      // Split into 16 * high + low where 16-bit sums might overflow.
       const int weight = j < positions ? key[c] - block.key_center : 0;
       const int high = last ? (weight + 8) >> 4 : 0;
       part[0][c] = (int8_t)high;
@@ -70,7 +70,7 @@ void decode_values(const isvit_block &block, const Head &head, int positions,
   for (int j = 0; j < positions; j++) {
     const uint8_t *value = head.value + (int64_t)j * block.channels;
     float *to = head.values + (int64_t)j * COLUMNS;
-    // Columns beyond the width hold anything: their sums are not used.
+    // Columns beyond the width may hold anything: their sums are not used.
     for (int c = 0; c < width; c += COLUMNS) {
       store16(to + (int64_t)c * positions,
               to_float(load_codes(value + c) - zero_point));
@@ -78,8 +78,7 @@ void decode_values(const isvit_block &block, const Head &head, int positions,
   }
 }
 
-// What is equal for all keys of a query is left out, since softmax takes no
-// notice of it.
+// Compute logits, up to a constant for each query: softmax ignores those.
 void find_logits(const isvit_block &block, const Head &head,
                  const Scores &scores, int width) {
   isvit_product product = {};
@@ -111,7 +110,7 @@ void find_logits(const isvit_block &block, const Head &head,
   }
 }
 
-// Softmax of one row of logits, and the quantized values of its probabilities.
+// Softmax of one row of logits; its probabilities are quantized and decoded.
 template <class Steps>
 inline void quantize_row(float *row, int vectors, const Steps &steps) {
   Floats highest = load<Floats>(row);
@@ -119,7 +118,7 @@ inline void quantize_row(float *row, int vectors, const Steps &steps) {
     highest = larger(highest, load<Floats>(row + t * LANES));
   float maximum = highest[0];
   for (int i = 1; i < LANES; i++) maximum = std::max(maximum, highest[i]);
-  // Lanes are summed as if there were always sixteen.
+  // Summed in sixteen lanes on every CPU, so that all round alike.
   Floats16 sum = {};
   for (int t = 0; t < vectors; t += PARTS)
     repeat<PARTS>([&](auto j) ISVIT_INLINE {
@@ -140,10 +139,11 @@ template <class Steps>
 ISVIT_APART void quantize_rows(const isvit_block &block, const Scores &scores,
                    const int32_t *region) {
   const int vectors = (scores.positions + LANES - 1) / LANES;
-  const Steps steps(block.attention);
+  const Steps steps{block.attention};
   for (int i = 0; i < scores.count; i++) {
     float *row = scores.row + (int64_t)i * scores.columns;
     if (region != nullptr) {
+      // As in Swin, other regions get -100, but no -inf.
       const Ints own = splat(region[scores.first + i]);
       for (int j = 0; j < scores.columns; j += LANES) {
         const Ints apart = (Ints)(load<Ints>(region + j) != own);
@@ -154,8 +154,8 @@ ISVIT_APART void quantize_rows(const isvit_block &block, const Scores &scores,
   }
 }
 
-// Sums of values weighted by the probabilities of ROWS queries, for sixteen
-// columns, then their codes.
+// Attention outputs of ROWS queries in sixteen channels from `first` on, as
+// codes: sums of the values, weighted by the probabilities.
 template <int ROWS>
 inline void mix_values(const isvit_block &block, const Head &head,
                        const Scores &scores, const Encoder<false> &encode,
@@ -205,9 +205,9 @@ void attend(const isvit_block &block, const Head &head, const Scores &scores,
   mix_all(block, head, scores, width);
 }
 
-// What decomposed relative positions add to the logits of one query, whose
-// place in the map is (y, x): by row and column of the keys (ViTDet, arXiv
-// 2203.16527).
+// Compute the bias that decomposed relative positions add to the logits of one
+// query: the sum of one term for the row and one for the column of the key
+// (MViTv2, arXiv 2112.01526, eq. 4; used by ViTDet, arXiv 2203.16527).
 void find_relative_bias(const isvit_windows &windows, const float *query,
                         int width, int position, float *line, float *bias) {
   const int height = windows.height, across = windows.width;
@@ -227,7 +227,7 @@ void find_relative_bias(const isvit_windows &windows, const float *query,
   };
   weigh(windows.relative_rows, height, position / across, by_row);
   weigh(windows.relative_columns, across, position % across, by_column);
-  // What is written beyond the end of a row is overwritten by the next.
+  // What is written beyond the end of a row, the next row overwrites.
   for (int y = 0; y < height; y++)
     for (int x = 0; x < across; x += COLUMNS)
       store16(bias + y * across + x,

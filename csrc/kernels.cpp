@@ -1,35 +1,30 @@
-// The kernels of one instruction set. This file is compiled once for each, with
-// the compiler's flags for it and ISVIT_KERNELS naming the set.
-#include "threads.h"
-
+// The exported functions of one instruction set. This file is compiled once for
+// each set, with the compiler flags for it and ISVIT_KERNELS as its name.
 #include <algorithm>
 
 #include "gemm.h"
 #include "merging.h"
 #include "roi_align.h"
+#include "threads.h"
 
 namespace {
 
-// Values of up to sixteen channels and sixteen pixels.
+// Channels and pixels that are encoded and transposed together.
 constexpr int SIDE = 16;
-// Values that are worth waking a thread for.
+// Values of a task: with fewer, waking a thread costs more than it saves.
 constexpr int64_t TASK_VALUES = 8192;
 
 struct EncodeWork {
-  const isvit_quantizer &quantizer;
   const float *x;
   const int64_t *strides;  // of image, channel, line and pixel
   int32_t channels;
   const isvit_map &map;
   uint8_t *codes;
-  const float *end;        // of the values
+  int64_t lines, columns;  // of a padded map
+  const float *end;        // of the memory of x
 };
 
-int64_t padded_width(const isvit_map &map) {
-  return map.padding_left + map.width + map.padding_right;
-}
-
-// Codes of a line whose channels lie apart, by squares of SIDE x SIDE.
+// Encode a line whose channels are planes, by squares of SIDE x SIDE.
 void encode_planes(const EncodeWork &work, const Encoder<true> &encode,
                    const float *x, uint8_t *to) {
   const isvit_map &map = work.map;
@@ -41,7 +36,8 @@ void encode_planes(const EncodeWork &work, const Encoder<true> &encode,
       const int columns = std::min(SIDE, map.width - p);
       for (int i = 0; i < rows; i++) {
         const float *from = x + (c + i) * work.strides[1] + p;
-        // What lies behind a line is read as well, unless it is the last.
+        // A vector that reads beyond its line is harmless, except at the end of
+        // the map's memory.
         if (from + SIDE > work.end) {
           std::copy(from, from + columns, tail);
           from = tail;
@@ -60,7 +56,7 @@ void encode_planes(const EncodeWork &work, const Encoder<true> &encode,
   }
 }
 
-// Codes of a line of any other layout, by pixels.
+// Encode a line of any other layout, pixel by pixel.
 void encode_pixels(const EncodeWork &work, const Encoder<true> &encode,
                    const float *x, uint8_t *to) {
   alignas(64) float values[SIDE] = {};
@@ -81,16 +77,12 @@ void encode_pixels(const EncodeWork &work, const Encoder<true> &encode,
   }
 }
 
-int64_t padded_height(const isvit_map &map) {
-  return map.padding_top + map.height + map.padding_bottom;
-}
-
-// Codes of one line of the padded maps of all images.
+// Encode one line of the padded maps; those of all images are numbered on.
 void encode_line(const EncodeWork &work, const Encoder<true> &encode,
                  int64_t line) {
   const isvit_map &map = work.map;
-  const int64_t lines = padded_height(map), width = padded_width(map);
-  const int64_t image = line / lines, y = line % lines - map.padding_top;
+  const int64_t image = line / work.lines, width = work.columns;
+  const int64_t y = line % work.lines - map.padding_top;
   uint8_t *to = work.codes + line * width * map.channels;
   const bool is_inside = y >= 0 && y < map.height;
   const int64_t left = is_inside ? map.padding_left : width;
@@ -101,7 +93,7 @@ void encode_line(const EncodeWork &work, const Encoder<true> &encode,
   if (!is_inside) return;
   to += left * map.channels;
   const float *x = work.x + image * work.strides[0] + y * work.strides[2];
-  // Channels that fill up a group have weights of zero.
+  // The channels that round up to groups of four have weights of zero.
   if (work.channels < map.channels)
     std::fill(to, to + (int64_t)map.width * map.channels, 0);
   if (work.strides[3] == 1 && work.strides[1] != 1)
@@ -116,15 +108,16 @@ void ISVIT_NAME(encode)(int32_t threads, const isvit_quantizer &quantizer,
                         const float *x, const int64_t *strides,
                         int32_t channels, const isvit_map &map,
                         uint8_t *codes) {
-  const int64_t lines = map.images * padded_height(map);
-  const int64_t values = padded_width(map) * map.channels;
+  const int64_t height = map.padding_top + map.height + map.padding_bottom;
+  const int64_t width = map.padding_left + map.width + map.padding_right;
+  const int64_t lines = map.images * height, values = width * map.channels;
   if (lines * values == 0) return;
   const int64_t each = 1 + TASK_VALUES / values;
   const float *end = x + 1 + strides[0] * (map.images - 1) +
                      strides[1] * (channels - 1) +
                      strides[2] * (map.height - 1) +
                      strides[3] * (map.width - 1);
-  const EncodeWork work{quantizer, x, strides, channels, map, codes, end};
+  const EncodeWork work{x, strides, channels, map, codes, height, width, end};
   parallel(threads, (lines + each - 1) / each, [&](int64_t task) {
     const Encoder<true> encode(quantizer);
     const int64_t last = std::min((task + 1) * each, lines);
@@ -135,12 +128,12 @@ void ISVIT_NAME(encode)(int32_t threads, const isvit_quantizer &quantizer,
 
 namespace {
 
-// Where the rows of a panel begin, and where their outputs go.
+// Addresses of the rows of a panel, and offsets of their outputs.
 struct Panel {
   const uint8_t *row[PANEL];
   int64_t output[PANEL];
   int num_rows;
-  bool is_line;  // of one image, so that a channel's outputs lie in a row
+  bool is_line;  // whether the outputs of each channel are contiguous
 
   Panel(const isvit_rows &rows, const isvit_output &out, int64_t first,
         int count)
@@ -198,7 +191,7 @@ void ISVIT_NAME(multiply)(int32_t threads, const isvit_product &product,
   const int64_t num_rows = (int64_t)rows.images * rows.height * rows.width;
   const int64_t panels = (num_rows + PANEL - 1) / PANEL;
   if (panels == 0) return;
-  // A few panels alone would leave threads without work.
+  // With few panels, the blocks of each are shared among threads as well.
   const int64_t parts = std::min<int64_t>(
       product.blocks, panels < 4 * threads ? (4 * threads) / panels : 1);
   const int32_t blocks = (int32_t)((product.blocks + parts - 1) / parts);

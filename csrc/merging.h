@@ -1,11 +1,11 @@
-// Patch merging: norm, codes and a product of the tokens of each patch.
+// Patch merging: LayerNorm of the tokens of each patch, codes, linear layer.
 #pragma once
 
 #include "block.h"
 
 namespace {
 
-// Merge up to PANEL patches, whose tokens begin at `token`.
+// Merge up to PANEL patches, whose token indices begin at `token`.
 void merge_panel(const isvit_merging &merging, const isvit_merged &merged,
                  const float *x, const int32_t *token, int count, float *y) {
   const isvit_product &product = merging.reduction;

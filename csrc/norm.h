@@ -1,4 +1,4 @@
-// LayerNorm of a row of floats, straight to codes.
+// LayerNorm of one token, quantized without storing the float result.
 #pragma once
 
 #include <cmath>
@@ -8,7 +8,7 @@
 
 namespace {
 
-// Sum of sixteen lanes, in an order that does not depend on LANES.
+// Sum of sixteen numbers, in an order that does not depend on LANES.
 inline float total(const Floats16 &x) {
   typedef float Four __attribute__((vector_size(16)));
   float lane[COLUMNS];

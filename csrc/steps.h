@@ -1,6 +1,6 @@
-// Step functions by binary search, all lanes at once. What quantizes a value
-// that a costly function makes (GELU, softmax's logarithm) is a step function
-// of the function's argument: comparing replaces computing.
+// Step functions, evaluated by binary search in all lanes at once. The code of
+// a function's value, such as GELU or a logarithm, is a step function of its
+// argument, and comparing is cheaper than computing the function.
 #pragma once
 
 #include "gemm.h"
@@ -8,7 +8,7 @@
 
 namespace {
 
-// table[index], index in 0 .. 15.
+// table[index], with indices in 0 .. 15.
 inline Floats pick(const Floats16 &table, Ints index) {
 #if defined(__AVX512F__)
   return (Floats)_mm512_permutexvar_ps((__m512i)index, (__m512)table.part[0]);
@@ -50,8 +50,8 @@ inline Floats gather(const float *table, Ints index) {
 #endif
 }
 
-// A comparison is -1 where it holds, so a step down the heap is
-// i -> 2 i - (x >= limit).
+// Sixteen steps, held in registers. The limits are a binary search tree in heap
+// order; a comparison that holds is -1, so i -> 2 i - (x >= limit) descends it.
 struct SmallSteps {
   Floats root;
   Floats16 limits, values;
@@ -69,11 +69,9 @@ struct SmallSteps {
   Floats operator()(Floats x) const { return pick(values, step(x)); }
 };
 
-// Of any depth.
+// Any number of steps, read from memory.
 struct LargeSteps {
   const isvit_steps &steps;
-
-  explicit LargeSteps(const isvit_steps &steps) : steps(steps) {}
 
   Floats operator()(Floats x) const {
     Ints i = splat(1);
@@ -83,7 +81,7 @@ struct LargeSteps {
   }
 };
 
-// Codes of gelu(y) by steps, each of which is a code.
+// Codes of gelu(y): the number of the step that y lies in.
 struct GeluSteps {
   SmallSteps steps;
   Floats left;
@@ -100,7 +98,7 @@ struct GeluSteps {
   }
 };
 
-// Codes of gelu(y), computed.
+// Codes of gelu(y), computed where there are too many steps.
 struct GeluEncoder {
   Encoder<false> encode;
 

@@ -1,14 +1,14 @@
-// Sums of a tile on AVX2: products of codes are added in int16 lanes, and
-// widened to int32 at the end of a run. The plan proves that no lane and no
-// pair of products leaves int16 before (isvit_det/runtime/overflow.py).
+// Sums of a tile on AVX2: products are accumulated in int16 lanes, which are
+// widened to int32 at the end of a run. Runs are chosen so that no int16 sum
+// can overflow (isvit_det/runtime/overflow.py has the proof).
 namespace {
 
 constexpr int TILE_ROWS = 6;
 
 template <int ROWS>
-inline ISVIT_INLINE Sums<ROWS> sum_run(
+inline ISVIT_INLINE void sum_run(
     const uint8_t *const *rows, const int64_t *segments, const isvit_run &run,
-    const int8_t *weight) {
+    const int8_t *weight, Ints16 (&sums)[ROWS]) {
   __m256i low[ROWS], high[ROWS];
   const uint8_t *row[ROWS];
   repeat<ROWS>([&](auto i) ISVIT_INLINE {
@@ -21,11 +21,11 @@ inline ISVIT_INLINE Sums<ROWS> sum_run(
     for (const int64_t end = at + 4 * run.groups; at < end; at += 4) {
       const __m256i first = _mm256_load_si256((const __m256i *)weight);
       const __m256i second = _mm256_load_si256((const __m256i *)weight + 1);
-      // What the next run or block reads may still lie far away.
+      // The weights of the next run or block may not be cached yet.
       if (ROWS == TILE_ROWS)
         _mm_prefetch((const char *)weight + ahead, _MM_HINT_T0);
       weight += 64;
-      // Left to itself, the compiler loads ahead and spills accumulators.
+      // Assembly, since compilers load ahead and spill accumulators.
       repeat<ROWS>([&](auto i) ISVIT_INLINE {
         __m256i codes, products;
         asm("vpbroadcastd %[row], %[codes]\n\t"
@@ -41,12 +41,10 @@ inline ISVIT_INLINE Sums<ROWS> sum_run(
     }
   }
   const __m256i ones = _mm256_set1_epi16(1);
-  Sums<ROWS> sums;
   repeat<ROWS>([&](auto i) ISVIT_INLINE {
-    sums.row[i].part[0] = (Ints)_mm256_madd_epi16(low[i], ones);
-    sums.row[i].part[1] = (Ints)_mm256_madd_epi16(high[i], ones);
+    sums[i].part[0] = (Ints)_mm256_madd_epi16(low[i], ones);
+    sums[i].part[1] = (Ints)_mm256_madd_epi16(high[i], ones);
   });
-  return sums;
 }
 
 }  // namespace

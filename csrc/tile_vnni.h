@@ -1,5 +1,5 @@
-// Sums of a tile with vpdpbusd, which adds four products to an int32 lane:
-// nothing has to be proved, and a run is only a stretch of addresses.
+// Sums of a tile with vpdpbusd, which adds four products to an int32 lane, so
+// that no sum can overflow and a run is only a range of addresses.
 namespace {
 
 #if defined(__AVX512VNNI__)
@@ -19,10 +19,10 @@ inline Ints add_products(Ints sums, Ints codes, Ints weights) {
 }
 
 template <int ROWS>
-inline ISVIT_INLINE Sums<ROWS> sum_run(
+inline ISVIT_INLINE void sum_run(
     const uint8_t *const *rows, const int64_t *segments, const isvit_run &run,
-    const int8_t *weight) {
-  Sums<ROWS> sums = {};
+    const int8_t *weight, Ints16 (&sums)[ROWS]) {
+  repeat<ROWS>([&](auto i) ISVIT_INLINE { sums[i] = {}; });
   for (int s = run.segment; s < run.segment + run.segments; s++) {
     int64_t at = segments[s] + run.offset;
     for (int g = 0; g < run.groups; g++, at += 4, weight += 64) {
@@ -33,13 +33,12 @@ inline ISVIT_INLINE Sums<ROWS> sum_run(
       repeat<ROWS>([&](auto i) ISVIT_INLINE {
         const Ints codes = splat(load<int32_t>(rows[i] + at));
         repeat<PARTS>([&](auto j) ISVIT_INLINE {
-          Ints &sum = sums.row[i].part[j];
+          Ints &sum = sums[i].part[j];
           sum = add_products(sum, codes, weights[j]);
         });
       });
     }
   }
-  return sums;
 }
 
 }  // namespace

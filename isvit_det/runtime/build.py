@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Dict, Iterator, List, Sequence, Tuple, Union
 
-VERSION = 8
 SOURCES = Path(__file__).resolve().parents[1] / 'csrc'
 # A wheel for one platform has the library beside this module.
 PACKAGED = Path(__file__).with_name('libisvit.so')
@@ -56,16 +55,11 @@ def load_library() -> ctypes.CDLL:
 def _try_to_load() -> Union[ctypes.CDLL, str]:
     """The library, or why there is none."""
     try:
-        path = library_path()
-        library = ctypes.CDLL(str(path))
-        found = library.isvit_version()
+        return ctypes.CDLL(str(library_path()))
     except NoLibrary as error:
         return str(error)
-    except (OSError, AttributeError) as error:
+    except OSError as error:
         return f'it could not be loaded ({str(error).splitlines()[0]})'
-    if found != VERSION:
-        return f'{path} has version {found}, expected {VERSION}'
-    return library
 
 
 def library_path() -> Path:

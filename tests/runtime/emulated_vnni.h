@@ -1,6 +1,6 @@
-// Included before every source, this makes the kernels for VNNI run on any CPU
-// with AVX2: SIMDe computes what their instructions would. The compiler must
-// not use them: -mno-avx512f -mno-avxvnni.
+// Included before every source (make test-vnni), this lets the kernels for VNNI
+// run on any CPU with AVX2: SIMDe emulates their instructions. The compiler
+// must not use those itself: -mno-avx512f -mno-avxvnni.
 #define ISVIT_EMULATED
 #define avxvnni 1
 #define avx512vnni 2
@@ -16,7 +16,7 @@
 #elif ISVIT_KERNELS == 2
 #define __AVX512F__ 1
 #define __AVX512VNNI__ 1
-// What SIMDe may lack, in the compiler's own vectors.
+// Intrinsics that SIMDe may lack, in the compiler's own vectors.
 typedef int isvit_ints __attribute__((vector_size(64)));
 typedef unsigned char isvit_bytes __attribute__((vector_size(16)));
 #define _mm512_cvtepu8_epi32(bytes) \
