@@ -1,10 +1,11 @@
-"""Weights of a plan in the order in which the kernels read them.
+"""Weights of a layer in the order in which the kernels read them.
 
-A block holds 16 outputs. In it, group by group of four inputs in the order of
-the runs, lie 16 x 4 bytes. Weights that do not fit eight bits, or whose pairs
-of products do not fit 16, are split as ``w = 16 * high + low``; all products
-with the high parts come first and are shifted before those with the low parts
-are added.
+Weights are stored in blocks of 16 outputs. A block consists of groups of four
+inputs, in the order of the runs, and a group of 16 x 4 bytes. Weights that do
+not fit 8 bits, or whose products with two neighbouring codes might overflow
+16 bits, are split as ``w = 16 * high + low``: the kernels sum all products
+with the high parts, shift the sums by four bits, and add the products with the
+low parts.
 """
 from dataclasses import dataclass
 from typing import List, Optional, Tuple
@@ -15,22 +16,24 @@ from torch import Tensor
 from isvit_det.runtime.overflow import GROUP, MAX_GROUPS, Run, split_runs
 from isvit_det.runtime.plan import LayerPlan, Unsupported
 
+# Outputs of a block.
 BLOCK = 16
+# Bits of the low parts of split weights.
 SHIFT = 4
 
 
 @dataclass(frozen=True)
 class PackedWeights:
-    """What ``isvit_product`` of csrc/runtime.h points to.
+    """The arrays of ``isvit_product`` in csrc/runtime.h.
 
     Attributes:
         weight: int8, shape (blocks, groups, 16, 4).
         runs: int32, shape (runs, 5): segment, segments, offset in inputs,
             groups, shift.
         correction: int32, shape (blocks * 16,).
-        scale: float32, likewise.
-        bias: float32, likewise.
-        outputs: those that are not padding.
+        scale: float32, shape (blocks * 16,).
+        bias: float32, shape (blocks * 16,).
+        outputs: number of outputs; what exceeds it is zero.
     """
     weight: Tensor
     runs: Tensor
@@ -46,24 +49,24 @@ def pack_layer(plan: LayerPlan,
     """Pack the weights of a layer.
 
     Args:
-        plan: of the layer.
-        segments: stretches of memory that the inputs of a row lie in; of a
-            convolution the lines of its kernel, or its single positions.
-        wide_lanes: whether the kernels add products in 32 bits, so that there
-            is nothing to prove.
+        plan: describes the layer.
+        segments: number of contiguous pieces of memory that the inputs of an
+            output lie in: for a convolution, the lines of its kernel, or its
+            single positions if it is dilated.
+        wide_lanes: whether the kernels sum in 32 bits, where no overflow is
+            possible.
 
     Raises:
-        Unsupported: if not even two parts of the weights can be summed
-            exactly.
+        Unsupported: if sums might overflow even with split weights.
     """
-    parts = [_segmented(plan.weight, segments)]
-    cut = _cut(parts, plan.top, wide_lanes)
+    parts = [_split_segments(plan.weight, segments)]
+    cut = _runs_of_parts(parts, plan.top, wide_lanes)
     if cut is None:
-        parts = _halves(parts[0])
-        cut = _cut(parts, plan.top, wide_lanes)
+        parts = _split_weight(parts[0])
+        cut = _runs_of_parts(parts, plan.top, wide_lanes)
     if cut is None:
-        raise Unsupported('a pair of its products does not fit 16 bits, even '
-                          'with weights in two parts')
+        raise Unsupported('the sum of two of its products may overflow 16 '
+                          'bits, even with its weights split in two')
     pieces = []
     for part, runs in zip(parts, cut):
         for run in runs:
@@ -89,57 +92,57 @@ def pack_layer(plan: LayerPlan,
 
 def operand_runs(inputs: int, top: int, low: int, high: int,
                  wide_lanes: bool) -> Tuple[Tensor, int]:
-    """Runs for products with any weights from ``low`` to ``high``.
+    """Runs for weights of which only the range is known.
 
-    That is what the second operand of a product of activations is, whose
-    codes the kernels pack as they come.
+    In the product of two activations, the kernels pack the second operand as
+    weights at run time.
 
     Args:
-        inputs: of the products, a multiple of 4.
+        inputs: length of the sums, a multiple of 4.
         top: the largest code of the first operand.
-        low: the least weight, not positive.
-        high: the greatest, not negative.
+        low: the smallest weight, at most 0.
+        high: the largest weight, at least 0.
         wide_lanes: as for ``pack_layer``.
 
     Returns:
-        ``runs`` as in ``PackedWeights``, and the parts that the weights have
-        to be split into, 1 or 2.
+        ``runs`` as in ``PackedWeights``, and the number of parts that weights
+        have to be split into, 1 or 2.
     """
     extremes = torch.tensor([[low], [high]]).expand(2, inputs)[:, None]
     parts = [extremes]
-    cut = _cut(parts, top, wide_lanes)
+    cut = _runs_of_parts(parts, top, wide_lanes)
     if cut is None:
         half = 2**(SHIFT - 1)
-        # Whatever the weights are, their lower parts are all from -half on.
+        # The low parts of any weights lie in -half..half - 1.
         rest = torch.tensor([[-half], [half - 1]]).expand(2, inputs)[:, None]
-        parts = [_halves(extremes)[0], rest]
-        cut = _cut(parts, top, wide_lanes)
+        parts = [_split_weight(extremes)[0], rest]
+        cut = _runs_of_parts(parts, top, wide_lanes)
     assert cut is not None, (inputs, top, low, high)
     return torch.tensor(_run_rows(cut), dtype=torch.int32), len(parts)
 
 
 def _run_rows(cut: List[List[Run]]) -> List[Tuple[int, ...]]:
-    """Rows of ``PackedWeights.runs`` of all parts of the weights."""
+    """``PackedWeights.runs`` for the runs of each part of the weights."""
     return [(run.segment, run.segments, GROUP * run.first, run.groups,
              SHIFT if runs is not cut[-1] and run is runs[-1] else 0)
             for runs in cut for run in runs]
 
 
-def _segmented(weight: Tensor, segments: int) -> Tensor:
-    """Weights (outputs, segments, inputs), channels filled up to groups."""
+def _split_segments(weight: Tensor, segments: int) -> Tensor:
+    """Weights as (outputs, segments, inputs), channels padded to groups."""
     padding = -weight.shape[-1] % GROUP
     weight = torch.nn.functional.pad(weight, (0, padding))
     return weight.reshape(len(weight), segments, -1)
 
 
-def _cut(parts: List[Tensor], top: int,
-         wide_lanes: bool) -> Optional[List[List[Run]]]:
-    """Runs of every part of the weights, None if there are no exact ones."""
+def _runs_of_parts(parts: List[Tensor], top: int,
+                   wide_lanes: bool) -> Optional[List[List[Run]]]:
+    """The runs of each part of the weights; None if sums might overflow."""
     cut = []
     for weight in parts:
         if int(weight.min()) < -128 or int(weight.max()) > 127:
             return None
-        runs: Optional[List[Run]] = _plain_runs(*weight.shape[1:])
+        runs: Optional[List[Run]] = _wide_runs(*weight.shape[1:])
         if not wide_lanes:
             runs = split_runs(weight, top)
         if runs is None:
@@ -148,7 +151,8 @@ def _cut(parts: List[Tensor], top: int,
     return cut
 
 
-def _plain_runs(segments: int, inputs: int) -> List[Run]:
+def _wide_runs(segments: int, inputs: int) -> List[Run]:
+    """Runs for sums in 32 bits, which are limited by the cache alone."""
     groups = inputs // GROUP
     return [
         Run(segment, 1, first, min(MAX_GROUPS, groups - first))
@@ -157,8 +161,8 @@ def _plain_runs(segments: int, inputs: int) -> List[Run]:
     ]
 
 
-def _halves(weight: Tensor) -> List[Tensor]:
-    """``high`` and ``low`` with ``16 * high + low == weight``."""
+def _split_weight(weight: Tensor) -> List[Tensor]:
+    """Split weights into ``high`` and ``low``, ``16 * high + low``."""
     half = 2**(SHIFT - 1)
     high = torch.div(weight + half, 2**SHIFT, rounding_mode='floor')
     return [high, weight - high * 2**SHIFT]

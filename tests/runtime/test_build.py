@@ -89,7 +89,7 @@ def test_a_cache_that_cannot_be_written_is_named(sources, monkeypatch,
     for folder in (tmp_path / 'file', Path('/proc/self')):
         monkeypatch.setenv('XDG_CACHE_HOME', str(folder))
         reason = find_reason()
-        assert str(folder) in reason and 'by XDG_CACHE_HOME' in reason
+        assert str(folder) in reason and 'set XDG_CACHE_HOME' in reason
     monkeypatch.delenv('XDG_CACHE_HOME')
 
     def fail():

@@ -207,7 +207,7 @@ def test_layers_that_cannot_run_are_named(net):
     found = describe_engine(net)
     assert found['engine'] == 'native' and found['native_layers'] == 1
     assert list(found['simulated']) == ['conv']
-    assert "conv (it pads by 'reflect'" in engine_line(found)
+    assert "conv (its padding mode is 'reflect'" in engine_line(found)
     assert '1 of 2 quantized layers run in integers' in engine_line(found)
 
 
