@@ -161,7 +161,7 @@ void multiply_panel(const isvit_product &product, const isvit_rows &rows,
   if (panel.is_line && out.channel_stride != 1) {
     alignas(64) float square[PANEL][COLUMNS];
     multiply_block(panel.row, panel.num_rows, rows.segments, product, block,
-                   [&](int r, const Ints16 &sums) ISVIT_INLINE {
+                   [&](int r, const Ints16 &sums) {
                      store16(square[r], affine(sums));
                    });
     for (int n = 0; n < count; n++) {
@@ -173,7 +173,7 @@ void multiply_panel(const isvit_product &product, const isvit_rows &rows,
   }
   const bool is_whole = count == COLUMNS && out.channel_stride == 1;
   multiply_block(panel.row, panel.num_rows, rows.segments, product, block,
-                 [&](int r, const Ints16 &sums) ISVIT_INLINE {
+                 [&](int r, const Ints16 &sums) {
                    float *to = out.values + panel.output[r] + first;
                    if (is_whole) return store16(to, affine(sums));
                    float values[COLUMNS];
