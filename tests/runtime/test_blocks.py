@@ -217,7 +217,7 @@ def exchange(what, do):
 
 
 @pytest.mark.parametrize('change, reason', [
-    exchange('no Swin block',
+    exchange('not a Swin block',
              lambda block: setattr(block.attn, 'w_msa', nn.Identity())),
     exchange('more than two layers with GELU',
              lambda block: block.ffn.layers[0].__setitem__(1, nn.ReLU())),
@@ -248,7 +248,7 @@ def test_what_is_not_supported_is_named(change, reason):
 
 @pytest.mark.parametrize('kwargs, reason', [
     (dict(embed_dims=24), '24 channels'),
-    (dict(embed_dims=32, num_heads=[16]), 'heads of 2'),
+    (dict(embed_dims=32, num_heads=[16]), '2 per head'),
 ])
 def test_channels_that_are_not_supported_are_named(kwargs, reason):
     block = blocks_of(draw_backbone(**kwargs))[0]
