@@ -40,27 +40,30 @@ struct Scores {
 // point of the queries adds to the products with each key.
 void pack_keys(const isvit_block &block, const Head &head, int positions,
                int width) {
-  const int groups = width / GROUP, step = groups * COLUMNS * GROUP;
-  const int last = block.key_parts - 1;
-  int8_t part[2][MAX_WIDTH];
+  int8_t narrow[MAX_WIDTH];
+  int16_t wide[MAX_WIDTH];
   for (int j = 0; j < up_to_columns(positions); j++) {
     const uint8_t *key = head.key + (int64_t)j * block.channels;
     int sum = 0;
     for (int c = 0; c < width; c++) {
-      // Split into 16 * high + low where 16-bit sums might overflow.
       const int weight = j < positions ? key[c] - block.key_center : 0;
-      const int high = last ? (weight + 8) >> 4 : 0;
-      part[0][c] = (int8_t)high;
-      part[last][c] = (int8_t)(weight - 16 * high);
+      narrow[c] = (int8_t)weight;
+      wide[c] = (int16_t)weight;
       sum += weight;
     }
     head.correction[j] = -block.query_codes.zero_point * sum;
-    int8_t *to = head.packed_keys + j % COLUMNS * GROUP +
-                 (int64_t)(j / COLUMNS) * block.key_parts * step;
-    for (int p = 0; p < block.key_parts; p++)
-      for (int g = 0; g < groups; g++)
-        std::memcpy(to + p * step + g * COLUMNS * GROUP, part[p] + GROUP * g,
-                    GROUP);
+    const int column = j % COLUMNS;
+    int8_t *to =
+        head.packed_keys + (int64_t)(j - column) * width * block.key_bytes;
+    for (int c = 0; c < width; c += GROUP) {
+      if (block.key_bytes == 1) {
+        std::memcpy(to + c * COLUMNS + column * GROUP, narrow + c, GROUP);
+        continue;
+      }
+      int16_t *pairs = (int16_t *)to + c * COLUMNS + column * 2;
+      for (int k = 0; k < GROUP; k++)
+        pairs[k % 2 * COLUMNS * 2 + k / 2] = wide[c + k];
+    }
   }
 }
 
@@ -85,7 +88,7 @@ void find_logits(const isvit_block &block, const Head &head,
   product.weight = head.packed_keys;
   product.runs = block.key_runs;
   product.num_runs = block.num_key_runs;
-  product.groups = block.key_parts * width / GROUP;
+  product.block_bytes = COLUMNS * width * block.key_bytes;
   const int64_t segment = 0;
   const Floats scale = splat(block.logit_scale);
   for (int first = 0; first < scores.count; first += PANEL) {

@@ -89,7 +89,7 @@ struct Shape {
     from.take(memory.mixed, codes);
     from.take(memory.reals, is_relative ? codes : 0);
     from.take(memory.packed_keys,
-              (int64_t)heads * columns * width * block.key_parts);
+              (int64_t)heads * columns * width * block.key_bytes);
     from.take(memory.correction, (int64_t)heads * columns);
     from.take(memory.values,
               (int64_t)heads * positions * up_to_columns(width));
@@ -261,7 +261,7 @@ class Window {
             window_.value + at,
             window_.mixed + at,
             window_.packed_keys + (int64_t)place * columns * shape_.width *
-                                      block_.key_parts,
+                                      block_.key_bytes,
             window_.correction + (int64_t)place * columns,
             window_.values + (int64_t)place * shape_.positions *
                                  up_to_columns(shape_.width)};

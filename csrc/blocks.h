@@ -39,9 +39,9 @@ struct isvit_block {
   isvit_gelu fc2_input;
   isvit_product query, key, value, proj, fc1, fc2;
   const uint8_t *padding;          // [channels] codes of a padding token
-  // Key codes less key_center are the weights of a product with the queries: in
-  // one part, or in two as 16 * high + low, in the order of the runs.
-  int32_t key_center, key_parts;
+  // Key codes less key_center are the weights of a product with the queries, of
+  // 1 or 2 bytes each.
+  int32_t key_center, key_bytes;
   const isvit_run *key_runs;
   int32_t num_key_runs;
   float logit_scale, value_scale;

@@ -24,6 +24,34 @@
 namespace {
 
 constexpr int PANEL = 48;
+// Rows whose sums over a wide run fit the registers.
+constexpr int WIDE_ROWS = 4;
+
+// As sum_run, with weights of 16 bits: exact whatever codes and weights are.
+template <int ROWS>
+inline ISVIT_INLINE void sum_wide_run(
+    const uint8_t *const *rows, const int64_t *segments, const isvit_run &run,
+    const int8_t *weight, Ints16 (&sums)[ROWS]) {
+  const int32_t *pairs = (const int32_t *)weight;
+  repeat<ROWS>([&](auto i) ISVIT_INLINE { sums[i] = {}; });
+  for (int s = run.segment; s < run.segment + run.segments; s++) {
+    int64_t at = segments[s] + run.offset;
+    for (const int64_t end = at + 4 * run.groups; at < end; at += 4) {
+      const Ints16 even = load16<Ints>(pairs);
+      const Ints16 odd = load16<Ints>(pairs + COLUMNS);
+      pairs += 2 * COLUMNS;
+      repeat<ROWS>([&](auto i) ISVIT_INLINE {
+        Ints codes = splat(load<int32_t>(rows[i] + at));
+#if defined(__x86_64__)
+        // The compiler would part the codes before it spreads them.
+        asm("" : "+x"(codes));
+#endif
+        sums[i] = sums[i] + multiply_pairs(codes & 0xFF00FF, even) +
+                  multiply_pairs((codes >> 8) & 0xFF00FF, odd);
+      });
+    }
+  }
+}
 
 template <int ROWS, class Use>
 inline ISVIT_INLINE void multiply_tile(
@@ -31,12 +59,14 @@ inline ISVIT_INLINE void multiply_tile(
     const int8_t *weight, int32_t *partial, bool is_first, bool is_last,
     int first_row, Use &&use) {
   Ints16 sums[ROWS];
-  sum_run<ROWS>(rows, segments, run, weight, sums);
+  if (ROWS <= WIDE_ROWS && run.is_wide)
+    sum_wide_run<ROWS>(rows, segments, run, weight, sums);
+  else
+    sum_run<ROWS>(rows, segments, run, weight, sums);
   repeat<ROWS>([&](auto i) ISVIT_INLINE {
     Ints16 &sum = sums[i];
     int32_t *before = partial + i * COLUMNS;
     if (!is_first) sum = sum + load16<Ints>(before);
-    if (run.shift != 0) sum = sum * (1 << run.shift);
     if (is_last)
       use(first_row + i, sum);
     else
@@ -53,7 +83,7 @@ inline ISVIT_INLINE void multiply_block(
     const uint8_t *const *rows, int num_rows, const int64_t *segments,
     const isvit_product &product, int block, Use &&use) {
   alignas(64) int32_t partial[PANEL * COLUMNS];
-  const int8_t *weight = product.weight + (int64_t)block * product.groups * 64;
+  const int8_t *weight = product.weight + (int64_t)block * product.block_bytes;
   for (int k = 0; k < product.num_runs; k++) {
     const isvit_run &run = product.runs[k];
     const bool is_first = k == 0, is_last = k + 1 == product.num_runs;
@@ -64,11 +94,12 @@ inline ISVIT_INLINE void multiply_block(
                                use);
       r += tile_rows;
     };
-    while (r + TILE_ROWS <= num_rows) next_tile(Constant<TILE_ROWS>());
+    while (!run.is_wide && r + TILE_ROWS <= num_rows)
+      next_tile(Constant<TILE_ROWS>());
     while (r + 4 <= num_rows) next_tile(Constant<4>());
     if (r + 2 <= num_rows) next_tile(Constant<2>());
     if (r < num_rows) next_tile(Constant<1>());
-    weight += (int64_t)64 * run.segments * run.groups;
+    weight += (int64_t)(run.is_wide ? 128 : 64) * run.segments * run.groups;
   }
 }
 

@@ -17,21 +17,22 @@
 // `groups` groups of four inputs, beginning `offset` bytes into the segment.
 struct isvit_run {
   int32_t segment, segments, offset, groups;
-  // Left shift of all sums so far once this run is added: 4 after the last run
-  // of the upper parts of weights that are split in two, else 0.
-  int32_t shift;
+  // Whether its weights have 16 bits, [groups][2][16][2]: those of inputs 0 and
+  // 2 of a group, then of 1 and 3. Their products are summed in int32 lanes.
+  int32_t is_wide;
 };
 
 // A linear layer or convolution:
 // y[n] = (sum_k a[k] * w[n][k] + correction[n]) * scale[n] + bias[n].
 // Arrays have `blocks * 16` entries, zero beyond `outputs`.
 struct isvit_product {
-  const int8_t *weight;        // [blocks][groups][16][4], in the order of runs
+  // [blocks][groups][16][4], in the order of runs; see isvit_run::is_wide.
+  const int8_t *weight;
   const int32_t *correction;   // -zero point of the input * sum_k w[n][k]
   const float *scale;          // scale of the input * scale of the weights
   const float *bias;
   const isvit_run *runs;
-  int32_t num_runs, groups, blocks, outputs;
+  int32_t num_runs, block_bytes, blocks, outputs;
 };
 
 // code = clamp(round(x / scale) + zero_point, 0, top). If there are `entries`,

@@ -93,6 +93,17 @@ inline ISVIT_INLINE Floats multiply_add(Floats a, Floats b, Floats c) {
 #endif
 }
 
+// a[0] * b[0] + a[1] * b[1] of the pairs of int16 in every lane.
+inline ISVIT_INLINE Ints multiply_pairs(Ints a, Ints b) {
+#if defined(__AVX512BW__)
+  return (Ints)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+  return (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#else
+  return (a << 16 >> 16) * (b << 16 >> 16) + (a >> 16) * (b >> 16);
+#endif
+}
+
 // Apply f to sixteen numbers, vector by vector. Arguments of other types, such
 // as a scale that all share, are passed to every call unchanged.
 template <class V>
@@ -124,6 +135,11 @@ inline ISVIT_INLINE Sixteen<V> operator*(const Sixteen<V> &a, const T &b) {
 }
 inline ISVIT_INLINE Floats16 to_float(const Ints16 &x) {
   return map16([](Ints v) ISVIT_INLINE { return to_float(v); }, x);
+}
+inline ISVIT_INLINE Ints16 multiply_pairs(Ints a, const Ints16 &b) {
+  return map16([](Ints x, Ints y) ISVIT_INLINE {
+    return multiply_pairs(x, y);
+  }, a, b);
 }
 template <class A, class B>
 inline ISVIT_INLINE Floats16 multiply_add(const A &a, const B &b,

@@ -46,7 +46,7 @@ class _Block(ctypes.Structure):
     _fields_ += [('fc2_input', _Gelu)]
     _fields_ += [(name, Product)
                  for name in ('query', 'key', 'value', 'proj', 'fc1', 'fc2')]
-    _fields_ += [('padding', POINTER), ('key_center', INT), ('key_parts', INT),
+    _fields_ += [('padding', POINTER), ('key_center', INT), ('key_bytes', INT),
                  ('key_runs', POINTER), ('num_key_runs', INT),
                  ('logit_scale', FLOAT), ('value_scale', FLOAT),
                  ('attention', _Steps)]
@@ -137,8 +137,9 @@ class NativeBlock:
             functools.partial(make_bias, plan))
         width = len(plan.query.weight) // plan.heads
         center = plan.key_center
-        runs, parts = operand_runs(width, plan.query_codes.top, -center,
-                                   plan.key_codes.top - center, isa.wide_lanes)
+        runs, key_bytes = operand_runs(width, plan.query_codes.top, -center,
+                                       plan.key_codes.top - center,
+                                       isa.wide_lanes)
         self._builder = make = _Builder(isa)
         self._structure = _Block(
             len(plan.query.weight), plan.heads, self.hidden,
@@ -149,7 +150,7 @@ class NativeBlock:
             make.gelu(plan.fc2_codes), make.product(plan.query),
             make.product(plan.key), make.product(plan.value),
             make.product(plan.proj), make.product(plan.fc1),
-            make.product(plan.fc2), make.keep(plan.padding), center, parts,
+            make.product(plan.fc2), make.keep(plan.padding), center, key_bytes,
             make.keep(runs), len(runs), plan.logit_scale,
             plan.value_codes.scale, make.steps(plan.attention))
 

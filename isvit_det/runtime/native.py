@@ -35,7 +35,7 @@ class Product(ctypes.Structure):
     """``isvit_product``."""
     _fields_ = [('weight', POINTER), ('correction', POINTER),
                 ('scale', POINTER), ('bias', POINTER), ('runs', POINTER),
-                ('num_runs', INT), ('groups', INT), ('blocks', INT),
+                ('num_runs', INT), ('block_bytes', INT), ('blocks', INT),
                 ('outputs', INT)]
 
 
@@ -159,10 +159,11 @@ def multiply(isa: Isa, weights: PackedWeights, rows: Rows, out: Tensor,
 
 def product_structure(weights: PackedWeights) -> Product:
     """``isvit_product`` of a layer, whose weights have to outlive it."""
-    return Product(weights.weight.data_ptr(), weights.correction.data_ptr(),
+    weight = weights.weight
+    return Product(weight.data_ptr(), weights.correction.data_ptr(),
                    weights.scale.data_ptr(), weights.bias.data_ptr(),
                    weights.runs.data_ptr(), len(weights.runs),
-                   weights.weight.shape[1], weights.weight.shape[0],
+                   weight[0].numel() * weight.element_size(), len(weight),
                    weights.outputs)
 
 

@@ -1,14 +1,13 @@
 """Weights of a layer in the order in which the kernels read them.
 
 Weights are stored in blocks of 16 outputs. A block consists of groups of four
-inputs, in the order of the runs, and a group of 16 x 4 bytes. Weights that do
-not fit 8 bits, or whose products with two neighbouring codes might overflow
-16 bits, are split as ``w = 16 * high + low``: the kernels sum all products
-with the high parts, shift the sums by four bits, and add the products with the
-low parts.
+inputs, in the order of the runs, and a group of 16 x 4 bytes. Where weights do
+not fit 8 bits, or lanes of 16 bits can sum next to no products, weights have
+16 bits instead: the products of two inputs are then added in 32 bits, which
+cannot overflow.
 """
 from dataclasses import dataclass
-from typing import List, Optional, Tuple
+from typing import List, Tuple
 
 import torch
 from torch import Tensor
@@ -18,8 +17,10 @@ from isvit_det.runtime.plan import LayerPlan, Unsupported
 
 # Outputs of a block.
 BLOCK = 16
-# Bits of the low parts of split weights.
-SHIFT = 4
+# Groups of a run from which on weights of eight bits are faster than those of
+# 16 (measured): a group of the latter takes ten instructions, one of the former
+# four, and the end of a run another dozen.
+MIN_GROUPS = 3
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,11 @@ class PackedWeights:
     """The arrays of ``isvit_product`` in csrc/runtime.h.
 
     Attributes:
-        weight: int8, shape (blocks, groups, 16, 4).
+        weight: of 8 bits, shape (blocks, groups, 16, 4); or of 16, shape
+            (blocks, groups, 2, 16, 2), first those of the inputs 0 and 2 of
+            a group, then those of 1 and 3.
         runs: int32, shape (runs, 5): segment, segments, offset in inputs,
-            groups, shift.
+            groups, whether weights have 16 bits.
         correction: int32, shape (blocks * 16,).
         scale: float32, shape (blocks * 16,).
         bias: float32, shape (blocks * 16,).
@@ -57,37 +60,35 @@ def pack_layer(plan: LayerPlan,
             possible.
 
     Raises:
-        Unsupported: if sums might overflow even with split weights.
+        Unsupported: if its weights do not fit 16 bits.
     """
-    parts = [_split_segments(plan.weight, segments)]
-    cut = _runs_of_parts(parts, plan.top, wide_lanes)
-    if cut is None:
-        parts = _split_weight(parts[0])
-        cut = _runs_of_parts(parts, plan.top, wide_lanes)
-    if cut is None:
-        raise Unsupported('the sum of two of its products may overflow 16 '
-                          'bits, even with its weights split in two')
+    weight = _split_segments(plan.weight, segments)
+    if int(weight.abs().max()) > torch.iinfo(torch.int16).max:
+        raise Unsupported('its weights do not fit 16 bits')
+    runs, is_wide = _runs_of(weight, plan.top, wide_lanes)
     pieces = []
-    for part, runs in zip(parts, cut):
-        for run in runs:
-            lines = part[:, run.segment:run.segment + run.segments]
-            inputs = lines[..., GROUP * run.first:][..., :GROUP * run.groups]
-            pieces.append(inputs.flatten(1))
+    for run in runs:
+        lines = weight[:, run.segment:run.segment + run.segments]
+        inputs = lines[..., GROUP * run.first:][..., :GROUP * run.groups]
+        pieces.append(inputs.flatten(1))
     flat = torch.cat(pieces, 1)
     outputs = len(flat)
     padding = -outputs % BLOCK
     flat = torch.nn.functional.pad(flat, (0, 0, 0, padding))
-    packed = flat.view(-1, BLOCK, flat.shape[1] // GROUP, GROUP)
+    groups = flat.view(-1, BLOCK, flat.shape[1] // GROUP, GROUP)
+    if is_wide:
+        pairs = groups.to(torch.int16).unflatten(-1, (2, 2))
+        packed = pairs.permute(0, 2, 4, 1, 3)
+    else:
+        packed = groups.to(torch.int8).transpose(1, 2)
 
     def padded(values: Tensor, dtype: torch.dtype) -> Tensor:
         return torch.nn.functional.pad(values, (0, padding)).to(dtype)
 
-    return PackedWeights(
-        packed.transpose(1, 2).to(torch.int8).contiguous(),
-        torch.tensor(_run_rows(cut), dtype=torch.int32),
-        padded(plan.correction, torch.int32), padded(plan.scale,
-                                                     torch.float32),
-        padded(plan.bias, torch.float32), outputs)
+    return PackedWeights(packed.contiguous(), _run_rows(runs, is_wide),
+                         padded(plan.correction, torch.int32),
+                         padded(plan.scale, torch.float32),
+                         padded(plan.bias, torch.float32), outputs)
 
 
 def operand_runs(inputs: int, top: int, low: int, high: int,
@@ -105,27 +106,19 @@ def operand_runs(inputs: int, top: int, low: int, high: int,
         wide_lanes: as for ``pack_layer``.
 
     Returns:
-        ``runs`` as in ``PackedWeights``, and the number of parts that weights
-        have to be split into, 1 or 2.
+        ``runs`` as in ``PackedWeights``, and the bytes of a weight, 1 or 2.
     """
     extremes = torch.tensor([[low], [high]]).expand(2, inputs)[:, None]
-    parts = [extremes]
-    cut = _runs_of_parts(parts, top, wide_lanes)
-    if cut is None:
-        half = 2**(SHIFT - 1)
-        # The low parts of any weights lie in -half..half - 1.
-        rest = torch.tensor([[-half], [half - 1]]).expand(2, inputs)[:, None]
-        parts = [_split_weight(extremes)[0], rest]
-        cut = _runs_of_parts(parts, top, wide_lanes)
-    assert cut is not None, (inputs, top, low, high)
-    return torch.tensor(_run_rows(cut), dtype=torch.int32), len(parts)
+    runs, is_wide = _runs_of(extremes, top, wide_lanes)
+    return _run_rows(runs, is_wide), 2 if is_wide else 1
 
 
-def _run_rows(cut: List[List[Run]]) -> List[Tuple[int, ...]]:
-    """``PackedWeights.runs`` for the runs of each part of the weights."""
-    return [(run.segment, run.segments, GROUP * run.first, run.groups,
-             SHIFT if runs is not cut[-1] and run is runs[-1] else 0)
-            for runs in cut for run in runs]
+def _run_rows(runs: List[Run], is_wide: bool) -> Tensor:
+    """``PackedWeights.runs``."""
+    return torch.tensor(
+        [(run.segment, run.segments, GROUP * run.first, run.groups, is_wide)
+         for run in runs],
+        dtype=torch.int32)
 
 
 def _split_segments(weight: Tensor, segments: int) -> Tensor:
@@ -135,34 +128,28 @@ def _split_segments(weight: Tensor, segments: int) -> Tensor:
     return weight.reshape(len(weight), segments, -1)
 
 
-def _runs_of_parts(parts: List[Tensor], top: int,
-                   wide_lanes: bool) -> Optional[List[List[Run]]]:
-    """The runs of each part of the weights; None if sums might overflow."""
-    cut = []
-    for weight in parts:
-        if int(weight.min()) < -128 or int(weight.max()) > 127:
-            return None
-        runs: Optional[List[Run]] = _wide_runs(*weight.shape[1:])
-        if not wide_lanes:
-            runs = split_runs(weight, top)
-        if runs is None:
-            return None
-        cut.append(runs)
-    return cut
+def _runs_of(weight: Tensor, top: int,
+             wide_lanes: bool) -> Tuple[List[Run], bool]:
+    """Runs of weights (outputs, segments, inputs), as few as possible.
+
+    Returns:
+        The runs, and whether their weights have to have 16 bits.
+    """
+    segments, inputs = weight.shape[1:]
+    if int(weight.min()) >= -128 and int(weight.max()) <= 127:
+        if wide_lanes:
+            return _plain_runs(segments, inputs, MAX_GROUPS), False
+        runs = split_runs(weight, top)
+        if runs is not None and (len(runs) * MIN_GROUPS * GROUP
+                                 <= segments * inputs):
+            return runs, False
+    return _plain_runs(segments, inputs, MAX_GROUPS // 2), True
 
 
-def _wide_runs(segments: int, inputs: int) -> List[Run]:
-    """Runs for sums in 32 bits, which are limited by the cache alone."""
+def _plain_runs(segments: int, inputs: int, limit: int) -> List[Run]:
+    """Runs of at most ``limit`` groups."""
     groups = inputs // GROUP
     return [
-        Run(segment, 1, first, min(MAX_GROUPS, groups - first))
-        for segment in range(segments)
-        for first in range(0, groups, MAX_GROUPS)
+        Run(segment, 1, first, min(limit, groups - first))
+        for segment in range(segments) for first in range(0, groups, limit)
     ]
-
-
-def _split_weight(weight: Tensor) -> List[Tensor]:
-    """Split weights into ``high`` and ``low``, ``16 * high + low``."""
-    half = 2**(SHIFT - 1)
-    high = torch.div(weight + half, 2**SHIFT, rounding_mode='floor')
-    return [high, weight - high * 2**SHIFT]
