@@ -56,13 +56,12 @@ void pack_keys(const isvit_block &block, const Head &head, int positions,
     int8_t *to =
         head.packed_keys + (int64_t)(j - column) * width * block.key_bytes;
     for (int c = 0; c < width; c += GROUP) {
-      if (block.key_bytes == 1) {
-        std::memcpy(to + c * COLUMNS + column * GROUP, narrow + c, GROUP);
-        continue;
-      }
       int16_t *pairs = (int16_t *)to + c * COLUMNS + column * 2;
-      for (int k = 0; k < GROUP; k++)
-        pairs[k % 2 * COLUMNS * 2 + k / 2] = wide[c + k];
+      if (block.key_bytes == 1)
+        std::memcpy(to + c * COLUMNS + column * GROUP, narrow + c, GROUP);
+      else
+        for (int k = 0; k < GROUP; k++)
+          pairs[k % 2 * COLUMNS * 2 + k / 2] = wide[c + k];
     }
   }
 }
@@ -74,10 +73,9 @@ void decode_values(const isvit_block &block, const Head &head, int positions,
     const uint8_t *value = head.value + (int64_t)j * block.channels;
     float *to = head.values + (int64_t)j * COLUMNS;
     // Columns beyond the width may hold anything: their sums are not used.
-    for (int c = 0; c < width; c += COLUMNS) {
+    for (int c = 0; c < width; c += COLUMNS)
       store16(to + (int64_t)c * positions,
               to_float(load_codes(value + c) - zero_point));
-    }
   }
 }
 

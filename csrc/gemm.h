@@ -7,51 +7,11 @@
 // rows, so that the panel stays in the L2 cache and a block in L1.
 #pragma once
 
-#include "runtime.h"
-#include "simd.h"
-
-// Each defines TILE_ROWS, the number of rows whose sums fit the registers, and
-// sum_run<ROWS>(rows, segments, run, weight, sums), which sums the products of
-// ROWS rows and 16 outputs over the inputs of one run.
-#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
-#include "tile_vnni.h"
-#elif defined(__AVX2__)
-#include "tile_avx2.h"
-#else
-#include "tile_portable.h"
-#endif
+#include "tile.h"
 
 namespace {
 
 constexpr int PANEL = 48;
-// Rows whose sums over a wide run fit the registers.
-constexpr int WIDE_ROWS = 4;
-
-// As sum_run, with weights of 16 bits: exact whatever codes and weights are.
-template <int ROWS>
-inline ISVIT_INLINE void sum_wide_run(
-    const uint8_t *const *rows, const int64_t *segments, const isvit_run &run,
-    const int8_t *weight, Ints16 (&sums)[ROWS]) {
-  const int32_t *pairs = (const int32_t *)weight;
-  repeat<ROWS>([&](auto i) ISVIT_INLINE { sums[i] = {}; });
-  for (int s = run.segment; s < run.segment + run.segments; s++) {
-    int64_t at = segments[s] + run.offset;
-    for (const int64_t end = at + 4 * run.groups; at < end; at += 4) {
-      const Ints16 even = load16<Ints>(pairs);
-      const Ints16 odd = load16<Ints>(pairs + COLUMNS);
-      pairs += 2 * COLUMNS;
-      repeat<ROWS>([&](auto i) ISVIT_INLINE {
-        Ints codes = splat(load<int32_t>(rows[i] + at));
-#if defined(__x86_64__)
-        // The compiler would part the codes before it spreads them.
-        asm("" : "+x"(codes));
-#endif
-        sums[i] = sums[i] + multiply_pairs(codes & 0xFF00FF, even) +
-                  multiply_pairs((codes >> 8) & 0xFF00FF, odd);
-      });
-    }
-  }
-}
 
 template <int ROWS, class Use>
 inline ISVIT_INLINE void multiply_tile(
@@ -60,7 +20,7 @@ inline ISVIT_INLINE void multiply_tile(
     int first_row, Use &&use) {
   Ints16 sums[ROWS];
   if (ROWS <= WIDE_ROWS && run.is_wide)
-    sum_wide_run<ROWS>(rows, segments, run, weight, sums);
+    sum_groups(rows, segments, run, weight, 128, sums, add_wide_group);
   else
     sum_run<ROWS>(rows, segments, run, weight, sums);
   repeat<ROWS>([&](auto i) ISVIT_INLINE {

@@ -9,8 +9,6 @@
 
 namespace {
 
-// Channels and pixels that are encoded and transposed together.
-constexpr int SIDE = 16;
 // Values of a task: with fewer, waking a thread costs more than it saves.
 constexpr int64_t TASK_VALUES = 8192;
 
@@ -21,24 +19,21 @@ struct EncodeWork {
   const isvit_map &map;
   uint8_t *codes;
   int64_t lines, columns;  // of a padded map
-  const float *end;        // of the memory of x
 };
 
-// Encode a line whose channels are planes, by squares of SIDE x SIDE.
+// Encode a line whose channels are planes, by squares that are transposed.
 void encode_planes(const EncodeWork &work, const Encoder<true> &encode,
                    const float *x, uint8_t *to) {
   const isvit_map &map = work.map;
-  alignas(64) uint8_t square[SIDE][SIDE];
-  alignas(64) float tail[SIDE] = {};
-  for (int c = 0; c < work.channels; c += SIDE) {
-    const int rows = std::min(SIDE, work.channels - c);
-    for (int p = 0; p < map.width; p += SIDE) {
-      const int columns = std::min(SIDE, map.width - p);
+  alignas(64) uint8_t square[COLUMNS][COLUMNS];
+  alignas(64) float tail[COLUMNS] = {};
+  for (int c = 0; c < work.channels; c += COLUMNS) {
+    const int rows = std::min(COLUMNS, work.channels - c);
+    for (int p = 0; p < map.width; p += COLUMNS) {
+      const int columns = std::min(COLUMNS, map.width - p);
       for (int i = 0; i < rows; i++) {
         const float *from = x + (c + i) * work.strides[1] + p;
-        // A vector that reads beyond its line is harmless, except at the end of
-        // the map's memory.
-        if (from + SIDE > work.end) {
+        if (columns < COLUMNS) {
           std::copy(from, from + columns, tail);
           from = tail;
         }
@@ -47,8 +42,8 @@ void encode_planes(const EncodeWork &work, const Encoder<true> &encode,
       transpose(square);
       uint8_t *pixel = to + (int64_t)p * map.channels + c;
       for (int j = 0; j < columns; j++, pixel += map.channels) {
-        if (rows == SIDE)
-          std::copy(square[j], square[j] + SIDE, pixel);
+        if (rows == COLUMNS)
+          std::copy(square[j], square[j] + COLUMNS, pixel);
         else
           std::copy(square[j], square[j] + rows, pixel);
       }
@@ -59,14 +54,14 @@ void encode_planes(const EncodeWork &work, const Encoder<true> &encode,
 // Encode a line of any other layout, pixel by pixel.
 void encode_pixels(const EncodeWork &work, const Encoder<true> &encode,
                    const float *x, uint8_t *to) {
-  alignas(64) float values[SIDE] = {};
-  uint8_t codes[SIDE];
+  alignas(64) float values[COLUMNS] = {};
+  uint8_t codes[COLUMNS];
   const int64_t step = work.strides[1];
   for (int p = 0; p < work.map.width; p++, to += work.map.channels) {
     const float *pixel = x + p * work.strides[3];
-    for (int c = 0; c < work.channels; c += SIDE) {
-      const int count = std::min(SIDE, work.channels - c);
-      if (step == 1 && count == SIDE) {
+    for (int c = 0; c < work.channels; c += COLUMNS) {
+      const int count = std::min(COLUMNS, work.channels - c);
+      if (step == 1 && count == COLUMNS) {
         encode(load16<Floats>(pixel + c), to + c);
         continue;
       }
@@ -84,18 +79,13 @@ void encode_line(const EncodeWork &work, const Encoder<true> &encode,
   const int64_t image = line / work.lines, width = work.columns;
   const int64_t y = line % work.lines - map.padding_top;
   uint8_t *to = work.codes + line * width * map.channels;
-  const bool is_inside = y >= 0 && y < map.height;
-  const int64_t left = is_inside ? map.padding_left : width;
-  const int64_t right = is_inside ? map.padding_left + map.width : width;
-  std::fill(to, to + left * map.channels, map.padding_code);
-  std::fill(to + right * map.channels, to + width * map.channels,
-            map.padding_code);
-  if (!is_inside) return;
-  to += left * map.channels;
+  std::fill_n(to, width * map.channels, map.padding_code);
+  if (y < 0 || y >= map.height) return;
+  to += (int64_t)map.padding_left * map.channels;
   const float *x = work.x + image * work.strides[0] + y * work.strides[2];
   // The channels that round up to groups of four have weights of zero.
   if (work.channels < map.channels)
-    std::fill(to, to + (int64_t)map.width * map.channels, 0);
+    std::fill_n(to, (int64_t)map.width * map.channels, 0);
   if (work.strides[3] == 1 && work.strides[1] != 1)
     encode_planes(work, encode, x, to);
   else
@@ -113,11 +103,7 @@ void ISVIT_NAME(encode)(int32_t threads, const isvit_quantizer &quantizer,
   const int64_t lines = map.images * height, values = width * map.channels;
   if (lines * values == 0) return;
   const int64_t each = 1 + TASK_VALUES / values;
-  const float *end = x + 1 + strides[0] * (map.images - 1) +
-                     strides[1] * (channels - 1) +
-                     strides[2] * (map.height - 1) +
-                     strides[3] * (map.width - 1);
-  const EncodeWork work{x, strides, channels, map, codes, height, width, end};
+  const EncodeWork work{x, strides, channels, map, codes, height, width};
   parallel(threads, (lines + each - 1) / each, [&](int64_t task) {
     const Encoder<true> encode(quantizer);
     const int64_t last = std::min((task + 1) * each, lines);
@@ -133,14 +119,12 @@ struct Panel {
   const uint8_t *row[PANEL];
   int64_t output[PANEL];
   int num_rows;
-  bool is_line;  // whether the outputs of each channel are contiguous
 
   Panel(const isvit_rows &rows, const isvit_output &out, int64_t first,
         int count)
       : num_rows(count) {
     const int64_t pixels = (int64_t)rows.height * rows.width;
     int64_t image = first / pixels, pixel = first % pixels;
-    is_line = out.pixel_stride == 1 && pixel + num_rows <= pixels;
     int64_t y = pixel / rows.width, x = pixel % rows.width;
     for (int i = 0; i < num_rows; i++) {
       row[i] = rows.codes + image * rows.image_stride +
@@ -158,29 +142,21 @@ void multiply_panel(const isvit_product &product, const isvit_rows &rows,
   const Affine affine(product, block);
   const int64_t first = (int64_t)block * COLUMNS * out.channel_stride;
   const int count = std::min(COLUMNS, product.outputs - block * COLUMNS);
-  if (panel.is_line && out.channel_stride != 1) {
-    alignas(64) float square[PANEL][COLUMNS];
-    multiply_block(panel.row, panel.num_rows, rows.segments, product, block,
-                   [&](int r, const Ints16 &sums) {
-                     store16(square[r], affine(sums));
-                   });
-    for (int n = 0; n < count; n++) {
-      const int64_t at = panel.output[0] + first + n * out.channel_stride;
-      for (int r = 0; r < panel.num_rows; r++)
-        out.values[at + r] = square[r][n];
-    }
-    return;
-  }
-  const bool is_whole = count == COLUMNS && out.channel_stride == 1;
+  if (count == COLUMNS && out.channel_stride == 1)
+    return multiply_block(panel.row, panel.num_rows, rows.segments, product,
+                          block, [&](int r, const Ints16 &sums) {
+                            store16(out.values + panel.output[r] + first,
+                                    affine(sums));
+                          });
+  alignas(64) float values[PANEL][COLUMNS];
   multiply_block(panel.row, panel.num_rows, rows.segments, product, block,
                  [&](int r, const Ints16 &sums) {
-                   float *to = out.values + panel.output[r] + first;
-                   if (is_whole) return store16(to, affine(sums));
-                   float values[COLUMNS];
-                   store16(values, affine(sums));
-                   for (int n = 0; n < count; n++)
-                     to[n * out.channel_stride] = values[n];
+                   store16(values[r], affine(sums));
                  });
+  for (int n = 0; n < count; n++)
+    for (int r = 0; r < panel.num_rows; r++)
+      out.values[panel.output[r] + first + n * out.channel_stride] =
+          values[r][n];
 }
 
 }  // namespace

@@ -72,7 +72,6 @@ struct SmallSteps {
 // Any number of steps, read from memory.
 struct LargeSteps {
   const isvit_steps &steps;
-
   Floats operator()(Floats x) const {
     Ints i = splat(1);
     for (int level = 0; level < steps.depth; level++)

@@ -17,9 +17,8 @@ class Pool {
  public:
   void run(int threads, int64_t count, const Task &task) {
     std::unique_lock<std::mutex> lock(mutex_);
-    while (num_started_ < threads - 1) {
+    while (num_started_ < threads - 1)
       std::thread(&Pool::serve, this, num_started_++).detach();
-    }
     task_ = &task;
     count_ = count;
     next_ = 0;
