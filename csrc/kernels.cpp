@@ -19,6 +19,7 @@ struct EncodeWork {
   const isvit_map &map;
   uint8_t *codes;
   int64_t lines, columns;  // of a padded map
+  const float *end;        // of the memory of x
 };
 
 // Encode a line whose channels are planes, by squares that are transposed.
@@ -33,7 +34,9 @@ void encode_planes(const EncodeWork &work, const Encoder<true> &encode,
       const int columns = std::min(COLUMNS, map.width - p);
       for (int i = 0; i < rows; i++) {
         const float *from = x + (c + i) * work.strides[1] + p;
-        if (columns < COLUMNS) {
+        // A vector that reads beyond its line is harmless, except at the end of
+        // the map's memory.
+        if (from + COLUMNS > work.end) {
           std::copy(from, from + columns, tail);
           from = tail;
         }
@@ -103,7 +106,11 @@ void ISVIT_NAME(encode)(int32_t threads, const isvit_quantizer &quantizer,
   const int64_t lines = map.images * height, values = width * map.channels;
   if (lines * values == 0) return;
   const int64_t each = 1 + TASK_VALUES / values;
-  const EncodeWork work{x, strides, channels, map, codes, height, width};
+  const float *end = x + 1 + strides[0] * (map.images - 1) +
+                     strides[1] * (channels - 1) +
+                     strides[2] * (map.height - 1) +
+                     strides[3] * (map.width - 1);
+  const EncodeWork work{x, strides, channels, map, codes, height, width, end};
   parallel(threads, (lines + each - 1) / each, [&](int64_t task) {
     const Encoder<true> encode(quantizer);
     const int64_t last = std::min((task + 1) * each, lines);
