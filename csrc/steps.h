@@ -39,15 +39,9 @@ inline Floats pick_half(const Floats16 &table, Ints index) {
 }
 
 inline Floats gather(const float *table, Ints index) {
-#if defined(__AVX512F__)
-  return (Floats)_mm512_i32gather_ps((__m512i)index, table, 4);
-#elif defined(__AVX2__)
-  return (Floats)_mm256_i32gather_ps(table, (__m256i)index, 4);
-#else
   Floats found;
   for (int i = 0; i < LANES; i++) found[i] = table[index[i]];
   return found;
-#endif
 }
 
 // Sixteen steps, held in registers. The limits are a binary search tree in heap

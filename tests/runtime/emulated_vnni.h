@@ -28,13 +28,7 @@ inline __m512 isvit_fmadd(__m512 a, __m512 b, __m512 c) {
   for (int i = 0; i < 16; i++) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
   return c;
 }
-inline __m512 isvit_gather(__m512i index, const float *table) {
-  __m512 found;
-  for (int i = 0; i < 16; i++) found[i] = table[((isvit_ints)index)[i]];
-  return found;
-}
 #define _mm512_fmadd_ps(a, b, c) isvit_fmadd(a, b, c)
-#define _mm512_i32gather_ps(index, table, scale) isvit_gather(index, table)
 #endif
 #undef avxvnni
 #undef avx512vnni
