@@ -30,10 +30,11 @@ def is_plain_input(x: Any) -> bool:
     return (type(x) is Tensor and x.dtype is torch.float32
             and x.device.type == 'cpu' and not torch.is_grad_enabled()
             and not is_hooked(torch_module, '_global')
-            and not torch.jit.is_tracing() and not _is_autocast())
+            and not torch.jit.is_tracing() and not is_autocast())
 
 
-def _is_autocast() -> bool:
+def is_autocast() -> bool:
+    """Whether torch runs CPU code in half precision at present."""
     try:
         return torch.is_autocast_enabled('cpu')
     except TypeError:

@@ -17,7 +17,7 @@ from isvit_det.core.errors import QuantError, few_names
 from isvit_det.core.layers import QuantConv2d, QuantLinear, quantized_layers
 from isvit_det.runtime import ENGINES
 from isvit_det.runtime.build import NoLibrary
-from isvit_det.runtime.calls import Kept, is_hooked, is_plain_input
+from isvit_det.runtime.calls import Kept, is_autocast, is_hooked, is_plain_input
 from isvit_det.runtime.float_parts import attach_parts_, entrances
 from isvit_det.runtime.layers import NativeConv, NativeLinear
 from isvit_det.runtime.native import Isa, supported_isas
@@ -90,6 +90,8 @@ class Runtime:
         Raises:
             QuantError: if ``ISVIT_DET_ENGINE`` names no engine.
         """
+        if is_autocast():
+            return Choice(None, 'autocast is on')
         engine = os.environ.get(VARIABLE)
         source = VARIABLE
         if engine:

@@ -118,6 +118,7 @@ def test_with_gradients_layers_are_simulated(net, calls):
 def test_under_autocast_layers_are_simulated(net, calls):
     with torch.autocast('cpu', torch.bfloat16):
         predict(net)
+        assert describe_engine(net)['reason'] == 'autocast is on'
     assert calls == []
 
 
