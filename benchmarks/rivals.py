@@ -31,7 +31,7 @@ def export(model: nn.Module, x: Tensor, path: Path) -> None:
         path: of the file, which is written whole or not at all.
 
     Raises:
-        Unavailable: if onnx is not installed.
+        Unavailable: if onnx is not installed, or torch cannot export it.
     """
     if path.exists():
         return
@@ -44,8 +44,15 @@ def export(model: nn.Module, x: Tensor, path: Path) -> None:
     with warnings.catch_warnings(), torch.no_grad(), \
             contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter('ignore')
-        torch.onnx.export(
-            model, (x, ), str(unfinished), dynamo=False, opset_version=OPSET)
+        try:
+            torch.onnx.export(
+                model, (x, ),
+                str(unfinished),
+                dynamo=False,
+                opset_version=OPSET)
+        except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
+            reason = str(error).strip().split('\n')[0]
+            raise Unavailable(f'torch cannot export it: {reason}') from error
     os.replace(unfinished, path)
 
 

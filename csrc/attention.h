@@ -1,9 +1,8 @@
-// Attention of one head among the positions of a window: integer products of
-// queries and keys, softmax, quantized probabilities, products with values.
-// Queries are taken a few rows at a time, so that no map of all pairs of
-// positions is needed.
-#ifndef ISVIT_ATTENTION_H
-#define ISVIT_ATTENTION_H
+// Attention of one head within a window: integer product of queries and keys,
+// softmax, quantization of the probabilities, float product with the values.
+// Queries are processed a few rows at a time, so that the full attention map is
+// never stored.
+#pragma once
 
 #include <algorithm>
 
@@ -12,56 +11,58 @@
 
 namespace {
 
-constexpr int GROUP = 4;
-constexpr int MAX_WIDTH = 256;  // of a head
+constexpr int GROUP = 4;        // inputs whose weights lie side by side
+constexpr int MAX_WIDTH = 256;  // channels of a head
 
 inline int up_to_columns(int count) {
   return (count + COLUMNS - 1) / COLUMNS * COLUMNS;
 }
 
-// Codes of one head and what is made of its keys and values.
+// Codes of one head, its keys packed as weights, and its values decoded.
 struct Head {
-  const uint8_t *query, *key, *value;  // rows `channels` apart
-  uint8_t *output;                     // codes, likewise
+  const uint8_t *query, *key, *value;  // [positions], `channels` bytes apart
+  uint8_t *output;             // likewise
   int8_t *packed_keys;
-  int32_t *correction;                 // [columns]
-  float *values;                       // [width / 16, up][positions][16]
+  int32_t *correction;         // [columns], added to the products with each key
+  float *values;               // [width / 16, rounded up][positions][16]
 };
 
-// Logits of some queries, then their probabilities, and what is added to them.
+// Logits of `count` queries, which are replaced by quantized probabilities.
 struct Scores {
-  int first, count;       // queries
-  int positions, columns; // keys, and these filled up
+  int first, count;       // queries first .. first + count - 1
+  int positions, columns; // number of keys, and that rounded up to blocks
   float *row;             // [count][columns]
-  const float *bias;      // of query i at bias + i * bias_pitch
+  const float *bias;      // that of query first + i begins at i * bias_pitch
   int64_t bias_pitch;
 };
 
-// Keys as the weights of a product; also what the zero point of the queries
-// adds to the products with each key.
+// Pack keys as the weights of a product, and compute the term that the zero
+// point of the queries adds to the products with each key.
 void pack_keys(const isvit_block &block, const Head &head, int positions,
                int width) {
-  const int groups = width / GROUP, step = groups * COLUMNS * GROUP;
-  const int last = block.key_parts - 1;
-  int8_t part[2][MAX_WIDTH];
+  int8_t narrow[MAX_WIDTH];
+  int16_t wide[MAX_WIDTH];
   for (int j = 0; j < up_to_columns(positions); j++) {
     const uint8_t *key = head.key + (int64_t)j * block.channels;
     int sum = 0;
     for (int c = 0; c < width; c++) {
-      // In two parts, 16 * high + low, where the products need it.
       const int weight = j < positions ? key[c] - block.key_center : 0;
-      const int high = last ? (weight + 8) >> 4 : 0;
-      part[0][c] = (int8_t)high;
-      part[last][c] = (int8_t)(weight - 16 * high);
+      narrow[c] = (int8_t)weight;
+      wide[c] = (int16_t)weight;
       sum += weight;
     }
     head.correction[j] = -block.query_codes.zero_point * sum;
-    int8_t *to = head.packed_keys + j % COLUMNS * GROUP +
-                 (int64_t)(j / COLUMNS) * block.key_parts * step;
-    for (int p = 0; p < block.key_parts; p++)
-      for (int g = 0; g < groups; g++)
-        std::memcpy(to + p * step + g * COLUMNS * GROUP, part[p] + GROUP * g,
-                    GROUP);
+    const int column = j % COLUMNS;
+    int8_t *to =
+        head.packed_keys + (int64_t)(j - column) * width * block.key_bytes;
+    for (int c = 0; c < width; c += GROUP) {
+      int16_t *pairs = (int16_t *)to + c * COLUMNS + column * 2;
+      if (block.key_bytes == 1)
+        std::memcpy(to + c * COLUMNS + column * GROUP, narrow + c, GROUP);
+      else
+        for (int k = 0; k < GROUP; k++)
+          pairs[k % 2 * COLUMNS * 2 + k / 2] = wide[c + k];
+    }
   }
 }
 
@@ -71,27 +72,21 @@ void decode_values(const isvit_block &block, const Head &head, int positions,
   for (int j = 0; j < positions; j++) {
     const uint8_t *value = head.value + (int64_t)j * block.channels;
     float *to = head.values + (int64_t)j * COLUMNS;
-    // Columns beyond the width hold anything: their sums are not used.
-    for (int c = 0; c < width; c += COLUMNS) {
-      const Ints16 codes = load_codes(value + c);
-      Floats16 reals;
-      repeat<PARTS>([&](auto k) ISVIT_INLINE {
-        reals.part[k] = to_float(codes.part[k] - zero_point);
-      });
-      store16(to + (int64_t)c * positions, reals);
-    }
+    // Columns beyond the width may hold anything: their sums are not used.
+    for (int c = 0; c < width; c += COLUMNS)
+      store16(to + (int64_t)c * positions,
+              to_float(load_codes(value + c) - zero_point));
   }
 }
 
-// What is equal for all keys of a query is left out, since softmax takes no
-// notice of it.
+// Compute logits, up to a constant for each query: softmax ignores those.
 void find_logits(const isvit_block &block, const Head &head,
                  const Scores &scores, int width) {
   isvit_product product = {};
   product.weight = head.packed_keys;
   product.runs = block.key_runs;
   product.num_runs = block.num_key_runs;
-  product.groups = block.key_parts * width / GROUP;
+  product.block_bytes = COLUMNS * width * block.key_bytes;
   const int64_t segment = 0;
   const Floats scale = splat(block.logit_scale);
   for (int first = 0; first < scores.count; first += PANEL) {
@@ -101,25 +96,22 @@ void find_logits(const isvit_block &block, const Head &head,
       rows[i] = head.query +
                 (int64_t)(scores.first + first + i) * block.channels;
     for (int j = 0; j < scores.columns; j += COLUMNS) {
-      const Ints16 added = load16<Ints16>(head.correction + j);
+      const Ints16 added = load16<Ints>(head.correction + j);
       const float *bias = scores.bias + first * scores.bias_pitch + j;
       float *to = scores.row + (int64_t)first * scores.columns + j;
       multiply_block(
           rows, count, &segment, product, j / COLUMNS,
           [&](int i, const Ints16 &sums) ISVIT_INLINE {
-            const Floats16 b = load16<Floats16>(bias + i * scores.bias_pitch);
-            Floats16 logit;
-            repeat<PARTS>([&](auto k) ISVIT_INLINE {
-              logit.part[k] = multiply_add(
-                  to_float(sums.part[k] + added.part[k]), scale, b.part[k]);
-            });
-            store16(to + (int64_t)i * scores.columns, logit);
+            store16(to + (int64_t)i * scores.columns,
+                    multiply_add(
+                        to_float(sums + added), scale,
+                        load16<Floats>(bias + i * scores.bias_pitch)));
           });
     }
   }
 }
 
-// Softmax of one row of logits, and the quantized values of its probabilities.
+// Softmax of one row of logits; its probabilities are quantized and decoded.
 template <class Steps>
 inline void quantize_row(float *row, int vectors, const Steps &steps) {
   Floats highest = load<Floats>(row);
@@ -127,7 +119,7 @@ inline void quantize_row(float *row, int vectors, const Steps &steps) {
     highest = larger(highest, load<Floats>(row + t * LANES));
   float maximum = highest[0];
   for (int i = 1; i < LANES; i++) maximum = std::max(maximum, highest[i]);
-  // Lanes are summed as if there were always sixteen.
+  // Summed in sixteen lanes on every CPU, so that all round alike.
   Floats16 sum = {};
   for (int t = 0; t < vectors; t += PARTS)
     repeat<PARTS>([&](auto j) ISVIT_INLINE {
@@ -148,10 +140,11 @@ template <class Steps>
 ISVIT_APART void quantize_rows(const isvit_block &block, const Scores &scores,
                    const int32_t *region) {
   const int vectors = (scores.positions + LANES - 1) / LANES;
-  const Steps steps(block.attention);
+  const Steps steps{block.attention};
   for (int i = 0; i < scores.count; i++) {
     float *row = scores.row + (int64_t)i * scores.columns;
     if (region != nullptr) {
+      // As in Swin, other regions get -100, but no -inf.
       const Ints own = splat(region[scores.first + i]);
       for (int j = 0; j < scores.columns; j += LANES) {
         const Ints apart = (Ints)(load<Ints>(region + j) != own);
@@ -162,8 +155,8 @@ ISVIT_APART void quantize_rows(const isvit_block &block, const Scores &scores,
   }
 }
 
-// Sums of values weighted by the probabilities of ROWS queries, for sixteen
-// columns, then their codes.
+// Attention outputs of ROWS queries in sixteen channels from `first` on, as
+// codes: sums of the values, weighted by the probabilities.
 template <int ROWS>
 inline void mix_values(const isvit_block &block, const Head &head,
                        const Scores &scores, const Encoder<false> &encode,
@@ -172,23 +165,19 @@ inline void mix_values(const isvit_block &block, const Head &head,
   const float *value = head.values + (int64_t)first * scores.positions;
   Floats16 sum[ROWS] = {};
   for (int j = 0; j < scores.positions; j++, value += COLUMNS) {
-    const Floats16 part = load16<Floats16>(value);
+    const Floats16 values = load16<Floats>(value);
     repeat<ROWS>([&](auto i) ISVIT_INLINE {
       const Floats weight = splat(weights[(int64_t)i * scores.columns + j]);
-      repeat<PARTS>([&](auto k) ISVIT_INLINE {
-        sum[i].part[k] = multiply_add(weight, part.part[k], sum[i].part[k]);
-      });
+      sum[i] = multiply_add(weight, values, sum[i]);
     });
   }
   repeat<ROWS>([&](auto i) ISVIT_INLINE {
     uint8_t *to = head.output + first +
                   (int64_t)(scores.first + row + i) * block.channels;
-    repeat<PARTS>([&](auto k) ISVIT_INLINE {
-      sum[i].part[k] *= block.value_scale;
-    });
-    if (first + COLUMNS <= width) return encode(sum[i], to);
+    const Floats16 mean = sum[i] * block.value_scale;
+    if (first + COLUMNS <= width) return encode(mean, to);
     uint8_t codes[COLUMNS];
-    encode(sum[i], codes);
+    encode(mean, codes);
     std::copy(codes, codes + width - first, to);
   });
 }
@@ -217,9 +206,9 @@ void attend(const isvit_block &block, const Head &head, const Scores &scores,
   mix_all(block, head, scores, width);
 }
 
-// What decomposed relative positions add to the logits of one query, whose
-// place in the map is (y, x): by row and column of the keys (ViTDet, arXiv
-// 2203.16527).
+// Compute the bias that decomposed relative positions add to the logits of one
+// query: the sum of one term for the row and one for the column of the key
+// (MViTv2, arXiv 2112.01526, eq. 4; used by ViTDet, arXiv 2203.16527).
 void find_relative_bias(const isvit_windows &windows, const float *query,
                         int width, int position, float *line, float *bias) {
   const int height = windows.height, across = windows.width;
@@ -230,30 +219,22 @@ void find_relative_bias(const isvit_windows &windows, const float *query,
     for (int k = 0; k < length; k += COLUMNS) {
       Floats16 sum = {};
       for (int d = 0; d < width; d++) {
-        const Floats16 entry = load16<Floats16>(
+        const Floats16 entry = load16<Floats>(
             table + (int64_t)d * pitch + length - 1 - place + k);
-        repeat<PARTS>([&](auto j) ISVIT_INLINE {
-          sum.part[j] = multiply_add(splat(query[d]), entry.part[j],
-                                     sum.part[j]);
-        });
+        sum = multiply_add(splat(query[d]), entry, sum);
       }
       store16(to + k, sum);
     }
   };
   weigh(windows.relative_rows, height, position / across, by_row);
   weigh(windows.relative_columns, across, position % across, by_column);
-  // What is written beyond the end of a row is overwritten by the next.
+  // What is written beyond the end of a row, the next row overwrites.
   for (int y = 0; y < height; y++)
-    for (int x = 0; x < across; x += COLUMNS) {
-      Floats16 sum = load16<Floats16>(by_column + x);
-      repeat<PARTS>(
-          [&](auto j) ISVIT_INLINE { sum.part[j] += by_row[y]; });
-      store16(bias + y * across + x, sum);
-    }
+    for (int x = 0; x < across; x += COLUMNS)
+      store16(bias + y * across + x,
+              load16<Floats>(by_column + x) + by_row[y]);
   const int keys = height * across;
   std::fill(bias + keys, bias + up_to_columns(keys), -1e30f);
 }
 
 }  // namespace
-
-#endif

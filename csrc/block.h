@@ -1,23 +1,22 @@
-// A transformer block as one loop over windows. Shift, window and padding are
-// only addresses: of the tokens that a window reads and writes, and of the row
-// of codes that stands for padding. A window's tokens are its own, so a map may
-// be replaced in place. A map without windows is one window. A thread runs
-// whole windows; where these are few and large, all threads share one.
-#ifndef ISVIT_BLOCK_H
-#define ISVIT_BLOCK_H
+// A transformer block as one loop over windows. Shift, window and padding move
+// no data: a window reads and writes its tokens where they lie in the map, and
+// padding tokens point to one shared row of codes. Each token belongs to one
+// window, so the output may replace the input. Global attention is a single
+// window. A thread runs whole windows; if they are few, threads share each.
+#pragma once
 
 #include "attention.h"
-#include "kernels.h"
 #include "scratch.h"
+#include "threads.h"
 
 namespace {
 
-// Rows that are taken at once outside of the attention, about.
+// Approximate number of rows processed at once, except by the attention.
 constexpr int CHUNK = 96;
-// Logits that are kept at once.
+// Upper bound of the logits in memory at once, for one thread.
 constexpr int64_t LOGITS = 32768;
 
-// Call use(r, block, reals) for the outputs of all rows of a product.
+// Call use(r, block, outputs) with the float outputs of all rows and blocks.
 template <class Use>
 inline ISVIT_INLINE void multiply_rows(const isvit_product &product,
                                        const uint8_t *const *rows,
@@ -42,16 +41,16 @@ struct BlockWork {
   const isvit_trace &trace;
 };
 
-// What all phases of a window read or write.
+// Memory of a window that later phases read.
 struct WindowMemory {
   uint8_t *query, *key, *value, *mixed;
-  float *reals;  // of the queries, for relative positions
+  float *reals;  // queries before quantization, for relative positions
   int8_t *packed_keys;
   int32_t *correction;
   float *values;
 };
 
-// What a phase needs for the rows that it takes at once.
+// Memory for the rows that a phase processes at once.
 struct RowMemory {
   uint8_t *input, *hidden;
   float *middle, *logits, *bias, *line;
@@ -59,7 +58,7 @@ struct RowMemory {
   int32_t *inside;
 };
 
-// Sizes, and the arrays that follow from them.
+// Sizes of a window and its chunks, and of the arrays for them.
 struct Shape {
   int positions, columns, width, chunk, queries;
   bool is_relative;
@@ -80,7 +79,7 @@ struct Shape {
     return std::max(1, (count + TILE_ROWS - 1) / TILE_ROWS) * TILE_ROWS;
   }
 
-  // `heads` is 1 where one head after another uses the same memory.
+  // `heads` is 1 where all heads use the same memory in turn.
   void take(const isvit_block &block, int heads, WindowMemory &memory,
             Scratch &from) const {
     const int64_t codes = (int64_t)positions * block.channels;
@@ -90,7 +89,7 @@ struct Shape {
     from.take(memory.mixed, codes);
     from.take(memory.reals, is_relative ? codes : 0);
     from.take(memory.packed_keys,
-              (int64_t)heads * columns * width * block.key_parts);
+              (int64_t)heads * columns * width * block.key_bytes);
     from.take(memory.correction, (int64_t)heads * columns);
     from.take(memory.values,
               (int64_t)heads * positions * up_to_columns(width));
@@ -103,16 +102,15 @@ struct Shape {
     from.take(memory.rows, chunk);
     from.take(memory.inside, chunk);
     from.take(memory.logits, (int64_t)queries * columns);
-    from.take(memory.bias,
-              is_relative ? (int64_t)queries * columns + COLUMNS : 0);
-    from.take(memory.line, is_relative ? up_to_columns(windows.height) +
-                                             up_to_columns(windows.width)
-                                       : 0);
+    from.take(memory.bias, (int64_t)queries * columns + COLUMNS);
+    from.take(memory.line,
+              up_to_columns(windows.height) + up_to_columns(windows.width));
   }
 };
 
-// One window of one image. Its phases, in their order, may each be split among
-// threads: by chunks of rows, by heads, and by heads and groups of queries.
+// One window of one image. Its phases run in the order of the public methods;
+// threads may share the chunks of rows of make_codes and finish, the heads of
+// prepare, and the heads and groups of queries of attend_group.
 class Window {
  public:
   Window(const BlockWork &work, const Shape &shape, int64_t number,
@@ -154,7 +152,7 @@ class Window {
     make_operand(block_.value, block_.value_codes, first, count, window_.value);
   }
 
-  // Prepare the keys and values of a head, in the memory of head `place`.
+  // Pack the keys and decode the values of head h into slot `place`.
   void prepare(int h, int place) {
     const Head head = head_of(h, place);
     pack_keys(block_, head, shape_.positions, shape_.width);
@@ -186,7 +184,7 @@ class Window {
     attend(block_, head_of(h, place), scores, region_, shape_.width);
   }
 
-  // From here on only the tokens inside of the map matter.
+  // Projection and MLP, for the tokens inside the map; padding is dropped.
   void finish(int chunk) {
     const int first = chunk * shape_.chunk, channels = block_.channels;
     const int last = std::min(first + shape_.chunk, shape_.positions);
@@ -203,8 +201,9 @@ class Window {
     point(window_.mixed, channels, 0);
     multiply_rows(block_.proj, rows_.rows, count,
                   [&](int r, int n, const Floats16 &y) ISVIT_INLINE {
-                    add(work_.x + offset(rows_.inside[r]) + n * COLUMNS, y,
-                        rows_.middle + r * channels + n * COLUMNS);
+                    const float *x = work_.x + offset(rows_.inside[r]);
+                    store16(rows_.middle + r * channels + n * COLUMNS,
+                            load16<Floats>(x + n * COLUMNS) + y);
                   });
     const Encoder<false> encode(block_.fc1_input);
     point(rows_.input, channels, first);
@@ -218,13 +217,14 @@ class Window {
     point(rows_.hidden, pitch, first);
     multiply_rows(block_.fc2, rows_.rows, count,
                   [&](int r, int n, const Floats16 &y) ISVIT_INLINE {
-                    add(rows_.middle + r * channels + n * COLUMNS, y,
-                        work_.y + offset(rows_.inside[r]) + n * COLUMNS);
+                    const float *x = rows_.middle + r * channels;
+                    store16(work_.y + offset(rows_.inside[r]) + n * COLUMNS,
+                            load16<Floats>(x + n * COLUMNS) + y);
                   });
   }
 
  private:
-  // Use memory of a trace, if there is one, in place of the window's own.
+  // Where a trace is wanted, write to its memory instead of the window's own.
   void keep(uint8_t *trace, uint8_t *&own, int first, int64_t pitch) const {
     if (trace != nullptr)
       own = trace + (number_ * shape_.positions + first) * pitch;
@@ -254,12 +254,6 @@ class Window {
                   });
   }
 
-  static void add(const float *x, const Floats16 &y, float *to) {
-    Floats16 sum = load16<Floats16>(x);
-    repeat<PARTS>([&](auto j) ISVIT_INLINE { sum.part[j] += y.part[j]; });
-    store16(to, sum);
-  }
-
   Head head_of(int h, int place) const {
     const int at = h * shape_.width, columns = shape_.columns;
     return {window_.query + at,
@@ -267,7 +261,7 @@ class Window {
             window_.value + at,
             window_.mixed + at,
             window_.packed_keys + (int64_t)place * columns * shape_.width *
-                                      block_.key_parts,
+                                      block_.key_bytes,
             window_.correction + (int64_t)place * columns,
             window_.values + (int64_t)place * shape_.positions *
                                  up_to_columns(shape_.width)};
@@ -293,7 +287,7 @@ class Window {
 
 thread_local Scratch window_scratch, row_scratch;
 
-// One window, phase after phase, `kept` heads at once.
+// Run the phases of one window, `kept` heads at a time.
 void run_window(int threads, const BlockWork &work, const Shape &shape,
                 int64_t number, const WindowMemory &memory, int kept) {
   const auto own = [&] {
@@ -335,5 +329,3 @@ void ISVIT_NAME(run_block)(int32_t threads, const isvit_block &block,
     run_window(is_shared ? threads : 1, work, shape, number, memory, kept);
   });
 }
-
-#endif

@@ -1,23 +1,21 @@
-// Which sets of kernels this CPU runs.
+// Detection of the instruction sets that this CPU supports.
 #include "runtime.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
 
-ISVIT_API int32_t isvit_version() { return ISVIT_VERSION; }
-
 ISVIT_API int32_t isvit_supported() {
   int32_t found = 1 << ISVIT_PORTABLE;
 #if defined(ISVIT_EMULATED)
-  // tests/runtime/emulated_vnni.h: every set runs on every CPU with AVX2.
+  // With tests/runtime/emulated_vnni.h, any CPU with AVX2 runs all of them.
   found = (1 << ISVIT_NUM_ISAS) - 1;
 #elif defined(__x86_64__)
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
     found |= 1 << ISVIT_AVX2;
     unsigned a = 0, b = 0, c = 0, d = 0;
-    // The compilers' own name for it is younger than they are.
+    // AVX-VNNI, whose name not all supported compilers know.
     if (__get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 4))
       found |= 1 << ISVIT_AVXVNNI;
   }

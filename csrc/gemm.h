@@ -1,33 +1,13 @@
-// Rows of codes times the packed weights of a layer, in exact integers.
+// Integer matrix product of rows of codes and a layer's packed weights.
 //
-// A block is 16 outputs of a layer. `multiply_block` multiplies up to PANEL
-// rows by one block and hands the int32 sums of each row to a function of the
-// caller, which does with them what it likes while they are in registers:
-// an `Affine` makes the layer's real outputs of them, an `Encoder` codes.
-// A caller walks the blocks of a layer for one panel of rows, so that the
-// panel stays in the second-level cache and a block in the first.
-#ifndef ISVIT_GEMM_H
-#define ISVIT_GEMM_H
+// `multiply_block` multiplies up to PANEL rows by one block of 16 outputs and
+// passes the int32 sums of each row to an epilogue of the caller while they are
+// still in registers: `Affine` makes them the layer's float outputs, `Encoder`
+// quantizes those. Callers loop over the blocks of a layer for one panel of
+// rows, so that the panel stays in the L2 cache and a block in L1.
+#pragma once
 
-#include "runtime.h"
-#include "simd.h"
-
-namespace {
-
-template <int ROWS>
-struct Sums { Ints16 row[ROWS]; };
-
-}  // namespace
-
-// TILE_ROWS, the rows that are summed in registers at once, and sum_run<ROWS>,
-// the integer sums of ROWS rows and 16 outputs over one run.
-#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
-#include "tile_vnni.h"
-#elif defined(__AVX2__)
-#include "tile_avx2.h"
-#else
-#include "tile_portable.h"
-#endif
+#include "tile.h"
 
 namespace {
 
@@ -38,69 +18,69 @@ inline ISVIT_INLINE void multiply_tile(
     const uint8_t *const *rows, const int64_t *segments, const isvit_run &run,
     const int8_t *weight, int32_t *partial, bool is_first, bool is_last,
     int first_row, Use &&use) {
-  Sums<ROWS> sums = sum_run<ROWS>(rows, segments, run, weight);
+  Ints16 sums[ROWS];
+  if (ROWS <= WIDE_ROWS && run.is_wide)
+    sum_groups(rows, segments, run, weight, 128, sums, add_wide_group);
+  else
+    sum_run<ROWS>(rows, segments, run, weight, sums);
   repeat<ROWS>([&](auto i) ISVIT_INLINE {
-    repeat<PARTS>([&](auto j) ISVIT_INLINE {
-      int32_t *before = partial + i * COLUMNS + j * LANES;
-      Ints &sum = sums.row[i].part[j];
-      if (!is_first) sum += load<Ints>(before);
-      if (run.shift != 0) sum <<= run.shift;
-      if (!is_last) store(before, sum);
-    });
-    if (is_last) use(first_row + i, sums.row[i]);
+    Ints16 &sum = sums[i];
+    int32_t *before = partial + i * COLUMNS;
+    if (!is_first) sum = sum + load16<Ints>(before);
+    if (is_last)
+      use(first_row + i, sum);
+    else
+      store16(before, sum);
   });
 }
 
 // Call use(r, sums) with the sums of row r, for r in 0 .. num_rows - 1.
 //
-// rows: starts of the rows, at most PANEL; segments: as in isvit_rows;
-// weight: the block's packed weights, aligned to 64 bytes.
+// rows: first code of each of at most PANEL rows; segments: as in isvit_rows.
+// The weights of a block are aligned to 64 bytes.
 template <class Use>
 inline ISVIT_INLINE void multiply_block(
     const uint8_t *const *rows, int num_rows, const int64_t *segments,
     const isvit_product &product, int block, Use &&use) {
   alignas(64) int32_t partial[PANEL * COLUMNS];
-  const int8_t *weight = product.weight + (int64_t)block * product.groups * 64;
+  const int8_t *weight = product.weight + (int64_t)block * product.block_bytes;
   for (int k = 0; k < product.num_runs; k++) {
     const isvit_run &run = product.runs[k];
     const bool is_first = k == 0, is_last = k + 1 == product.num_runs;
     int r = 0;
-#define ISVIT_TILE(ROWS)                                                     \
-  multiply_tile<ROWS>(rows + r, segments, run, weight,                       \
-                      partial + r * COLUMNS, is_first, is_last, r, use),     \
-      r += ROWS
-    while (r + TILE_ROWS <= num_rows) ISVIT_TILE(TILE_ROWS);
-    while (r + 4 <= num_rows) ISVIT_TILE(4);
-    if (r + 2 <= num_rows) ISVIT_TILE(2);
-    if (r < num_rows) ISVIT_TILE(1);
-#undef ISVIT_TILE
-    weight += (int64_t)64 * run.segments * run.groups;
+    const auto next_tile = [&](auto tile_rows) ISVIT_INLINE {
+      multiply_tile<tile_rows>(rows + r, segments, run, weight,
+                               partial + r * COLUMNS, is_first, is_last, r,
+                               use);
+      r += tile_rows;
+    };
+    while (!run.is_wide && r + TILE_ROWS <= num_rows)
+      next_tile(Constant<TILE_ROWS>());
+    while (r + 4 <= num_rows) next_tile(Constant<4>());
+    if (r + 2 <= num_rows) next_tile(Constant<2>());
+    if (r < num_rows) next_tile(Constant<1>());
+    weight += (int64_t)(run.is_wide ? 128 : 64) * run.segments * run.groups;
   }
 }
 
-// Real outputs of a layer from the integer sums of one block.
+// Float outputs of a layer from the integer sums of one block.
 struct Affine {
   Ints16 correction;
   Floats16 scale, bias;
 
   Affine(const isvit_product &product, int block)
-      : correction(load16<Ints16>(product.correction + block * COLUMNS)),
-        scale(load16<Floats16>(product.scale + block * COLUMNS)),
-        bias(load16<Floats16>(product.bias + block * COLUMNS)) {}
+      : correction(load16<Ints>(product.correction + block * COLUMNS)),
+        scale(load16<Floats>(product.scale + block * COLUMNS)),
+        bias(load16<Floats>(product.bias + block * COLUMNS)) {}
 
   ISVIT_INLINE Floats16 operator()(const Ints16 &sums) const {
-    Floats16 y;
-    repeat<PARTS>([&](auto j) ISVIT_INLINE {
-      y.part[j] = multiply_add(to_float(sums.part[j] + correction.part[j]),
-                               scale.part[j], bias.part[j]);
-    });
-    return y;
+    return multiply_add(to_float(sums + correction), scale, bias);
   }
 };
 
-// Codes of sixteen reals, or the entries of their cells. The codes of a map are
-// made by division, which is what the simulation does, those of a layer's
-// outputs by multiplication.
+// Quantizes sixteen floats to codes, or to the table entries nearest to them.
+// Maps are divided by the scale, exactly as the simulation does it; a layer's
+// outputs are multiplied by its inverse, which is faster.
 template <bool DIVIDE>
 struct Encoder {
   Floats factor, low, high;
@@ -117,27 +97,22 @@ struct Encoder {
     zero_point = splat(zero);
   }
 
-  // Rounding and clamping to whole numbers commute.
+  // Clamping comes before rounding, since `nearest` has a limited range; the
+  // limits are integers, so the result is the same.
   ISVIT_INLINE Floats clamped(Floats x) const {
     const Floats steps = DIVIDE ? x / factor : x * factor;
     return smaller(larger(steps, low), high);
   }
   ISVIT_INLINE void operator()(const Floats16 &x, uint8_t *to) const {
-    Ints16 codes;
-    if (entries == nullptr) {
-      repeat<PARTS>([&](auto j) ISVIT_INLINE {
-        codes.part[j] = nearest(clamped(x.part[j])) + zero_point;
-      });
-      return store_codes(to, codes);
-    }
-    repeat<PARTS>([&](auto j) ISVIT_INLINE {
-      codes.part[j] = below(clamped(x.part[j])) + zero_point;
-    });
-    store_codes(to, codes);
+    if (entries == nullptr)
+      return store_codes(to, map16([&](Floats v) ISVIT_INLINE {
+        return nearest(clamped(v)) + zero_point;
+      }, x));
+    store_codes(to, map16([&](Floats v) ISVIT_INLINE {
+      return below(clamped(v)) + zero_point;
+    }, x));
     for (int i = 0; i < COLUMNS; i++) to[i] = entries[to[i]];
   }
 };
 
 }  // namespace
-
-#endif

@@ -1,58 +1,52 @@
-// The kernels of one instruction set. This file is compiled once for each, with
-// the compiler's flags for it and ISVIT_KERNELS naming the set.
-#include "kernels.h"
-
+// The exported functions of one instruction set. This file is compiled once for
+// each set, with the compiler flags for it and ISVIT_KERNELS as its name.
 #include <algorithm>
 
 #include "gemm.h"
 #include "merging.h"
 #include "roi_align.h"
+#include "threads.h"
 
 namespace {
 
-// Values of up to sixteen channels and sixteen pixels.
-constexpr int SIDE = 16;
-// Values that are worth waking a thread for.
+// Values of a task: with fewer, waking a thread costs more than it saves.
 constexpr int64_t TASK_VALUES = 8192;
 
 struct EncodeWork {
-  const isvit_quantizer &quantizer;
   const float *x;
   const int64_t *strides;  // of image, channel, line and pixel
   int32_t channels;
   const isvit_map &map;
   uint8_t *codes;
-  const float *end;        // of the values
+  int64_t lines, columns;  // of a padded map
+  const float *end;        // of the memory of x
 };
 
-int64_t padded_width(const isvit_map &map) {
-  return map.padding_left + map.width + map.padding_right;
-}
-
-// Codes of a line whose channels lie apart, by squares of SIDE x SIDE.
+// Encode a line whose channels are planes, by squares that are transposed.
 void encode_planes(const EncodeWork &work, const Encoder<true> &encode,
                    const float *x, uint8_t *to) {
   const isvit_map &map = work.map;
-  alignas(64) uint8_t square[SIDE][SIDE];
-  alignas(64) float tail[SIDE] = {};
-  for (int c = 0; c < work.channels; c += SIDE) {
-    const int rows = std::min(SIDE, work.channels - c);
-    for (int p = 0; p < map.width; p += SIDE) {
-      const int columns = std::min(SIDE, map.width - p);
+  alignas(64) uint8_t square[COLUMNS][COLUMNS];
+  alignas(64) float tail[COLUMNS] = {};
+  for (int c = 0; c < work.channels; c += COLUMNS) {
+    const int rows = std::min(COLUMNS, work.channels - c);
+    for (int p = 0; p < map.width; p += COLUMNS) {
+      const int columns = std::min(COLUMNS, map.width - p);
       for (int i = 0; i < rows; i++) {
         const float *from = x + (c + i) * work.strides[1] + p;
-        // What lies behind a line is read as well, unless it is the last.
-        if (from + SIDE > work.end) {
+        // A vector that reads beyond its line is harmless, except at the end of
+        // the map's memory.
+        if (from + COLUMNS > work.end) {
           std::copy(from, from + columns, tail);
           from = tail;
         }
-        encode(load16<Floats16>(from), square[i]);
+        encode(load16<Floats>(from), square[i]);
       }
       transpose(square);
       uint8_t *pixel = to + (int64_t)p * map.channels + c;
       for (int j = 0; j < columns; j++, pixel += map.channels) {
-        if (rows == SIDE)
-          std::copy(square[j], square[j] + SIDE, pixel);
+        if (rows == COLUMNS)
+          std::copy(square[j], square[j] + COLUMNS, pixel);
         else
           std::copy(square[j], square[j] + rows, pixel);
       }
@@ -60,50 +54,41 @@ void encode_planes(const EncodeWork &work, const Encoder<true> &encode,
   }
 }
 
-// Codes of a line of any other layout, by pixels.
+// Encode a line of any other layout, pixel by pixel.
 void encode_pixels(const EncodeWork &work, const Encoder<true> &encode,
                    const float *x, uint8_t *to) {
-  alignas(64) float values[SIDE] = {};
-  uint8_t codes[SIDE];
+  alignas(64) float values[COLUMNS] = {};
+  uint8_t codes[COLUMNS];
   const int64_t step = work.strides[1];
   for (int p = 0; p < work.map.width; p++, to += work.map.channels) {
     const float *pixel = x + p * work.strides[3];
-    for (int c = 0; c < work.channels; c += SIDE) {
-      const int count = std::min(SIDE, work.channels - c);
-      if (step == 1 && count == SIDE) {
-        encode(load16<Floats16>(pixel + c), to + c);
+    for (int c = 0; c < work.channels; c += COLUMNS) {
+      const int count = std::min(COLUMNS, work.channels - c);
+      if (step == 1 && count == COLUMNS) {
+        encode(load16<Floats>(pixel + c), to + c);
         continue;
       }
       for (int i = 0; i < count; i++) values[i] = pixel[(c + i) * step];
-      encode(load16<Floats16>(values), codes);
+      encode(load16<Floats>(values), codes);
       std::copy(codes, codes + count, to + c);
     }
   }
 }
 
-int64_t padded_height(const isvit_map &map) {
-  return map.padding_top + map.height + map.padding_bottom;
-}
-
-// Codes of one line of the padded maps of all images.
+// Encode one line of the padded maps; those of all images are numbered on.
 void encode_line(const EncodeWork &work, const Encoder<true> &encode,
                  int64_t line) {
   const isvit_map &map = work.map;
-  const int64_t lines = padded_height(map), width = padded_width(map);
-  const int64_t image = line / lines, y = line % lines - map.padding_top;
+  const int64_t image = line / work.lines, width = work.columns;
+  const int64_t y = line % work.lines - map.padding_top;
   uint8_t *to = work.codes + line * width * map.channels;
-  const bool is_inside = y >= 0 && y < map.height;
-  const int64_t left = is_inside ? map.padding_left : width;
-  const int64_t right = is_inside ? map.padding_left + map.width : width;
-  std::fill(to, to + left * map.channels, map.padding_code);
-  std::fill(to + right * map.channels, to + width * map.channels,
-            map.padding_code);
-  if (!is_inside) return;
-  to += left * map.channels;
+  std::fill_n(to, width * map.channels, map.padding_code);
+  if (y < 0 || y >= map.height) return;
+  to += (int64_t)map.padding_left * map.channels;
   const float *x = work.x + image * work.strides[0] + y * work.strides[2];
-  // Channels that fill up a group have weights of zero.
+  // The channels that round up to groups of four have weights of zero.
   if (work.channels < map.channels)
-    std::fill(to, to + (int64_t)map.width * map.channels, 0);
+    std::fill_n(to, (int64_t)map.width * map.channels, 0);
   if (work.strides[3] == 1 && work.strides[1] != 1)
     encode_planes(work, encode, x, to);
   else
@@ -116,15 +101,16 @@ void ISVIT_NAME(encode)(int32_t threads, const isvit_quantizer &quantizer,
                         const float *x, const int64_t *strides,
                         int32_t channels, const isvit_map &map,
                         uint8_t *codes) {
-  const int64_t lines = map.images * padded_height(map);
-  const int64_t values = padded_width(map) * map.channels;
+  const int64_t height = map.padding_top + map.height + map.padding_bottom;
+  const int64_t width = map.padding_left + map.width + map.padding_right;
+  const int64_t lines = map.images * height, values = width * map.channels;
   if (lines * values == 0) return;
   const int64_t each = 1 + TASK_VALUES / values;
   const float *end = x + 1 + strides[0] * (map.images - 1) +
                      strides[1] * (channels - 1) +
                      strides[2] * (map.height - 1) +
                      strides[3] * (map.width - 1);
-  const EncodeWork work{quantizer, x, strides, channels, map, codes, end};
+  const EncodeWork work{x, strides, channels, map, codes, height, width, end};
   parallel(threads, (lines + each - 1) / each, [&](int64_t task) {
     const Encoder<true> encode(quantizer);
     const int64_t last = std::min((task + 1) * each, lines);
@@ -135,19 +121,17 @@ void ISVIT_NAME(encode)(int32_t threads, const isvit_quantizer &quantizer,
 
 namespace {
 
-// Where the rows of a panel begin, and where their outputs go.
+// Addresses of the rows of a panel, and offsets of their outputs.
 struct Panel {
   const uint8_t *row[PANEL];
   int64_t output[PANEL];
   int num_rows;
-  bool is_line;  // of one image, so that a channel's outputs lie in a row
 
   Panel(const isvit_rows &rows, const isvit_output &out, int64_t first,
         int count)
       : num_rows(count) {
     const int64_t pixels = (int64_t)rows.height * rows.width;
     int64_t image = first / pixels, pixel = first % pixels;
-    is_line = out.pixel_stride == 1 && pixel + num_rows <= pixels;
     int64_t y = pixel / rows.width, x = pixel % rows.width;
     for (int i = 0; i < num_rows; i++) {
       row[i] = rows.codes + image * rows.image_stride +
@@ -165,29 +149,21 @@ void multiply_panel(const isvit_product &product, const isvit_rows &rows,
   const Affine affine(product, block);
   const int64_t first = (int64_t)block * COLUMNS * out.channel_stride;
   const int count = std::min(COLUMNS, product.outputs - block * COLUMNS);
-  if (panel.is_line && out.channel_stride != 1) {
-    alignas(64) float square[PANEL][COLUMNS];
-    multiply_block(panel.row, panel.num_rows, rows.segments, product, block,
-                   [&](int r, const Ints16 &sums) {
-                     store16(square[r], affine(sums));
-                   });
-    for (int n = 0; n < count; n++) {
-      const int64_t at = panel.output[0] + first + n * out.channel_stride;
-      for (int r = 0; r < panel.num_rows; r++)
-        out.values[at + r] = square[r][n];
-    }
-    return;
-  }
-  const bool is_whole = count == COLUMNS && out.channel_stride == 1;
+  if (count == COLUMNS && out.channel_stride == 1)
+    return multiply_block(panel.row, panel.num_rows, rows.segments, product,
+                          block, [&](int r, const Ints16 &sums) {
+                            store16(out.values + panel.output[r] + first,
+                                    affine(sums));
+                          });
+  alignas(64) float values[PANEL][COLUMNS];
   multiply_block(panel.row, panel.num_rows, rows.segments, product, block,
                  [&](int r, const Ints16 &sums) {
-                   float *to = out.values + panel.output[r] + first;
-                   if (is_whole) return store16(to, affine(sums));
-                   float values[COLUMNS];
-                   store16(values, affine(sums));
-                   for (int n = 0; n < count; n++)
-                     to[n * out.channel_stride] = values[n];
+                   store16(values[r], affine(sums));
                  });
+  for (int n = 0; n < count; n++)
+    for (int r = 0; r < panel.num_rows; r++)
+      out.values[panel.output[r] + first + n * out.channel_stride] =
+          values[r][n];
 }
 
 }  // namespace
@@ -198,7 +174,7 @@ void ISVIT_NAME(multiply)(int32_t threads, const isvit_product &product,
   const int64_t num_rows = (int64_t)rows.images * rows.height * rows.width;
   const int64_t panels = (num_rows + PANEL - 1) / PANEL;
   if (panels == 0) return;
-  // A few panels alone would leave threads without work.
+  // With few panels, the blocks of each are shared among threads as well.
   const int64_t parts = std::min<int64_t>(
       product.blocks, panels < 4 * threads ? (4 * threads) / panels : 1);
   const int32_t blocks = (int32_t)((product.blocks + parts - 1) / parts);

@@ -1,15 +1,13 @@
-// Patch merging: norm, codes and a product of the tokens of each patch.
-#ifndef ISVIT_MERGING_H
-#define ISVIT_MERGING_H
+// Patch merging: LayerNorm of the tokens of each patch, codes, linear layer.
+#pragma once
 
 #include "block.h"
 
 namespace {
 
-// Merge up to PANEL patches, whose tokens begin at `token`.
+// Merge up to PANEL patches, whose token indices begin at `token`.
 void merge_panel(const isvit_merging &merging, const isvit_merged &merged,
                  const float *x, const int32_t *token, int count, float *y) {
-  const isvit_product &product = merging.reduction;
   const int total = merging.norm.channels, channels = total / merged.parts;
   uint8_t *codes;
   float *line;
@@ -30,9 +28,10 @@ void merge_panel(const isvit_merging &merging, const isvit_merged &merged,
     norm_codes(merging.norm, encode, line, codes + (int64_t)r * total);
     rows[r] = codes + (int64_t)r * total;
   }
-  multiply_rows(product, rows, count,
+  const int64_t pitch = merging.reduction.outputs;
+  multiply_rows(merging.reduction, rows, count,
                 [&](int r, int n, const Floats16 &sum) ISVIT_INLINE {
-                  store16(y + (int64_t)r * product.outputs + n * COLUMNS, sum);
+                  store16(y + r * pitch + n * COLUMNS, sum);
                 });
 }
 
@@ -51,5 +50,3 @@ void ISVIT_NAME(run_merging)(int32_t threads, const isvit_merging &merging,
                 y + (image * merged.rows + first) * merging.reduction.outputs);
   });
 }
-
-#endif

@@ -1,27 +1,30 @@
-// RoIAlign of boxes, each from its level of a pyramid of maps, channels last.
-#ifndef ISVIT_ROI_ALIGN_H
-#define ISVIT_ROI_ALIGN_H
+// RoIAlign (Mask R-CNN, arXiv 1703.06870), each box on its level of a feature
+// pyramid, whose maps have channels last.
+#pragma once
 
 #include <algorithm>
 #include <cmath>
 #include <vector>
 
-#include "kernels.h"
+#include "runtime.h"
 #include "simd.h"
+#include "threads.h"
 
 namespace {
 
-// Two neighbouring lines (or columns) of a map, and the weight of each.
+// One coordinate of a sampling point: the two lines (or columns) of the map
+// around it, and the weight of each in bilinear interpolation.
 struct Sample { int64_t line[2]; float weight[2]; };
 
-// The samples along one side of a box, `count` for each of its bins.
-std::vector<Sample> draw_samples(float start, float size, int bins, int count,
+// The sampling points along one side of a box, `count` in each of its bins.
+std::vector<Sample> find_samples(float start, float size, int bins, int count,
                                  int lines) {
   std::vector<Sample> samples((size_t)bins * count);
   const float bin = size / bins;
   for (int i = 0; i < bins * count; i++) {
     float at = start + i / count * bin + (i % count + .5f) * bin / count;
-    // Beyond a map's border, its last line goes on for one step.
+    // As in mmcv, points up to one step outside of the map are moved to its
+    // border, and those farther away count as zero.
     const bool is_near = at >= -1 && at <= lines;
     at = is_near ? std::min(std::max(at, 0.f), lines - 1.f) : 0.f;
     const int line = (int)at, next = std::min(line + 1, lines - 1);
@@ -43,8 +46,8 @@ void pool_box(const isvit_pooling &p, int64_t box) {
   const bool is_fixed = p.samples > 0;
   const int across = is_fixed ? p.samples : (int)std::ceil(width / p.width);
   const int down = is_fixed ? p.samples : (int)std::ceil(height / p.height);
-  const auto xs = draw_samples(left, width, p.width, across, level.width);
-  const auto ys = draw_samples(top, height, p.height, down, level.height);
+  const auto xs = find_samples(left, width, p.width, across, level.width);
+  const auto ys = find_samples(top, height, p.height, down, level.height);
   const float count = (float)std::max(across * down, 1);
   const int64_t pixel = p.channels, line = pixel * level.width;
   const float *map = level.values + (int64_t)side[0] * line * level.height;
@@ -62,16 +65,14 @@ void pool_box(const isvit_pooling &p, int64_t box) {
             corner[k] = map + j->line[k / 2] * line + i->line[k % 2] * pixel;
             weight[k] = j->weight[k / 2] * i->weight[k % 2];
           }
-          repeat<PARTS>([&](auto part) ISVIT_INLINE {
-            const int64_t at = c + part * LANES;
-            sum.part[part] += load<Floats>(corner[0] + at) * weight[0] +
-                              load<Floats>(corner[1] + at) * weight[1] +
-                              load<Floats>(corner[2] + at) * weight[2] +
-                              load<Floats>(corner[3] + at) * weight[3];
-          });
+          sum = sum + (load16<Floats>(corner[0] + c) * weight[0] +
+                       load16<Floats>(corner[1] + c) * weight[1] +
+                       load16<Floats>(corner[2] + c) * weight[2] +
+                       load16<Floats>(corner[3] + c) * weight[3]);
         }
-      repeat<PARTS>([&](auto part) ISVIT_INLINE { sum.part[part] /= count; });
-      store16(out + c, sum);
+      store16(out + c, map16([&](Floats v) ISVIT_INLINE {
+        return v / count;
+      }, sum));
     }
   }
 }
@@ -82,5 +83,3 @@ void ISVIT_NAME(pool)(int32_t threads, const isvit_pooling &pooling) {
   parallel(threads, pooling.num_boxes,
            [&](int64_t box) { pool_box(pooling, box); });
 }
-
-#endif

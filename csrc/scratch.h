@@ -1,6 +1,5 @@
-// Memory that is cut into arrays and used again.
-#ifndef ISVIT_SCRATCH_H
-#define ISVIT_SCRATCH_H
+// Working memory that is divided into arrays and reused by the next call.
+#pragma once
 
 #include <cstdint>
 #include <vector>
@@ -9,12 +8,14 @@ namespace {
 
 class Scratch {
  public:
+  // Set `array` to the next `count` elements, aligned to 64 bytes.
   template <class T>
   void take(T *&array, int64_t count) {
     array = base_ == nullptr ? nullptr : (T *)(base_ + next_);
     next_ += (count * (int64_t)sizeof(T) + 63) / 64 * 64;
   }
-  // Run `layout`, which takes, once to measure and once to get memory.
+  // Run `layout`, which takes the arrays: first to measure their total size,
+  // then to set their addresses.
   template <class F>
   void lay_out(F &&layout) {
     base_ = nullptr;
@@ -33,5 +34,3 @@ class Scratch {
 };
 
 }  // namespace
-
-#endif

@@ -1,8 +1,7 @@
-// Sixteen lanes of floats or integers, as the CPU's vectors hold them. All
-// arithmetic is spelled out and never contracted, so that every CPU rounds
-// alike.
-#ifndef ISVIT_SIMD_H
-#define ISVIT_SIMD_H
+// Arithmetic on sixteen floats or integers at a time, in as many vector
+// registers as the CPU needs for them. A multiplication and an addition are
+// fused only where multiply_add says so, so that every CPU rounds alike.
+#pragma once
 
 #include <cstdint>
 #include <cstring>
@@ -13,7 +12,7 @@
 #endif
 
 #define ISVIT_INLINE __attribute__((always_inline))
-// Loops that are to have all registers for themselves.
+// For functions whose loops need all registers: inlined, they would share them.
 #define ISVIT_APART __attribute__((noinline))
 
 namespace {
@@ -25,22 +24,26 @@ constexpr int LANES = 8;
 #else
 constexpr int LANES = 4;
 #endif
-// Outputs of a block, and vectors that hold them.
+// Outputs of a block of packed weights, and the vectors that hold them.
 constexpr int COLUMNS = 16;
 constexpr int PARTS = COLUMNS / LANES;
 
 typedef float Floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
 
-struct Floats16 { Floats part[PARTS]; };
-struct Ints16 { Ints part[PARTS]; };
+// Sixteen numbers, one for each output of a block.
+template <class V>
+struct Sixteen { V part[PARTS]; };
+typedef Sixteen<Floats> Floats16;
+typedef Sixteen<Ints> Ints16;
 
-// Call f(0), ..., f(N - 1), every argument a constant: arrays that are indexed
-// by constants only stay in registers.
+template <int I>
+using Constant = std::integral_constant<int, I>;
+// Call f(0), ..., f(N - 1) with compile-time constants as arguments: an array
+// stays in registers only if all of its indices are constants.
 template <class F, int... I>
-inline ISVIT_INLINE void repeat(
-    F &&f, std::integer_sequence<int, I...>) {
-  (f(std::integral_constant<int, I>()), ...);
+inline ISVIT_INLINE void repeat(F &&f, std::integer_sequence<int, I...>) {
+  (f(Constant<I>()), ...);
 }
 template <int N, class F>
 inline ISVIT_INLINE void repeat(F &&f) {
@@ -56,20 +59,19 @@ inline V load(const T *from) {
 template <class V, class T>
 inline void store(T *to, const V &v) { std::memcpy(to, &v, sizeof v); }
 
-// Compilers copy what is wider than a vector by pieces that are narrower than
-// one, and then wait for them in memory: sixteen lanes go vector by vector.
+// Load or store sixteen numbers vector by vector. Compilers would split one
+// memcpy into pieces narrower than a vector, and reading those back stalls.
 template <class V, class T>
-inline ISVIT_INLINE V load16(const T *from) {
-  V v;
-  repeat<PARTS>([&](auto j) ISVIT_INLINE {
-    v.part[j] = load<std::decay_t<decltype(v.part[j])>>(from + j * LANES);
-  });
-  return v;
+inline ISVIT_INLINE Sixteen<V> load16(const T *from) {
+  Sixteen<V> x;
+  repeat<PARTS>(
+      [&](auto j) ISVIT_INLINE { x.part[j] = load<V>(from + j * LANES); });
+  return x;
 }
 template <class V, class T>
-inline ISVIT_INLINE void store16(T *to, const V &v) {
+inline ISVIT_INLINE void store16(T *to, const Sixteen<V> &x) {
   repeat<PARTS>(
-      [&](auto j) ISVIT_INLINE { store(to + j * LANES, v.part[j]); });
+      [&](auto j) ISVIT_INLINE { store(to + j * LANES, x.part[j]); });
 }
 
 inline Floats splat(float x) { return x - Floats{}; }
@@ -92,38 +94,94 @@ inline ISVIT_INLINE Floats multiply_add(Floats a, Floats b, Floats c) {
 #endif
 }
 
-// Nearest integers, halves to the even one; |x| <= 2^22.
+// a[0] * b[0] + a[1] * b[1] of the pairs of int16 in every lane.
+inline ISVIT_INLINE Ints multiply_pairs(Ints a, Ints b) {
+#if defined(__AVX512F__)
+  return (Ints)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+  return (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#else
+  return (a << 16 >> 16) * (b << 16 >> 16) + (a >> 16) * (b >> 16);
+#endif
+}
+
+// Apply f to sixteen numbers, vector by vector. Arguments of other types, such
+// as a scale that all share, are passed to every call unchanged.
+template <class V>
+inline ISVIT_INLINE const V &vector_of(const Sixteen<V> &x, int j) {
+  return x.part[j];
+}
+template <class T>
+inline ISVIT_INLINE const T &vector_of(const T &x, int) { return x; }
+template <class F, class... X>
+inline ISVIT_INLINE auto map16(F &&f, const X &...x) {
+  Sixteen<decltype(f(vector_of(x, 0)...))> y;
+  repeat<PARTS>([&](auto j) ISVIT_INLINE {
+    y.part[j] = f(vector_of(x, j)...);
+  });
+  return y;
+}
+
+template <class V, class T>
+inline ISVIT_INLINE Sixteen<V> operator+(const Sixteen<V> &a, const T &b) {
+  return map16([](V x, auto y) ISVIT_INLINE { return x + y; }, a, b);
+}
+template <class V, class T>
+inline ISVIT_INLINE Sixteen<V> operator-(const Sixteen<V> &a, const T &b) {
+  return map16([](V x, auto y) ISVIT_INLINE { return x - y; }, a, b);
+}
+template <class V, class T>
+inline ISVIT_INLINE Sixteen<V> operator*(const Sixteen<V> &a, const T &b) {
+  return map16([](V x, auto y) ISVIT_INLINE { return x * y; }, a, b);
+}
+inline ISVIT_INLINE Floats16 to_float(const Ints16 &x) {
+  return map16([](Ints v) ISVIT_INLINE { return to_float(v); }, x);
+}
+inline ISVIT_INLINE Ints16 multiply_pairs(Ints a, const Ints16 &b) {
+  return map16([](Ints x, Ints y) ISVIT_INLINE {
+    return multiply_pairs(x, y);
+  }, a, b);
+}
+template <class A, class B>
+inline ISVIT_INLINE Floats16 multiply_add(const A &a, const B &b,
+                                          const Floats16 &c) {
+  return map16([](Floats x, Floats y, Floats z) ISVIT_INLINE {
+    return multiply_add(x, y, z);
+  }, a, b, c);
+}
+
+// Round to the nearest integer, ties to even; |x| <= 2^22.
 inline ISVIT_INLINE Ints nearest(Floats x) {
-  const Floats magic = splat(12582912.f);  // 1.5 * 2^23: no fraction is left
+  const Floats magic = splat(12582912.f);  // 1.5 * 2^23: leaves no fraction
   return (Ints)(x + magic) - (Ints)magic;
 }
 
-// The greatest integers that are not greater; |x| < 2^31.
+// The greatest integers that do not exceed x; |x| < 2^31.
 inline ISVIT_INLINE Ints below(Floats x) {
   const Ints towards_zero = whole(x);
   return towards_zero + (Ints)(to_float(towards_zero) > x);
 }
 
-// The polynomial whose factors are given from the highest power down.
+// A polynomial by Horner's scheme; the highest power's coefficient comes first.
 template <int N>
-inline ISVIT_INLINE Floats polynomial(Floats x, const float (&factors)[N]) {
-  Floats sum = splat(factors[0]);
+inline ISVIT_INLINE Floats polynomial(Floats x, const float (&terms)[N]) {
+  Floats sum = splat(terms[0]);
   repeat<N - 1>([&](auto i) ISVIT_INLINE {
-    sum = multiply_add(sum, x, splat(factors[i + 1]));
+    sum = multiply_add(sum, x, splat(terms[i + 1]));
   });
   return sum;
 }
 
-// e^x for x <= 0, within 2 units in the last place; 0 below -87.
+// e^x for x <= 0, within 2 ulp; 0 below -87.
 inline ISVIT_INLINE Floats exponential(Floats x) {
-  // Taylor's series; the remainder is at most ln(2) / 2.
+  // Taylor series of e^rest, |rest| <= ln(2) / 2.
   constexpr float taylor[] = {1.f / 5040, 1.f / 720, 1.f / 120, 1.f / 24,
                               1.f / 6,    .5f,       1.f,       1.f};
   const Floats floor = splat(-87.f);
   const Floats clamped = larger(x, floor);
   const Ints power = nearest(clamped * 1.44269504f);
   const Floats k = to_float(power);
-  // ln 2 in two parts, the first of which k times is exact.
+  // Cody and Waite: ln 2 in two parts, so that k times the first is exact.
   Floats rest = multiply_add(k, splat(-.693359375f), clamped);
   rest = multiply_add(k, splat(2.12194440e-4f), rest);
   const Floats scaled =
@@ -131,7 +189,8 @@ inline ISVIT_INLINE Floats exponential(Floats x) {
   return x < floor ? Floats{} : scaled;
 }
 
-// x * Phi(x), Phi by Abramowitz and Stegun 7.1.26 (absolute error 1.5e-7).
+// x * Phi(x), the exact GELU, with the normal distribution Phi by formula
+// 7.1.26 of Abramowitz and Stegun (absolute error 1.5e-7).
 inline ISVIT_INLINE Floats gelu(Floats x) {
   constexpr float tail[] = {1.061405429f, -1.453152027f, 1.421413741f,
                             -.284496736f, .254829592f,   0.f};
@@ -145,12 +204,10 @@ inline ISVIT_INLINE Floats gelu(Floats x) {
 inline ISVIT_INLINE Ints16 load_codes(const uint8_t *from) {
   Ints16 codes;
 #if defined(__AVX512F__)
-  codes.part[0] = (Ints)_mm512_cvtepu8_epi32(
-      _mm_loadu_si128((const __m128i *)from));
+  codes.part[0] = (Ints)_mm512_cvtepu8_epi32(load<__m128i>(from));
 #elif defined(__AVX2__)
-  for (int j = 0; j < PARTS; j++)
-    codes.part[j] = (Ints)_mm256_cvtepu8_epi32(
-        _mm_loadl_epi64((const __m128i *)(from + j * LANES)));
+  codes.part[0] = (Ints)_mm256_cvtepu8_epi32(_mm_loadu_si64(from));
+  codes.part[1] = (Ints)_mm256_cvtepu8_epi32(_mm_loadu_si64(from + LANES));
 #else
   for (int i = 0; i < COLUMNS; i++) codes.part[i / LANES][i % LANES] = from[i];
 #endif
@@ -174,7 +231,7 @@ inline ISVIT_INLINE void store_codes(uint8_t *to, const Ints16 &codes) {
 #endif
 }
 
-// Exchange rows and columns of 16 x 16 bytes, in place.
+// Transpose 16 x 16 bytes in place.
 inline void transpose(uint8_t square[16][16]) {
 #if defined(__x86_64__)
   // Interleaving row i with row i + 8 four times moves every byte's row number
@@ -196,5 +253,3 @@ inline void transpose(uint8_t square[16][16]) {
 }
 
 }  // namespace
-
-#endif

@@ -1,15 +1,14 @@
-// Step functions by binary search, all lanes at once. What quantizes a value
-// that a costly function makes (GELU, softmax's logarithm) is a step function
-// of the function's argument: comparing replaces computing.
-#ifndef ISVIT_STEPS_H
-#define ISVIT_STEPS_H
+// Step functions, evaluated by binary search in all lanes at once. The code of
+// a function's value, such as GELU or a logarithm, is a step function of its
+// argument, and comparing is cheaper than computing the function.
+#pragma once
 
 #include "gemm.h"
 #include "blocks.h"
 
 namespace {
 
-// table[index], index in 0 .. 15.
+// table[index], with indices in 0 .. 15.
 inline Floats pick(const Floats16 &table, Ints index) {
 #if defined(__AVX512F__)
   return (Floats)_mm512_permutexvar_ps((__m512i)index, (__m512)table.part[0]);
@@ -40,26 +39,20 @@ inline Floats pick_half(const Floats16 &table, Ints index) {
 }
 
 inline Floats gather(const float *table, Ints index) {
-#if defined(__AVX512F__)
-  return (Floats)_mm512_i32gather_ps((__m512i)index, table, 4);
-#elif defined(__AVX2__)
-  return (Floats)_mm256_i32gather_ps(table, (__m256i)index, 4);
-#else
   Floats found;
   for (int i = 0; i < LANES; i++) found[i] = table[index[i]];
   return found;
-#endif
 }
 
-// A comparison is -1 where it holds, so a step down the heap is
-// i -> 2 i - (x >= limit).
+// Sixteen steps, held in registers. The limits are a binary search tree in heap
+// order; a comparison that holds is -1, so i -> 2 i - (x >= limit) descends it.
 struct SmallSteps {
   Floats root;
   Floats16 limits, values;
 
   explicit SmallSteps(const isvit_steps &steps)
-      : root(splat(steps.limits[1])), limits(load16<Floats16>(steps.limits)),
-        values(load16<Floats16>(steps.values)) {}
+      : root(splat(steps.limits[1])), limits(load16<Floats>(steps.limits)),
+        values(load16<Floats>(steps.values)) {}
 
   ISVIT_INLINE Ints step(Floats x) const {
     Ints i = 2 - (Ints)(x >= root);
@@ -70,12 +63,9 @@ struct SmallSteps {
   Floats operator()(Floats x) const { return pick(values, step(x)); }
 };
 
-// Of any depth.
+// Any number of steps, read from memory.
 struct LargeSteps {
   const isvit_steps &steps;
-
-  explicit LargeSteps(const isvit_steps &steps) : steps(steps) {}
-
   Floats operator()(Floats x) const {
     Ints i = splat(1);
     for (int level = 0; level < steps.depth; level++)
@@ -84,7 +74,7 @@ struct LargeSteps {
   }
 };
 
-// Codes of gelu(y) by steps, whose values are codes or their entries.
+// Codes of gelu(y): the number of the step that y lies in, or its entry.
 struct GeluSteps {
   SmallSteps steps;
   Floats left;
@@ -97,30 +87,23 @@ struct GeluSteps {
         has_entries(gelu.quantizer.entries != nullptr) {}
 
   ISVIT_INLINE void operator()(const Floats16 &y, uint8_t *to) const {
-    Ints16 codes;
-    repeat<PARTS>([&](auto j) ISVIT_INLINE {
-      const Ints step = steps.step(y.part[j]);
-      const Ints value =
-          has_entries ? whole(pick(steps.values, step)) : step;
-      codes.part[j] = y.part[j] < left ? left_code : value;
-    });
-    store_codes(to, codes);
+    store_codes(to, map16([&](Floats v) ISVIT_INLINE {
+      const Ints step = steps.step(v);
+      const Ints code = has_entries ? whole(pick(steps.values, step)) : step;
+      return v < left ? left_code : code;
+    }, y));
   }
 };
 
-// Codes of gelu(y), computed.
+// Codes of gelu(y), computed where there are too many steps.
 struct GeluEncoder {
   Encoder<false> encode;
 
   explicit GeluEncoder(const isvit_gelu &gelu) : encode(gelu.quantizer) {}
 
-  ISVIT_INLINE void operator()(Floats16 y, uint8_t *to) const {
-    repeat<PARTS>(
-        [&](auto j) ISVIT_INLINE { y.part[j] = gelu(y.part[j]); });
-    encode(y, to);
+  ISVIT_INLINE void operator()(const Floats16 &y, uint8_t *to) const {
+    encode(map16([](Floats v) ISVIT_INLINE { return gelu(v); }, y), to);
   }
 };
 
 }  // namespace
-
-#endif

@@ -2,11 +2,13 @@
 import argparse
 import builtins
 import json
+import sys
 
 import pytest
 import torch
 
 from benchmarks import runtime, runtime_page
+from benchmarks.rivals import Unavailable, export
 from benchmarks.runtime import default_engines, main, measure, record, rows
 from benchmarks.runtime_subjects import (COMPILED, NATIVE, OPENVINO,
                                          OPENVINO_BF16, SUBJECTS, TORCH, Conv,
@@ -69,6 +71,19 @@ def test_an_engine_that_is_not_installed_is_left_out_with_its_reason(
     assert list(line['results']) == [NATIVE]
     assert 'onnx is not installed' in line['missing'][OPENVINO]
     assert f'{OPENVINO} is left out' in capsys.readouterr().out
+
+
+def test_a_model_that_cannot_be_exported_is_left_out_with_the_reason(
+        tmp_path, monkeypatch):
+
+    def refuse(*args, **kwargs):
+        raise RuntimeError('operator Sort is not supported\nmore')
+
+    monkeypatch.setitem(sys.modules, 'onnx', torch)
+    monkeypatch.setattr(torch.onnx, 'export', refuse)
+    with pytest.raises(Unavailable, match='cannot export it: .* supported$'):
+        export(torch.nn.Identity(), torch.ones(1), tmp_path / 'model.onnx')
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_line_of_the_record_is_replaced_by_a_new_one(tmp_path):

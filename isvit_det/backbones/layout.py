@@ -72,8 +72,10 @@ def window_layout(height: int,
             _shift_regions(columns, window, shift))
         regions = _partition(regions, window)
     index = _partition(index, window)
-    inverse = index.flatten().argsort(stable=True)[:height * width]
-    return WindowLayout(index, inverse, regions)
+    # All padding shares the last place.
+    inverse = index.new_empty(height * width + 1)
+    inverse[index.flatten()] = torch.arange(index.numel())
+    return WindowLayout(index, inverse[:-1], regions)
 
 
 def _shift_regions(length: int, window: int, shift: int) -> Tensor:

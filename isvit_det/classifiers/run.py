@@ -19,7 +19,7 @@ from isvit_det.classifiers.images import (FolderSample, ImageList,
                                           class_labels, find_images,
                                           other_pictures)
 from isvit_det.classifiers.models import build_classifiers
-from isvit_det.core.errors import QuantError
+from isvit_det.core.errors import QuantError, few_names
 from isvit_det.core.files import check_writable, local_checkpoint
 from isvit_det.core.layers import is_calibrated
 from isvit_det.core.plain import plain
@@ -43,8 +43,6 @@ MAX_BATCH = 2**16
 MAX_WORKERS = 2**10
 # Most images that are evaluated without --val.
 MAX_REST = 1000
-# Files or folders that a message names.
-SHOWN_NAMES = 5
 
 
 @dataclass
@@ -201,7 +199,7 @@ class ClassifierRun:
         names = [path.name for path in other_pictures(folder)]
         if names:
             self._note(f'{option}: {len(names)} files are of formats that are '
-                       f'not read as images, and left out: {_few(names)}')
+                       f'not read as images, and left out: {few_names(names)}')
 
     def _choose_evaluation(self, val: Optional[Path]) -> None:
         """Choose the evaluation images, and hash the calibration images."""
@@ -239,11 +237,11 @@ class ClassifierRun:
         self.evaluated = ImageList([path for path, _ in kept], self.transform)
         if empty:
             self._note(f'--val: {len(empty)} class folders have no image, and '
-                       f'keep their labels: {_few(empty)}')
+                       f'keep their labels: {few_names(empty)}')
         strays = [path.name for path, i in zip(paths, labels) if i is None]
         if strays:
             self._note(f'--val: {len(strays)} images lie in no class folder '
-                       f'and are not evaluated: {_few(strays)}')
+                       f'and are not evaluated: {few_names(strays)}')
 
     def run(self) -> Dict[str, Any]:
         """Calibrate, pack, evaluate, and write ``result.json``.
@@ -345,11 +343,6 @@ class ClassifierRun:
         sites = list_sites_run(self.model, before)
         assert not silent_sites(sites)
         return scores.means(not self.packed), sites
-
-
-def _few(names: Sequence[str]) -> str:
-    more = ' and others' if len(names) > SHOWN_NAMES else ''
-    return ', '.join(names[:SHOWN_NAMES]) + more
 
 
 def table(result: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
-"""The exception for wrong input, and descriptions of other exceptions."""
+"""The exception for wrong input, and texts for messages."""
 import traceback
 from pathlib import Path
+from typing import Sequence
 
 
 class QuantError(ValueError):
@@ -34,3 +35,15 @@ def describe_with_place(error: BaseException) -> str:
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return (f'{describe_error(error)} '
             f'({Path(frame.filename).name}, line {frame.lineno})')
+
+
+def few_names(names: Sequence[str], shown: int = 5) -> str:
+    """The first of many names, for a message of one line.
+
+    >>> few_names(['conv1', 'conv2', 'fc'], shown=2)
+    'conv1, conv2, ...'
+    >>> few_names(['conv1', 'conv2'], shown=2)
+    'conv1, conv2'
+    """
+    more = ', ...' if len(names) > shown else ''
+    return ', '.join(names[:shown]) + more

@@ -58,12 +58,15 @@ class _Watched:
         self.file.flush()
 
 
-def write_atomically(path: Path, write: Callable[[Any], Any]) -> None:
+def write_atomically(path: Path,
+                     write: Callable[[Any], Any],
+                     named: Optional[Path] = None) -> None:
     """Write a file under a temporary name and rename it.
 
     Args:
         path: of the file.
         write: is called with the temporary file, open for writing bytes.
+        named: what an error names; default: the file.
 
     Raises:
         QuantError: if the directory cannot be written or the disk is full.
@@ -87,8 +90,9 @@ def write_atomically(path: Path, write: Callable[[Any], Any]) -> None:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
         reason = error if watched is None else watched.error or error
-        raise QuantError(f'{path} could not be written ({_reason(reason)}); '
-                         f'{_advice(reason)}.') from error
+        raise QuantError(
+            f'{named or path} could not be written ({_reason(reason)}); '
+            f'{_advice(reason)}.') from error
 
 
 def _reason(error: BaseException) -> str:
@@ -164,7 +168,7 @@ def alone_in(directory: Path) -> Iterator[None]:
 def check_writable(directory: Path) -> None:
     """Create a directory, and raise unless files can be written there."""
     probe = directory / '.probe'
-    write_atomically(probe, lambda file: file.write(bytes(PROBE)))
+    write_atomically(probe, lambda file: file.write(bytes(PROBE)), directory)
     # Another process may have removed it.
     probe.unlink(missing_ok=True)
 

@@ -4,13 +4,13 @@ MMEngine loads without strictness, and gives a model only the ``state_dict`` of
 a file. Therefore the model itself has hooks that decode and check a state.
 """
 import dataclasses
-from typing import Any, Dict, List, Mapping, Optional
+from typing import Any, Dict, Mapping, Optional
 
 import torch
 from torch import Tensor, nn
 
 from isvit_det.core.bit_packing import unpack
-from isvit_det.core.errors import QuantError
+from isvit_det.core.errors import QuantError, few_names
 from isvit_det.core.functional import uniform_decode
 from isvit_det.core.settings import QuantConfig
 from isvit_det.core.swap import replace_
@@ -28,8 +28,6 @@ RUN_SETTINGS = ('weight_bits', 'act_bits', 'input_bits', 'scope', 'softmax',
                 'exponent')
 # Buffers of quantized layers that are 0 before a calibration.
 UNCALIBRATED_ZERO = ('fitted', 'offset', 'padding_value')
-# Keys that an error message names.
-SHOWN_KEYS = 5
 
 
 class _LoadingHook:
@@ -236,8 +234,3 @@ def _check_(model: nn.Module, state: Dict[str, Tensor], prefix: str) -> None:
 
 def _is_of_width(fitted: Optional[Tensor], bits: int) -> bool:
     return fitted is None or fitted.numel() != 1 or int(fitted) in (0, bits)
-
-
-def few_names(names: List[str]) -> str:
-    more = '' if len(names) <= SHOWN_KEYS else ', ...'
-    return ', '.join(names[:SHOWN_KEYS]) + more

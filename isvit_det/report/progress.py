@@ -18,8 +18,11 @@ STAGES = {
 }
 
 
-def announcement(quant: QuantConfig, sos: SOSConfig, num_units: int,
-                 num_images: int) -> str:
+def announcement(quant: QuantConfig,
+                 sos: SOSConfig,
+                 num_units: int,
+                 num_images: int,
+                 scope: str = '') -> str:
     """What a calibration is going to do.
 
     Args:
@@ -27,15 +30,17 @@ def announcement(quant: QuantConfig, sos: SOSConfig, num_units: int,
         sos: its settings.
         num_units: of the backbone.
         num_images: without their mirror images.
+        scope: which parts of a detector are quantized; '' for a classifier,
+            which is quantized as a whole.
     """
+    part = f', scope {scope}' if scope else ''
     mirrored = ' and their mirror images' * sos.mirror_images
     how = 'without optimization'
     if sos.iters:
         how = (f'each in 3 stages ({sos.iters_of(1)} iterations in stage 1, '
                f'{sos.iters_of(3)} in stage 3), learning rate {sos.lr:g}')
-    return (f'calibrating {quant.bits} by {quant.method}, scope '
-            f'{quant.scope}: {num_units} units on {num_images} images'
-            f'{mirrored}, {how}')
+    return (f'calibrating {quant.bits} by {quant.method}{part}: {num_units} '
+            f'units on {num_images} images{mirrored}, {how}')
 
 
 class CalibrationProgress:

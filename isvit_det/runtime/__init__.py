@@ -1,11 +1,14 @@
-"""The integer runtime: calibrated layers on the native kernels of csrc/.
+"""The native runtime: calibrated layers in integer arithmetic on the CPU.
 
-``plan`` says what a layer computes in integers, ``overflow`` and ``packing``
-lay its weights out for the kernels, ``build`` compiles these, ``native`` calls
-them on tensors, and ``layers`` has whole linear layers and convolutions.
+Three steps lead from a calibrated layer to its output. ``plan`` describes what
+the layer computes in integers; ``overflow`` and ``packing`` arrange its
+weights for the kernels of csrc/; ``native`` calls these kernels on tensors,
+after ``build`` has compiled them. ``layers`` runs single linear layers and
+convolutions, and ``blocks`` whole transformer blocks. ``engine`` attaches all
+of this to a model and decides at every forward whether it is used.
 """
 
-# What may run a calibrated model's quantized layers.
+# The values of ``model.engine``: what runs a model's quantized layers.
 ENGINES = ('auto', 'native', 'simulation')
-# With which the calibrated model is evaluated twice.
+# A value of ``--engine`` only: the model is evaluated in both engines.
 BOTH = 'both'

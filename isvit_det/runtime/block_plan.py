@@ -1,4 +1,4 @@
-"""What a calibrated transformer block computes, for the kernels."""
+"""Description of a calibrated transformer block for the kernels."""
 import dataclasses
 from dataclasses import dataclass
 from typing import Any, Optional, Tuple, Union
@@ -14,14 +14,18 @@ from isvit_det.runtime.steps import (GeluCodes, Steps, attention_steps,
                                      gelu_codes)
 
 Order = Union[slice, Tensor]
-# What the kernels have memory for.
+# Most channels of a head that the kernels have memory for.
 MAX_HEAD = 256
 
 
 @dataclass(frozen=True)
 class NormPlan:
-    """LayerNorm: weight and bias (C,), float32, and what is added to the
-    variance."""
+    """A LayerNorm.
+
+    Attributes:
+        weight, bias: float32, shape (C,).
+        eps: added to the variance.
+    """
     weight: Tensor
     bias: Tensor
     eps: float
@@ -32,24 +36,24 @@ class BlockPlan:
     """A transformer block, see ``isvit_block`` of csrc/blocks.h.
 
     Attributes:
-        heads: their number.
-        window: height and width of a window; 0 where all tokens of a map
-            attend to each other.
-        shift: of the windows, down and to the right.
+        heads: number of heads.
+        window: height and width of a window; 0 for global attention.
+        shift: of the windows, downwards and to the right.
         norm1, norm2: the norms before attention and MLP.
-        query, key, value, proj, fc1, fc2: layers with the codes of their
-            inputs.
-        query_codes: codes of the query layer's outputs; their scale is that
-            of queries before they are scaled.
-        key_codes, value_codes: of the other layers' outputs.
-        fc2_codes: of what GELU makes of the outputs of ``fc1``.
-        padding: codes of a padding token, uint8, shape (C,).
-        logit_scale: of products of query and key codes.
-        attention: steps of a probability.
-        position_bias: added to the logits, float32, shape (heads, N, N); None
-            for none.
-        relative_positions: decomposed ones by row and by column, each
-            (2 L - 1, C / heads) for some L; None for none.
+        query, key, value, proj, fc1, fc2: the linear layers.
+        query_codes: how the query layer's outputs are quantized. The scale is
+            divided by the attention's own, since these outputs come before
+            the multiplication by it.
+        key_codes, value_codes: how the outputs of these layers are quantized.
+        fc2_codes: how GELU's output is quantized.
+        padding: codes of a padding token after ``norm1``, uint8, shape (C,).
+        logit_scale: scale of integer products of queries and keys.
+        attention: decoded value of a probability, as a step function.
+        position_bias: added to the logits, float32, shape (heads, N, N) for N
+            positions in a window; None if there is none.
+        relative_positions: decomposed relative positions by row and by
+            column, each of shape (2 L - 1, C / heads) for some L; None if
+            there are none.
     """
     heads: int
     window: int
@@ -74,28 +78,28 @@ class BlockPlan:
 
     @property
     def key_center(self) -> int:
-        """What is taken off the codes of keys before they are multiplied.
+        """Subtracted from the codes of keys before they are multiplied.
 
-        Products with ``code - zero point`` are the simulation's; where the
-        zero point is no code, they differ by what is equal for all keys of
-        a query, and softmax is the same.
+        This is the zero point if that is a code, and the nearest code
+        otherwise. The choice changes the logits of a query by a constant, and
+        therefore not their softmax; near the zero point, products are small.
         """
         return min(max(self.key_codes.zero_point, 0), self.key_codes.top)
 
 
 @dataclass(frozen=True)
 class BlockParts:
-    """The modules of a block, whatever its backbone calls them.
+    """The modules of a block, independent of their names in a backbone.
 
     Attributes:
         norm1, norm2: the norms before attention and MLP.
-        qkv, proj, fc1, fc2: each a layer and its name in the block.
-        query_key, attention_value: the ``QuantMatMul`` of queries and keys
-            and of attention and values.
-        heads: their number.
-        scale: of the queries.
-        padding: value of a padding token after the norm, shape (C,); None
-            where there is no padding.
+        qkv, proj, fc1, fc2: name within the block and layer of each.
+        query_key, attention_value: the ``QuantMatMul`` of queries and keys,
+            and that of attention and values.
+        heads: number of heads.
+        scale: factor of the queries.
+        padding: value of a padding token after ``norm1``, shape (C,); None if
+            there is no padding.
     """
     norm1: nn.Module
     norm2: nn.Module
@@ -111,22 +115,22 @@ class BlockParts:
 
 
 def plan_parts(parts: BlockParts, **more: Any) -> BlockPlan:
-    """Plan of a block.
+    """Describe a block for the kernels.
 
     Args:
-        parts: its calibrated modules.
-        **more: the other attributes of ``BlockPlan``.
+        parts: the block's calibrated modules.
+        **more: attributes of ``BlockPlan`` that these do not determine.
 
     Raises:
-        Unsupported: if the kernels cannot run it, with the reason.
+        Unsupported: if the kernels cannot run the block, with the reason.
     """
     qkv = plan_named(*parts.qkv)
     channels = len(qkv.weight) // 3
     width = channels // parts.heads
     if channels % BLOCK or width % 4 or width > MAX_HEAD:
-        raise Unsupported(f'it has {channels} channels and heads of {width}; '
-                          f'they are to be multiples of {BLOCK} and 4, and '
-                          f'heads no wider than {MAX_HEAD}')
+        raise Unsupported(f'it has {channels} channels and {width} per head; '
+                          f'supported are multiples of {BLOCK}, and heads of '
+                          f'multiples of 4 up to {MAX_HEAD}')
     query, key, value = (_rows(qkv, i * channels, channels) for i in range(3))
     query_codes = InputCodes.of(parts.query_key.left_quantizer)
     key_codes = InputCodes.of(parts.query_key.right_quantizer)
@@ -163,7 +167,7 @@ def plan_parts(parts: BlockParts, **more: Any) -> BlockPlan:
 
 
 def plan_named(name: str, layer: Any) -> LayerPlan:
-    """Plan of an inner layer; an error says which it is."""
+    """Describe an inner layer; errors begin with its name."""
     if not isinstance(layer, QuantLinear):
         raise Unsupported(f'{name} is not quantized')
     try:
@@ -173,12 +177,12 @@ def plan_named(name: str, layer: Any) -> LayerPlan:
 
 
 def is_gelu(module: Any) -> bool:
-    """Whether a module is the exact GELU."""
+    """Whether a module is GELU without approximation."""
     return type(module) is nn.GELU and module.approximate == 'none'
 
 
 def _rows(plan: LayerPlan, first: int, count: int) -> LayerPlan:
-    """A layer with some of the outputs."""
+    """The layer of ``count`` outputs from ``first`` on."""
     rows = slice(first, first + count)
     return dataclasses.replace(
         plan,
@@ -188,10 +192,14 @@ def _rows(plan: LayerPlan, first: int, count: int) -> LayerPlan:
 
 
 def plan_norm(norm: Any, order: Order = slice(None)) -> NormPlan:
-    """Plan of a norm, whose channels are taken in an order.
+    """Describe a norm.
+
+    Args:
+        norm: the module.
+        order: new order of its channels.
 
     Raises:
-        Unsupported: if it is no LayerNorm with weight and bias.
+        Unsupported: if it is not a LayerNorm with weight and bias.
     """
     if type(norm) is not nn.LayerNorm or norm.bias is None:
         raise Unsupported(f'its norm is {norm}')

@@ -1,4 +1,7 @@
-"""Transformer blocks and patch mergings on the native kernels."""
+"""Transformer blocks and patch mergings on the native kernels.
+
+The structures mirror those of csrc/blocks.h.
+"""
 import ctypes
 import functools
 from typing import Any, Dict, List, Optional, Tuple
@@ -43,7 +46,7 @@ class _Block(ctypes.Structure):
     _fields_ += [('fc2_input', _Gelu)]
     _fields_ += [(name, Product)
                  for name in ('query', 'key', 'value', 'proj', 'fc1', 'fc2')]
-    _fields_ += [('padding', POINTER), ('key_center', INT), ('key_parts', INT),
+    _fields_ += [('padding', POINTER), ('key_center', INT), ('key_bytes', INT),
                  ('key_runs', POINTER), ('num_key_runs', INT),
                  ('logit_scale', FLOAT), ('value_scale', FLOAT),
                  ('attention', _Steps)]
@@ -57,7 +60,7 @@ class _Windows(ctypes.Structure):
                 ('relative_columns', POINTER), ('height', INT), ('width', INT)]
 
 
-# Places in a block whose codes can be looked at.
+# Activations within a block that a trace records, for tests.
 TRACED = ('qkv_input', 'query', 'key', 'value', 'proj_input', 'fc1_input',
           'fc2_input', 'attention')
 
@@ -76,14 +79,14 @@ class _Merged(ctypes.Structure):
 
 
 class _Builder:
-    """Makes structures, and keeps what they point to."""
+    """Creates structures, and keeps alive the tensors they point to."""
 
     def __init__(self, isa: Isa) -> None:
         self.isa = isa
         self.kept: List[Any] = []
 
     def keep(self, tensor: Tensor) -> int:
-        """Address of a contiguous tensor."""
+        """Address of a contiguous tensor, which is kept alive."""
         self.kept.append(tensor)
         return tensor.data_ptr()
 
@@ -119,10 +122,10 @@ def _address(tensor: Optional[Tensor]) -> Optional[int]:
 
 
 class NativeBlock:
-    """What a calibrated transformer block computes in eval mode.
+    """Native form of a calibrated transformer block in eval mode.
 
     Args:
-        plan: of the block.
+        plan: describes the block.
         isa: kernels to use.
     """
 
@@ -134,8 +137,9 @@ class NativeBlock:
             functools.partial(make_bias, plan))
         width = len(plan.query.weight) // plan.heads
         center = plan.key_center
-        runs, parts = operand_runs(width, plan.query_codes.top, -center,
-                                   plan.key_codes.top - center, isa.wide_lanes)
+        runs, key_bytes = operand_runs(width, plan.query_codes.top, -center,
+                                       plan.key_codes.top - center,
+                                       isa.wide_lanes)
         self._builder = make = _Builder(isa)
         self._structure = _Block(
             len(plan.query.weight), plan.heads, self.hidden,
@@ -146,7 +150,7 @@ class NativeBlock:
             make.gelu(plan.fc2_codes), make.product(plan.query),
             make.product(plan.key), make.product(plan.value),
             make.product(plan.proj), make.product(plan.fc1),
-            make.product(plan.fc2), make.keep(plan.padding), center, parts,
+            make.product(plan.fc2), make.keep(plan.padding), center, key_bytes,
             make.keep(runs), len(runs), plan.logit_scale,
             plan.value_codes.scale, make.steps(plan.attention))
 
@@ -158,13 +162,15 @@ class NativeBlock:
         """Run the block.
 
         Args:
-            x: float32, shape (images, tokens, C), contiguous; the tokens are
-                those of the map, behind prefix tokens where the attention is
-                global.
+            x: float32, shape (images, tokens, C), contiguous. The tokens of
+                the map may follow prefix tokens if attention is global.
             size: (H, W) of the map.
-            out: takes the output; may be ``x`` itself.
-            trace: takes the codes within the block, and the decoded
-                attention, by the names of ``TRACED``.
+            out: receives the output; may be ``x``.
+            trace: receives the codes within the block, and the decoded
+                attention, by their names in ``TRACED``.
+
+        Returns:
+            The output, of the shape of ``x``.
         """
         images, tokens, _ = x.shape
         windows = find_windows(self.plan.window, self.plan.shift, size, tokens)
@@ -206,7 +212,7 @@ class NativeBlock:
 
     def _by_token(self, kept: Dict[str, Tensor], windows: Windows,
                   shape: Tuple[int, ...]) -> Dict[str, Tensor]:
-        """A trace whose inputs of layers are in the order of the tokens."""
+        """A trace whose layer inputs are in the order of the map's tokens."""
         images, tokens, _ = shape
         place = windows.token.flatten().argsort(stable=True)[:tokens]
         for name in ('qkv_input', 'proj_input', 'fc1_input', 'fc2_input'):
@@ -218,10 +224,10 @@ class NativeBlock:
 
 
 class NativeMerging:
-    """What a calibrated ``PatchMerging`` computes in eval mode.
+    """Native form of a calibrated ``PatchMerging`` in eval mode.
 
     Args:
-        plan: of the merging.
+        plan: describes the patch merging.
         isa: kernels to use.
     """
 
@@ -235,10 +241,14 @@ class NativeMerging:
 
     def __call__(self, x: Tensor,
                  size: Tuple[int, int]) -> Tuple[Tensor, Tuple[int, int]]:
-        """Merge maps (images, H * W, C), float32 and contiguous.
+        """Merge the patches of a map.
+
+        Args:
+            x: float32, shape (images, H * W, C), contiguous.
+            size: (H, W) of the map.
 
         Returns:
-            Merged maps, and their height and width.
+            The merged map, shape (images, H' * W', outputs), and (H', W').
         """
         plan = self.plan
         token, merged_size = _merged_tokens(size, plan.kernel, plan.stride)
@@ -255,8 +265,11 @@ class NativeMerging:
 @functools.lru_cache(maxsize=256)
 def _merged_tokens(size: Tuple[int, int], kernel: Tuple[int, int],
                    stride: Tuple[int, int]) -> Tuple[Tensor, Tuple[int, int]]:
-    """Tokens of every patch, int32, (patches, kernel height * width), ``H *
-    W`` for padding at the right and the bottom, and the grid of patches."""
+    """Indices of the tokens of each patch, and the grid of patches.
+
+    The indices are int32, shape (patches, kernel height * width); padding at
+    the right and the bottom has the index ``H * W``.
+    """
     grid = (-(-size[0] // stride[0]), -(-size[1] // stride[1]))
     index = torch.arange(size[0] * size[1], dtype=torch.int32).view(*size)
     bottom, right = (max(

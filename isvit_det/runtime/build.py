@@ -1,4 +1,7 @@
-"""The library of csrc/: compiled once into the user's cache, then loaded."""
+"""Compiling the kernels of csrc/ into a shared library, and loading it.
+
+The library is compiled once, into the user's cache.
+"""
 import contextlib
 import ctypes
 import fcntl
@@ -12,39 +15,41 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Dict, Iterator, List, Sequence, Tuple, Union
 
-VERSION = 9
 SOURCES = Path(__file__).resolve().parents[1] / 'csrc'
-# A wheel for one platform has the library beside this module.
+# A platform wheel ships the compiled library beside this module.
 PACKAGED = Path(__file__).with_name('libisvit.so')
 COMPILERS = ('c++', 'g++', 'clang++')
 FLAGS = ('-O2', '-std=c++17', '-fPIC', '-fvisibility=hidden',
          '-ffp-contract=off', '-pthread')
-# More of them, for compiling and linking: sanitizers, emulated instructions.
+# The user's own flags for compiling and linking, such as sanitizers.
 FLAGS_VARIABLE = 'ISVIT_DET_CXXFLAGS'
-# Flags of every set of kernels, each of which is a compilation of its own. The
-# portable ones are left to the compiler to vectorise, and are linked first:
-# what the standard library's templates share runs on every CPU then.
+# Flags for each instruction set, for which kernels.cpp is compiled once each.
+# The compiler vectorises the portable kernels. They are linked first: of
+# template instantiations that several sets contain, the linker keeps the
+# first, which thus runs on every CPU.
 KERNELS: Dict[str, Tuple[str, ...]] = {'portable': ('-O3', )}
 X86_KERNELS: Dict[str, Tuple[str, ...]] = {
     'avx2': ('-mavx2', '-mfma'),
     'avxvnni': ('-mavx2', '-mfma', '-mavxvnni'),
     'avx512vnni': ('-mavx512f', '-mavx512bw', '-mavx512vl', '-mavx512vnni'),
 }
+# Time limit for each run of the compiler.
 SECONDS = 1200
+# A library ends in a seal, a SHA-256 of its content and of its sources.
 SEAL_BYTES = 32
 
 
 class NoLibrary(Exception):
-    """There is no native library; the message says why in one line."""
+    """The native library is not available; one line says why."""
 
 
 @functools.lru_cache(maxsize=None)
 def load_library() -> ctypes.CDLL:
-    """The library, compiled by the first who asks for it.
+    """Load the library, and compile it first if necessary.
 
     Raises:
-        NoLibrary: if it cannot be compiled or loaded. Nothing is tried again
-            in this process.
+        NoLibrary: if it cannot be compiled or loaded. Later calls in the same
+            process raise the same without another attempt.
     """
     outcome = _try_to_load()
     if isinstance(outcome, str):
@@ -54,22 +59,17 @@ def load_library() -> ctypes.CDLL:
 
 @functools.lru_cache(maxsize=None)
 def _try_to_load() -> Union[ctypes.CDLL, str]:
-    """The library, or why there is none."""
+    """The library, or why it is not available."""
     try:
-        path = library_path()
-        library = ctypes.CDLL(str(path))
-        found = library.isvit_version()
+        return ctypes.CDLL(str(library_path()))
     except NoLibrary as error:
         return str(error)
-    except (OSError, AttributeError) as error:
+    except OSError as error:
         return f'it could not be loaded ({str(error).splitlines()[0]})'
-    if found != VERSION:
-        return f'{path} has version {found}, expected {VERSION}'
-    return library
 
 
 def library_path() -> Path:
-    """Path of the library, which is compiled if it is not there.
+    """Path of the library, which is compiled if it does not exist.
 
     Raises:
         NoLibrary: if it cannot be compiled, or the cache cannot be written.
@@ -80,8 +80,8 @@ def library_path() -> Path:
     if is_sealed(PACKAGED):
         return PACKAGED
     compiler = find_compiler()
-    digest = hashlib.sha256(_ingredients())
-    # What a compiler is called and prints is alike for all its targets.
+    digest = hashlib.sha256(_source_digest())
+    # --version alone does not tell a compiler's target.
     for option in ('--version', '-dumpmachine'):
         digest.update(_run([*compiler, option]).encode())
     folder = _cache_folder()
@@ -89,13 +89,13 @@ def library_path() -> Path:
     if not is_sealed(path):
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with _alone(path):
+            with _locked(path):
                 if not is_sealed(path):
                     compile_library(path, compiler)
         except OSError as error:
             raise NoLibrary(
                 f'the cache {folder} cannot be written ({error.strerror}); '
-                'name another folder by XDG_CACHE_HOME') from error
+                'set XDG_CACHE_HOME to another folder') from error
     return path
 
 
@@ -104,18 +104,18 @@ def _cache_folder() -> Path:
     try:
         return Path(root or Path.home() / '.cache') / 'isvit_det'
     except RuntimeError as error:
-        raise NoLibrary('there is no home folder for a cache; name a folder '
-                        'by XDG_CACHE_HOME') from error
+        raise NoLibrary('there is no home folder for a cache; set '
+                        'XDG_CACHE_HOME to a folder') from error
 
 
-def _ingredients() -> bytes:
-    """Digest of what the library is made of, whatever compiler does it."""
+def _source_digest() -> bytes:
+    """Digest of the sources and flags, but not of the compiler."""
     digest = hashlib.sha256()
     for flag in (*_flags(), *KERNELS, *X86_KERNELS,
                  *(flag for own in X86_KERNELS.values() for flag in own)):
         digest.update(flag.encode() + b'\0')
     files = [path for path in sorted(SOURCES.iterdir()) if path.is_file()]
-    # Flags may name a file that is included.
+    # A flag such as -include names a file that is a source as well.
     files += [Path(flag) for flag in _flags() if os.path.isfile(flag)]
     for path in files:
         digest.update(path.name.encode() + b'\0' + path.read_bytes())
@@ -127,13 +127,13 @@ def _flags() -> List[str]:
 
 
 def _seal(content: bytes) -> bytes:
-    return hashlib.sha256(content + _ingredients()).digest()
+    return hashlib.sha256(content + _source_digest()).digest()
 
 
 def is_sealed(path: Path) -> bool:
-    """Whether a file is a whole library, made of the sources as they are.
+    """Whether a file is a complete library made of the current sources.
 
-    A library that ends early would kill the process that loads it.
+    A truncated library would crash the process that loads it.
     """
     try:
         content = path.read_bytes()
@@ -143,26 +143,27 @@ def is_sealed(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Let one process at a time make a file; the others wait."""
+def _locked(path: Path) -> Iterator[None]:
+    """Let one process at a time create a file, while others wait."""
     with open(f'{path}.lock', 'w') as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError:
-            # Not every file system has locks. A file is replaced as a whole,
-            # so that whoever makes it as well does no harm.
+            # Not every file system supports locks. Two processes may then both
+            # compile, which is harmless, since files are replaced atomically.
             yield
             return
+        # While this process has the lock, these are left from killed ones.
         for killed in path.parent.glob(f'.{path.name}.*'):
             shutil.rmtree(killed, ignore_errors=True)
         yield
 
 
 def find_compiler() -> List[str]:
-    """Command of the C++ compiler: ``CXX`` of the environment, or a usual one.
+    """Command of the C++ compiler: the variable ``CXX``, or a common name.
 
     Raises:
-        NoLibrary: if there is none.
+        NoLibrary: if no compiler is installed.
     """
     given = os.environ.get('CXX', '').split()
     for command in [given] if given else [[name] for name in COMPILERS]:
@@ -175,8 +176,8 @@ def compile_library(path: Path, compiler: Sequence[str]) -> None:
     """Compile the sources into a shared library for the compiler's target.
 
     Args:
-        path: of the library; it is written whole or not at all.
-        compiler: its command.
+        path: of the library, which is written completely or not at all.
+        compiler: command of the compiler.
 
     Raises:
         NoLibrary: with the compiler's first error.
@@ -189,7 +190,7 @@ def compile_library(path: Path, compiler: Sequence[str]) -> None:
         dir=path.parent, prefix=f'.{path.name}.')
     with unfinished as folder:
         compilations = []
-        for name, source, own in _units(kernels):
+        for name, source, own in _object_files(kernels):
             made = f'{folder}/{name}.o'
             compilations.append(
                 [*compiler, *own, *_flags(), '-c',
@@ -205,10 +206,10 @@ def compile_library(path: Path, compiler: Sequence[str]) -> None:
         os.replace(library, path)
 
 
-def _units(
+def _object_files(
     kernels: Dict[str, Tuple[str, ...]]
 ) -> Iterator[Tuple[str, Path, Sequence[str]]]:
-    """Compilations by name, with their source and flags of their own."""
+    """Name, source and additional flags of each object file."""
     for source in sorted(SOURCES.glob('*.cpp')):
         if source.stem != 'kernels':
             yield source.stem, source, ()
@@ -218,7 +219,7 @@ def _units(
 
 
 def _run(command: Sequence[str]) -> str:
-    """Run a compiler, and give what it prints."""
+    """Run a compiler and return its output."""
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=SECONDS)

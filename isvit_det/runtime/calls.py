@@ -1,4 +1,4 @@
-"""Which calls of a model's parts may be run by other means than theirs."""
+"""Which calls of a module may run natively instead of by its own forward."""
 from typing import Any, Callable, List, NamedTuple, Optional, Tuple
 
 import torch
@@ -10,22 +10,31 @@ from isvit_det.core.quantizers import Quantizer
 
 
 def is_hooked(holder: Any, prefix: str = '') -> bool:
-    """Whether forward hooks watch a module."""
+    """Whether a module has forward hooks.
+
+    Args:
+        holder: the module, or torch's module of hooks for all modules.
+        prefix: of the names of its dictionaries of hooks.
+    """
     return bool(
         getattr(holder, f'{prefix}_forward_hooks')
         or getattr(holder, f'{prefix}_forward_pre_hooks'))
 
 
 def is_plain_input(x: Any) -> bool:
-    """Whether a float32 tensor on the CPU is asked for no more than a result:
-    no gradients, traces or hooks of all modules."""
+    """Whether an input can be run natively.
+
+    It has to be a float32 tensor on the CPU, and nothing else than the result
+    may be wanted: no gradients, tracing, autocast or global module hooks.
+    """
     return (type(x) is Tensor and x.dtype is torch.float32
             and x.device.type == 'cpu' and not torch.is_grad_enabled()
             and not is_hooked(torch_module, '_global')
-            and not torch.jit.is_tracing() and not _is_autocast())
+            and not torch.jit.is_tracing() and not is_autocast())
 
 
-def _is_autocast() -> bool:
+def is_autocast() -> bool:
+    """Whether torch runs CPU code in half precision at present."""
     try:
         return torch.is_autocast_enabled('cpu')
     except TypeError:
@@ -34,12 +43,12 @@ def _is_autocast() -> bool:
 
 
 class Survey(NamedTuple):
-    """What is in a part of a model.
+    """The state of a part of a model, such as a transformer block.
 
     Attributes:
-        obstacle: why it cannot be run as a whole; '' if it can.
+        obstacle: why it cannot run natively as a whole; '' if it can.
         tensors: its parameters and buffers.
-        quantizers: all that it has.
+        quantizers: its quantizers.
     """
     obstacle: str
     tensors: List[Tensor]
@@ -47,10 +56,10 @@ class Survey(NamedTuple):
 
 
 def survey(part: nn.Module) -> Survey:
-    """Look through a calibrated part, once at every forward.
+    """Inspect all modules of a calibrated part, once at every forward.
 
-    It cannot be run as a whole where anyone watches, trains or simulates
-    something in it.
+    The part cannot run natively as a whole if one of its modules is being
+    trained, calibrated or simulated, or has forward hooks.
     """
     tensors: List[Optional[Tensor]] = []
     quantizers: List[Quantizer] = []
@@ -85,10 +94,10 @@ def _obstacle(module: nn.Module) -> str:
 
 
 def native_isa(part: Any, *inputs: Tensor) -> Any:
-    """The kernels for a part of a model that ``attach_parts_`` exchanged.
+    """The kernels for a float part whose class ``attach_parts_`` replaced.
 
     Returns:
-        The ``Isa``; None where the part is to run as MMDetection has it.
+        The ``Isa``; None if MMDetection's own forward is to run.
     """
     if part.native is None or part.training:
         return None
@@ -98,7 +107,7 @@ def native_isa(part: Any, *inputs: Tensor) -> Any:
 
 
 class Kept:
-    """What was made of a module's tensors, for as long as these stay."""
+    """A cache of one value, which is valid until its tensors change."""
 
     def __init__(self) -> None:
         self._key: Optional[Tuple[Any, ...]] = None
@@ -107,11 +116,18 @@ class Kept:
 
     def get(self, tensors: List[Tensor], make: Callable[[], Any], *more:
             Any) -> Any:
-        """What ``make`` gives, or gave for the same tensors and ``more``."""
+        """The cached value, which ``make`` computes again if necessary.
+
+        Args:
+            tensors: what the value is made of; changes in place are noticed by
+                their version counters.
+            make: computes the value.
+            *more: further objects that it depends on.
+        """
         key = (*more, *((t.data_ptr(), 0 if t.is_inference() else t._version)
                         for t in tensors))
         if key != self._key:
-            # No other tensor takes the place of one that is held.
+            # While they are held, their addresses are not reused.
             self._held = [tensor.detach() for tensor in tensors]
             self._made = make()
             self._key = key

@@ -1,9 +1,8 @@
-"""Which engine runs a quantized model: the native kernels or a simulation.
+"""Choice of the engine of a quantized model: native kernels or simulation.
 
-``attach_runtime_`` gives every quantized layer of a model a way to run
-natively. It is asked at every forward of the layer, and leaves what it cannot
-run, such as training, other devices or observed inner modules, to the
-simulation in float.
+``attach_runtime_`` gives every quantized layer of a model a native forward. At
+each call that decides whether it can run. Whatever it cannot run, such as
+training, other devices or inner modules with hooks, is simulated in float.
 """
 import os
 from typing import Any, Dict, List, NamedTuple, Optional, Union
@@ -14,11 +13,11 @@ from torch import Tensor, nn
 
 from isvit_det.backbones.quant_vit import QuantVisionTransformer
 from isvit_det.backbones.swin import QuantSwinTransformer
-from isvit_det.core.errors import QuantError
+from isvit_det.core.errors import QuantError, few_names
 from isvit_det.core.layers import QuantConv2d, QuantLinear, quantized_layers
 from isvit_det.runtime import ENGINES
 from isvit_det.runtime.build import NoLibrary
-from isvit_det.runtime.calls import Kept, is_hooked, is_plain_input
+from isvit_det.runtime.calls import Kept, is_autocast, is_hooked, is_plain_input
 from isvit_det.runtime.float_parts import attach_parts_, entrances
 from isvit_det.runtime.layers import NativeConv, NativeLinear
 from isvit_det.runtime.native import Isa, supported_isas
@@ -27,15 +26,20 @@ from isvit_det.runtime.plan import Unsupported
 from isvit_det.runtime.swin_backbone import SwinForward
 from isvit_det.runtime.vit_backbone import VitForward
 
-# Read at every forward; stands above what the model was built with.
+# Read at every forward; takes precedence over ``model.engine``.
 VARIABLE = 'ISVIT_DET_ENGINE'
+# Layers or blocks that a line in the log lists with their reasons.
 SHOWN_LAYERS = 3
 
 Layer = Union[QuantLinear, QuantConv2d]
 
 
 def check_engine(name: str, value: Any) -> str:
-    """An engine's name as it is.
+    """Check that a value names an engine, and return it.
+
+    Args:
+        name: of the setting, for the error.
+        value: of the setting.
 
     Raises:
         QuantError: if there is no such engine.
@@ -53,21 +57,27 @@ expected one of ['auto', 'native', 'simulation'].
 
 
 class Choice(NamedTuple):
-    """The kernels that are used, or why none are."""
+    """The kernels to use.
+
+    Attributes:
+        isa: their instruction set; None for the simulation.
+        reason: of this choice.
+    """
     isa: Optional[Isa]
     reason: str
 
 
 class Runtime:
-    """Decides for all layers of a model which engine runs them.
+    """The choice of an engine for all layers of a model.
 
     Args:
-        engine: ``'auto'`` takes the native kernels where they are known to
-            be faster than the simulation, ``'native'`` wherever they run,
-            ``'simulation'`` nowhere.
+        engine: ``'native'`` uses the native kernels wherever they can run,
+            ``'auto'`` only on CPUs where they are known to be faster than the
+            simulation, and ``'simulation'`` never.
 
     Attributes:
         engine: may be set at any time.
+        announced: the choice that the log has last reported.
     """
 
     def __init__(self, engine: str = 'auto') -> None:
@@ -75,7 +85,13 @@ class Runtime:
         self.announced: Optional[Choice] = None
 
     def choose(self) -> Choice:
-        """What the settings and this machine say now."""
+        """Choose by the current settings and the CPU.
+
+        Raises:
+            QuantError: if ``ISVIT_DET_ENGINE`` names no engine.
+        """
+        if is_autocast():
+            return Choice(None, 'autocast is on')
         engine = os.environ.get(VARIABLE)
         source = VARIABLE
         if engine:
@@ -90,16 +106,18 @@ class Runtime:
             return Choice(None, f'there is no native library: {error}')
         if engine == 'auto' and isa is Isa.PORTABLE:
             return Choice(
-                None, 'this CPU has only portable kernels, which '
-                f'are not known to be faster; {VARIABLE}=native takes them')
+                None, 'for this CPU there are only portable kernels, which '
+                f'may be slower; {VARIABLE}=native uses them')
         return Choice(isa, f'{source} is {engine!r}')
 
 
 class _Forward:
-    """Runs one layer natively where it can; can be copied and pickled.
+    """The native forward of one layer; can be copied and pickled.
 
     Attributes:
-        channels_last: of a convolution, as for ``NativeConv``.
+        channels_last: see ``NativeConv``.
+        reason: why the layer cannot run natively, once ``prepare`` was called;
+            '' if it can.
     """
 
     def __init__(self, runtime: Runtime, channels_last: bool = False) -> None:
@@ -109,7 +127,7 @@ class _Forward:
         self.reason = ''
 
     def __getstate__(self) -> Dict[str, Any]:
-        # What was prepared is made anew.
+        # Packed weights have pointers; a copy prepares its own.
         return vars(_Forward(self.runtime, self.channels_last))
 
     def __call__(self, layer: Any, x: Tensor) -> Optional[Tensor]:
@@ -125,8 +143,11 @@ class _Forward:
 
     def prepare(self, layer: Layer,
                 isa: Isa) -> Union[NativeLinear, NativeConv, None]:
-        """The layer as it is now, packed; None, with ``reason``, if it cannot
-        be run."""
+        """The native form of the layer, packed again if it has changed.
+
+        Returns:
+            None if the kernels cannot run it; ``reason`` then says why.
+        """
 
         def make() -> Union[NativeLinear, NativeConv, None]:
             self.reason = ''
@@ -142,7 +163,7 @@ class _Forward:
 
 
 def _is_plain_call(layer: Any, x: Tensor) -> bool:
-    """Whether a layer's output is all that anyone wants of a call."""
+    """Whether a call can be replaced: nothing but its output is wanted."""
     inner = (layer.input_quantizer, layer.weight_quantizer)
     return (not layer.training and is_plain_input(x)
             and layer.weight.dtype is torch.float32
@@ -152,7 +173,7 @@ def _is_plain_call(layer: Any, x: Tensor) -> bool:
 
 
 def _tensors_of(layer: Layer) -> List[Tensor]:
-    """All that a plan is made of."""
+    """The tensors that determine a layer's native form."""
     inputs, weights = layer.input_quantizer, layer.weight_quantizer
     tensors = (layer.weight, layer.bias,
                getattr(layer, 'offset', None), inputs.scale, inputs.zero_point,
@@ -164,11 +185,16 @@ def _tensors_of(layer: Layer) -> List[Tensor]:
 def attach_runtime_(model: Any, engine: str = 'auto') -> None:
     """Let a model's quantized layers run natively.
 
-    A layer is packed again whenever its tensors were exchanged or changed in
-    place, but for changes by way of ``.data``, which torch does not count.
+    ``model.runtime`` is set to the model's ``Runtime``. A layer is packed
+    again whenever its tensors were replaced or changed in place. Changes
+    through ``.data`` go unnoticed, since torch does not count them.
 
-    ``model.runtime`` becomes its ``Runtime``. Before the first prediction of
-    a calibrated model a line in the log says what runs how and why.
+    Before the first prediction of a calibrated model, a line in the log says
+    which engine runs it and why.
+
+    Args:
+        model: a quantized detector or classifier.
+        engine: ``'auto'``, ``'native'`` or ``'simulation'``, see ``Runtime``.
 
     Raises:
         QuantError: if there is no such engine.
@@ -188,16 +214,20 @@ def attach_runtime_(model: Any, engine: str = 'auto') -> None:
 
 
 def describe_engine(model: nn.Module) -> Dict[str, Any]:
-    """What runs a calibrated model of ``attach_runtime_``, and why.
+    """Report which engine runs a calibrated model, and why.
 
-    What is packed for that is what the next prediction runs.
+    All layers are packed for this, as the next prediction needs them.
+
+    Args:
+        model: one that ``attach_runtime_`` was called on.
 
     Returns:
-        ``engine``, ``'native'`` or ``'simulation'``; ``kernels``, of which
-        CPU, or None; ``reason``; ``native_layers``, a number; ``simulated``,
-        the other quantized layers by name with the reason for each;
-        ``unfused``, the blocks by name whose layers are run one by one,
-        with the reason for each.
+        A dictionary with ``engine``, ``'native'`` or ``'simulation'``;
+        ``kernels``, the name of the instruction set, or None; ``reason``, why
+        these were chosen; ``native_layers``, the number of quantized layers
+        that run natively; ``simulated``, the names of the others with the
+        reason for each; ``unfused``, the names of blocks that run layer by
+        layer instead of as a whole, with the reason for each.
     """
     choice = model.runtime.choose()  # type: ignore
     device = next(model.parameters()).device.type
@@ -221,7 +251,7 @@ def describe_engine(model: nn.Module) -> Dict[str, Any]:
         if choice.isa is None:
             reason = 'the whole model is simulated'
         elif not isinstance(layer.native, _Forward):
-            reason = 'it was exchanged'
+            reason = 'it was replaced'
         elif layer not in fused:
             layer.native.prepare(layer, choice.isa)
             reason = layer.native.reason
@@ -243,7 +273,7 @@ def describe_engine(model: nn.Module) -> Dict[str, Any]:
 
 
 def engine_line(found: Dict[str, Any]) -> str:
-    """What ``describe_engine`` found, as one line."""
+    """The report of ``describe_engine`` as one line."""
     simulated = found['simulated']
     total = found['native_layers'] + len(simulated)
     if found['engine'] == 'simulation':
@@ -253,21 +283,21 @@ def engine_line(found: Dict[str, Any]) -> str:
             f'run in integers ({found["kernels"]} kernels; '
             f'{found["reason"]}), all else in float')
     if simulated:
-        text += f'; simulated: {_few(simulated)}'
-    # Reports of earlier versions do not have these.
+        text += f'; simulated: {_with_reasons(simulated)}'
+    # Reports of earlier versions lack this key.
     if found.get('unfused'):
-        text += f'; blocks that run layer by layer: {_few(found["unfused"])}'
+        text += ('; blocks that run layer by layer: '
+                 f'{_with_reasons(found["unfused"])}')
     return text
 
 
-def _few(reasons: Dict[str, str]) -> str:
-    shown = [f'{name} ({reason})' for name, reason in reasons.items()]
-    more = ', ...' if len(shown) > SHOWN_LAYERS else ''
-    return ', '.join(shown[:SHOWN_LAYERS]) + more
+def _with_reasons(reasons: Dict[str, str]) -> str:
+    names = [f'{name} ({reason})' for name, reason in reasons.items()]
+    return few_names(names, SHOWN_LAYERS)
 
 
 def _announce(model: Any, args: Any) -> None:
-    """Log once which engine runs a calibrated model, and when it changes."""
+    """Log which engine runs a calibrated model, once for each choice."""
     choice = model.runtime.choose()
     if model.training or choice == model.runtime.announced:
         return

@@ -1,8 +1,8 @@
-"""Float parts of a detector that have a faster form, and their exchange.
+"""Replacing float parts of a detector by faster implementations.
 
-On small detectors half of the time is in neither backbone, convolution nor
-linear layer. What is exchanged here computes the same in float32, up to the
-order of sums.
+A small detector spends half of its time outside of the backbone and of
+convolutions and linear layers. The replacements compute the same in float32,
+up to the order of summation.
 """
 from typing import Any, Dict, List
 
@@ -17,7 +17,8 @@ from isvit_det.core.layers import QuantConv2d, quantized_layers
 from isvit_det.runtime.mask_pasting import FCNMaskHead
 from isvit_det.runtime.roi_align import SingleRoIExtractor
 
-# Subclasses of these may compute something else, and are left alone.
+# Faster subclass of each class. Only modules of exactly this class are
+# replaced, since the user's own subclasses may compute something else.
 FASTER: Dict[type, type] = {
     mask_heads.FCNMaskHead: FCNMaskHead,
     roi_extractors.SingleRoIExtractor: SingleRoIExtractor,
@@ -25,14 +26,15 @@ FASTER: Dict[type, type] = {
 
 
 class PartSwitch:
-    """Whether the parts of a model run in their faster form.
+    """Decides whether float parts run in their faster implementation.
 
-    They do so together with its quantized layers: a model whose quantizers
-    are off is MMDetection's, bit for bit.
+    They do if the quantized layers run natively. A model whose quantizers are
+    disabled has to equal MMDetection's bit for bit, so there they do not.
 
     Args:
-        runtime: of the model.
-        layer: a quantized layer of it that is never turned back into float.
+        runtime: the ``Runtime`` of the model.
+        layer: a quantized layer of the model, which tells whether its
+            quantizers are enabled.
     """
 
     def __init__(self, runtime: Any, layer: Any) -> None:
@@ -40,8 +42,7 @@ class PartSwitch:
         self.layer = layer
 
     def choose(self) -> Any:
-        """The ``Choice`` of the runtime, as if there were no kernels where
-        the model is not quantized."""
+        """The runtime's ``Choice``, without kernels if quantizers are off."""
         choice = self.runtime.choose()
         if not self.layer.input_quantizer.enabled:
             return choice._replace(isa=None)
@@ -49,10 +50,10 @@ class PartSwitch:
 
 
 def attach_parts_(model: nn.Module, runtime: Any) -> None:
-    """Give the float parts of a quantized model their faster form.
+    """Give float parts of a quantized model their faster implementation.
 
-    The classes of these modules change; parameters, names and what they
-    compute do not.
+    This changes the class of these modules, but neither their parameters nor
+    their names.
     """
     layers = quantized_layers(model)
     if not layers:
@@ -67,12 +68,12 @@ def attach_parts_(model: nn.Module, runtime: Any) -> None:
 
 
 def entrances(model: Any) -> List[Any]:
-    """The convolutions through which maps enter the neck of a detector, if
-    everything behind them may meet maps whose channels lie last.
+    """The neck's first convolutions, if their outputs may be channels last.
 
-    What follows has the same layout then, and no layer in integers has to
-    turn its input around. That is known of the usual two-stage detectors;
-    operators of mmcv elsewhere do not look how a map lies in memory.
+    All later maps then have this memory format too, and native layers need
+    not transpose their inputs. It is known to be safe in the usual two-stage
+    detectors with an FPN. Elsewhere the list is empty, since operators of mmcv
+    may ignore a map's memory format.
     """
     if not (type(getattr(model, 'neck', None)) is FPN
             and type(getattr(model, 'rpn_head', None)) is RPNHead

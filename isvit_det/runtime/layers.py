@@ -1,4 +1,4 @@
-"""Calibrated layers prepared for the native kernels."""
+"""Calibrated linear layers and convolutions on the native kernels."""
 from typing import Tuple
 
 import torch
@@ -12,14 +12,14 @@ from isvit_det.runtime.plan import plan_layer
 
 
 class NativeLinear:
-    """What a calibrated ``QuantLinear`` computes.
+    """Native form of a calibrated ``QuantLinear``.
 
     Args:
-        layer: as it is now; later changes of it are not seen.
+        layer: its weights are packed now; later changes have no effect.
         isa: kernels to use.
 
     Raises:
-        Unsupported: if the kernels cannot run it, with the reason.
+        Unsupported: if the kernels cannot run the layer, with the reason.
     """
 
     def __init__(self, layer: QuantLinear, isa: Isa) -> None:
@@ -28,9 +28,9 @@ class NativeLinear:
         self.weights = pack_layer(self.plan, wide_lanes=isa.wide_lanes)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Outputs of float32 inputs (..., inputs), shape (..., outputs)."""
+        """Map float32 inputs (..., inputs) to outputs (..., outputs)."""
         rows = x.reshape(-1, x.shape[-1])
-        # A map of one column, whose channels are the inputs.
+        # The rows are encoded as a map of one column, inputs being channels.
         codes = native.encode_map(self.isa,
                                   rows.t()[None, :, :, None], self.plan.input)
         outputs = self.weights.outputs
@@ -43,20 +43,20 @@ class NativeLinear:
 
 
 class NativeConv:
-    """What a calibrated ``QuantConv2d`` computes.
+    """Native form of a calibrated ``QuantConv2d``.
 
-    The product is implicit: the inputs of an output lie in the lines of its
-    kernel, or for a dilated one in its single positions, and are read where
-    they are in a map of codes, channels last.
+    It is an implicit matrix product, which copies no patches: with channels
+    last, each line of the kernel is a contiguous segment of the map of codes,
+    or each single position if the kernel is dilated.
 
     Args:
-        layer: as it is now; later changes of it are not seen.
+        layer: its weights are packed now; later changes have no effect.
         isa: kernels to use.
-        channels_last: whether channels lie last in every output's memory, or
-            only where they do in the input's.
+        channels_last: whether the output's memory format is always channels
+            last, or else that of the input.
 
     Raises:
-        Unsupported: if the kernels cannot run it, with the reason.
+        Unsupported: if the kernels cannot run the layer, with the reason.
     """
 
     def __init__(self,
@@ -75,7 +75,7 @@ class NativeConv:
         self.weights = pack_layer(self.plan, segments, isa.wide_lanes)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Output of float32 maps (images, channels, height, width)."""
+        """Map float32 (images, channels, height, width) to the outputs."""
         down, right = self.padding
         codes = native.encode_map(self.isa, x, self.plan.input,
                                   (down, right, down, right),
@@ -106,7 +106,7 @@ class NativeConv:
         return (padded - reach) // self.stride[axis] + 1
 
     def _segments(self, line: int, pixel: int) -> Tuple[int, ...]:
-        """Bytes from the first input of an output to its segments."""
+        """Offset in bytes of each segment from an output's first input."""
         starts = [y * self.dilation[0] * line for y in range(self.kernel[0])]
         if self.is_dilated:
             return tuple(start + x * self.dilation[1] * pixel

@@ -1,4 +1,4 @@
-"""Masks of objects, pasted into the image by products of matrices."""
+"""Pasting the masks of objects into the image by matrix products."""
 from typing import Any, Tuple
 
 import torch
@@ -10,19 +10,18 @@ from isvit_det.runtime.calls import native_isa
 
 def paste_masks(masks: Tensor, boxes: Tensor, size: Tuple[int, int],
                 threshold: float) -> Tensor:
-    """Stretch masks over their boxes, bilinearly, and cut at a threshold.
+    """Resize masks to their boxes bilinearly, and apply a threshold.
 
-    A line of the image is a mean of two lines of the mask, and a column of
-    two columns, so the whole is ``down @ mask @ across`` with two weights in
-    each row of ``down`` and each column of ``across``. MMDetection's own
-    pasting samples each pixel for itself: the same numbers, but for the
-    rounding of float32.
+    Bilinear interpolation is separable: the resized mask is
+    ``down @ mask @ across``, with at most two weights in each row of ``down``
+    and in each column of ``across``. MMDetection's own pasting samples every
+    pixel separately, with the same result up to the rounding of float32.
 
     Args:
         masks: probabilities, float32, shape (n, lines, columns).
         boxes: left, top, right and bottom in pixels, float32, shape (n, 4).
         size: height and width of the image.
-        threshold: the least probability inside a mask.
+        threshold: pixels with at least this probability belong to the mask.
 
     Returns:
         bool, shape (n, height, width).
@@ -32,7 +31,7 @@ def paste_masks(masks: Tensor, boxes: Tensor, size: Tuple[int, int],
     down = _weights(boxes[:, 1], boxes[:, 3], height, masks.shape[1])
     across = _weights(boxes[:, 0], boxes[:, 2], width, masks.shape[2])
     across = across.transpose(1, 2).contiguous()
-    # One pixel more than a box has, as MMDetection does.
+    # Like MMDetection, paste one pixel more than the box on each side.
     first = (boxes[:, :2].floor() - 1).clamp(min=0).int().tolist()
     last = (boxes[:, 2:].ceil() + 1).clamp(min=0).int().tolist()
     for i, ((left, top), (right, bottom)) in enumerate(zip(first, last)):
@@ -42,22 +41,22 @@ def paste_masks(masks: Tensor, boxes: Tensor, size: Tuple[int, int],
 
 
 def _weights(start: Tensor, stop: Tensor, pixels: int, steps: int) -> Tensor:
-    """How much of each step of a mask each pixel along one axis has.
+    """Interpolation weights of the mask's samples along one axis.
 
     Args:
-        start: of the boxes, shape (n,).
-        stop: likewise.
-        pixels: of the image.
-        steps: of the mask.
+        start: first coordinate of each box in pixels, shape (n,).
+        stop: last coordinate of each box, shape (n,).
+        pixels: size of the image along this axis.
+        steps: size of the mask along this axis.
 
     Returns:
-        float32, shape (n, pixels, steps); a pixel between two steps has part
-        of both, one outside of all has none.
+        float32, shape (n, pixels, steps): the weight of each sample for each
+        pixel; all 0 for pixels outside of the box.
     """
     start, stop = start[:, None], stop[:, None]
     centers = torch.arange(pixels, device=start.device) + .5
     at = (centers - start) / (stop - start) * 2 - 1
-    # Of a box without extent, MMDetection takes the middle.
+    # For a box of no extent, MMDetection samples the middle of the mask.
     at[at.isinf()] = 0
     at = ((at + 1) * steps - 1) / 2
     away = at[..., None] - torch.arange(steps, device=start.device)
@@ -65,7 +64,7 @@ def _weights(start: Tensor, stop: Tensor, pixels: int, steps: int) -> Tensor:
 
 
 class FCNMaskHead(heads.FCNMaskHead):
-    """MMDetection's mask head, whose masks ``paste_masks`` pastes.
+    """MMDetection's mask head with ``paste_masks`` for pasting.
 
     Attributes:
         native: the ``PartSwitch`` of the model, or None.
@@ -86,7 +85,7 @@ class FCNMaskHead(heads.FCNMaskHead):
             return super()._predict_by_feat_single(mask_preds, bboxes, labels,
                                                    img_meta, rcnn_test_cfg,
                                                    rescale, activate_map)
-        # The boxes of the result, which are rescaled here and nowhere else.
+        # In place, as MMDetection does it: these boxes are part of the result.
         bboxes /= bboxes.new_tensor(img_meta['scale_factor']).repeat((1, 2))
         chosen = labels.new_zeros(()) if self.class_agnostic else labels
         masks = mask_preds[torch.arange(len(bboxes)), chosen].sigmoid()

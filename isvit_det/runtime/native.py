@@ -1,4 +1,7 @@
-"""The kernels of csrc/ on tensors; structures as in csrc/runtime.h."""
+"""Calling the kernels of csrc/ on tensors, through ctypes.
+
+The structures mirror those of csrc/runtime.h.
+"""
 import ctypes
 import enum
 import functools
@@ -16,7 +19,7 @@ INT, LONG, POINTER = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
 
 
 class Isa(enum.IntEnum):
-    """Sets of kernels, the best last."""
+    """Instruction sets that there are kernels for, the fastest last."""
     PORTABLE = 0
     AVX2 = 1
     AVXVNNI = 2
@@ -24,7 +27,7 @@ class Isa(enum.IntEnum):
 
     @property
     def wide_lanes(self) -> bool:
-        """Whether products are added in 32 bits."""
+        """Whether the kernels sum products in 32 bits instead of 16."""
         return self in (Isa.AVXVNNI, Isa.AVX512VNNI)
 
 
@@ -32,7 +35,7 @@ class Product(ctypes.Structure):
     """``isvit_product``."""
     _fields_ = [('weight', POINTER), ('correction', POINTER),
                 ('scale', POINTER), ('bias', POINTER), ('runs', POINTER),
-                ('num_runs', INT), ('groups', INT), ('blocks', INT),
+                ('num_runs', INT), ('block_bytes', INT), ('blocks', INT),
                 ('outputs', INT)]
 
 
@@ -61,13 +64,15 @@ class _Output(ctypes.Structure):
 
 
 class Rows(NamedTuple):
-    """Rows of codes that are multiplied; see ``isvit_rows``.
+    """The rows of codes that a layer multiplies, ``isvit_rows``.
+
+    There is one row for each output position of a grid of maps.
 
     Attributes:
         codes: uint8.
-        grid: images, height and width of the rows.
-        strides: bytes between images, lines and rows of a line.
-        segments: bytes from the start of a row to each of its segments.
+        grid: number of images, height and width.
+        strides: bytes between the rows of successive images, lines and pixels.
+        segments: offset in bytes of each segment from the start of a row.
     """
     codes: Tensor
     grid: Tuple[int, int, int]
@@ -76,17 +81,19 @@ class Rows(NamedTuple):
 
 
 def kernel(isa: Isa, name: str) -> Callable[..., None]:
-    """A function of a set of kernels, which takes the number of threads
-    first; see csrc/runtime.h and csrc/blocks.h."""
+    """A function of csrc/runtime.h or csrc/blocks.h for an instruction set.
+
+    Its first argument, the number of threads, is torch's and bound already.
+    """
     function = getattr(load_library(), f'isvit_{name}_{isa.name.lower()}')
     return functools.partial(function, INT(torch.get_num_threads()))
 
 
 def supported_isas() -> List[Isa]:
-    """Sets of kernels that this CPU runs, the best first.
+    """Instruction sets that this CPU supports, the fastest first.
 
     Raises:
-        NoLibrary: if there is no native library.
+        NoLibrary: if the native library is not available.
     """
     found = load_library().isvit_supported()
     return [isa for isa in sorted(Isa, reverse=True) if found >> isa & 1]
@@ -97,18 +104,18 @@ def encode_map(isa: Isa,
                source: InputCodes,
                padding: Tuple[int, int, int, int] = (0, 0, 0, 0),
                padding_code: int = 0) -> Tensor:
-    """Quantize maps, channels last, with a border around each.
+    """Quantize and pad feature maps.
 
     Args:
         isa: kernels to use.
         x: float32, shape (images, channels, height, width), any strides.
-        source: how it is coded.
-        padding: lines and columns at the top, left, bottom and right.
-        padding_code: their entries.
+        source: how ``x`` is quantized.
+        padding: lines or columns to add at the top, left, bottom and right.
+        padding_code: the entry that fills them.
 
     Returns:
-        uint8, shape (images, height and width with padding, channels filled
-        up with zeros to a multiple of four).
+        uint8, shape (images, padded height, padded width, channels); channels
+        are filled up with zeros to a multiple of four.
     """
     images, channels, height, width = x.shape
     top, left, bottom, right = padding
@@ -128,14 +135,14 @@ def encode_map(isa: Isa,
 
 def multiply(isa: Isa, weights: PackedWeights, rows: Rows, out: Tensor,
              strides: Tuple[int, int, int]) -> Tensor:
-    """Multiply rows by a layer.
+    """Compute a layer's outputs for rows of codes.
 
     Args:
-        isa: kernels to use; the weights were packed for their lanes.
+        isa: kernels to use; the weights have to be packed for its lanes.
         weights: of the layer.
-        rows: inputs, packed in the same segments.
-        out: float32.
-        strides: elements of ``out`` between images, pixels and channels.
+        rows: inputs, in as many segments as the weights were packed for.
+        out: float32, receives the outputs.
+        strides: of ``out``, in elements, between images, pixels and channels.
 
     Returns:
         ``out``.
@@ -151,17 +158,21 @@ def multiply(isa: Isa, weights: PackedWeights, rows: Rows, out: Tensor,
 
 
 def product_structure(weights: PackedWeights) -> Product:
-    """The structure of a layer, which has to outlive it."""
-    return Product(weights.weight.data_ptr(), weights.correction.data_ptr(),
+    """``isvit_product`` of a layer, whose weights have to outlive it."""
+    weight = weights.weight
+    return Product(weight.data_ptr(), weights.correction.data_ptr(),
                    weights.scale.data_ptr(), weights.bias.data_ptr(),
                    weights.runs.data_ptr(), len(weights.runs),
-                   weights.weight.shape[1], weights.weight.shape[0],
+                   weight[0].numel() * weight.element_size(), len(weight),
                    weights.outputs)
 
 
 def quantizer_structure(
         codes: Optional[InputCodes]) -> Tuple[Quantizer, Optional[Tensor]]:
-    """The structure, and what it points to."""
+    """``isvit_quantizer``, and the tensor that it points to, if any.
+
+    Without codes the structure is a placeholder.
+    """
     if codes is None:
         return Quantizer(1., 0, 0, None), None
     if codes.entries is None:

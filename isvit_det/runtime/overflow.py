@@ -1,32 +1,40 @@
-"""The overflow proof: how long a lane of 16 bits may sum products of codes.
+"""The overflow proof: how many products of codes 16-bit sums can hold.
 
-AVX2 multiplies codes (unsigned, 8 bits) by weights (signed, 8 bits) and adds
-the products of two neighbouring inputs in 16 bits (vpmaddubsw), clipping
-silently what does not fit. Such pairs are added in lanes of 16 bits as well. A
-lane holds one output and every other pair of inputs. Codes lie between 0 and
-``top``, so whatever they are, the sum of a lane lies between ``top`` times the
-sum of its negative weights and ``top`` times the sum of its positive ones.
-While both fit 16 bits, so does every partial sum, and the lane is exact.
+AVX2's ``vpmaddubsw`` multiplies unsigned 8-bit codes by signed 8-bit weights
+and adds the products of two neighbouring inputs in 16 bits; it saturates
+silently where the sum does not fit. The kernels add further such pairs in the
+same 16-bit lane. A lane belongs to one output and sums every other pair of its
+inputs.
+
+All codes lie in 0..``top``. Whatever they are, the sum of a lane is therefore
+at least ``top`` times the sum of the lane's negative weights, and at most
+``top`` times the sum of its positive weights. As long as both bounds fit
+16 bits, so does every partial sum, and the lane is exact.
 """
 from typing import Callable, List, NamedTuple, Optional
 
 import torch
 from torch import Tensor
 
-# Inputs of which two neighbouring ones make a pair, two pairs a group.
+# Inputs of a group: two pairs of neighbours, one for each of two lanes.
 GROUP = 4
-# Groups of a run: their weights for 16 outputs, 64 bytes each, leave half of
-# a first-level cache of 32 KB to the codes.
+# Most groups of a run. Their weights for 16 outputs, 64 bytes each, fill half
+# of an L1 cache of 32 KB and leave the other half to the codes.
 MAX_GROUPS = 256
 LOW, HIGH = -2**15, 2**15 - 1
 
 
 class Run(NamedTuple):
-    """Inputs that a lane sums before it is widened to 32 bits.
+    """Inputs whose products are summed in 16 bits before they are widened.
 
-    A row of inputs consists of segments of equal length. A run covers
-    ``groups`` groups from group ``first`` on in each of ``segments``
-    segments, beginning with ``segment``.
+    A row of inputs consists of segments of equal length. A run covers the same
+    groups in one or more successive segments.
+
+    Attributes:
+        segment: the first segment.
+        segments: the number of segments.
+        first: the first group in each of these segments.
+        groups: the number of groups in each of them.
     """
     segment: int
     segments: int
@@ -35,16 +43,16 @@ class Run(NamedTuple):
 
 
 def split_runs(weight: Tensor, top: int) -> Optional[List[Run]]:
-    """Cut the inputs of a layer into runs that provably stay in 16 bits.
+    """Divide the inputs of a layer into runs whose sums fit 16 bits.
 
     Args:
-        weight: integers, shape (outputs, segments, inputs of a segment); the
-            last is a multiple of 4.
+        weight: integers, shape (outputs, segments, inputs of a segment), the
+            last a multiple of 4.
         top: the largest code.
 
     Returns:
-        The runs in order, as few as possible up to ``MAX_GROUPS`` groups
-        each; None if the four products of one group are too much already.
+        The runs in order, each as long as possible up to ``MAX_GROUPS``
+        groups; None if even a single group might overflow.
 
     >>> weight = torch.full((1, 1, 64), -8)
     >>> split_runs(weight, top=255)
@@ -54,7 +62,7 @@ Run(segment=0, segments=1, first=8, groups=8)]
     outputs, segments, inputs = weight.shape
     groups = inputs // GROUP
     pairs = weight.long().view(outputs, segments, groups, 2, 2)
-    # Largest and smallest sum of every lane up to every group.
+    # Upper and lower bounds of the sums of every lane, before each group.
     bounds = [
         _running_sums(top * pairs.clamp(min=0).sum(-1)),
         _running_sums(top * pairs.clamp(max=0).sum(-1))
@@ -86,13 +94,16 @@ Run(segment=0, segments=1, first=8, groups=8)]
 
 
 def _running_sums(values: Tensor) -> Tensor:
-    """Sums of all groups before each, (outputs, segments * groups + 1, 2)."""
+    """Cumulative sums, from 0, shape (outputs, segments * groups + 1, 2)."""
     flat = values.flatten(1, 2)
     return torch.cat([torch.zeros_like(flat[:, :1]), flat.cumsum(1)], 1)
 
 
 def _largest(limit: int, holds: Callable[[int], bool]) -> int:
-    """The largest n up to ``limit`` for which ``holds``, which is monotone."""
+    """The largest n up to ``limit`` for which ``holds(n)``, by bisection.
+
+    Where ``holds(n)``, it holds for all smaller n; 0 if it never does.
+    """
     low, high = 0, limit
     while low < high:
         middle = (low + high + 1) // 2

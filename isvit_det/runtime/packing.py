@@ -1,13 +1,13 @@
-"""Weights of a plan in the order in which the kernels read them.
+"""Weights of a layer in the order in which the kernels read them.
 
-A block holds 16 outputs. In it, group by group of four inputs in the order of
-the runs, lie 16 x 4 bytes. Weights that do not fit eight bits, or whose pairs
-of products do not fit 16, are split as ``w = 16 * high + low``; all products
-with the high parts come first and are shifted before those with the low parts
-are added.
+Weights are stored in blocks of 16 outputs. A block consists of groups of four
+inputs, in the order of the runs, and a group of 16 x 4 bytes. Where weights do
+not fit 8 bits, or lanes of 16 bits can sum next to no products, weights have
+16 bits instead: the products of two inputs are then added in 32 bits, which
+cannot overflow.
 """
 from dataclasses import dataclass
-from typing import List, Optional, Tuple
+from typing import List, Tuple
 
 import torch
 from torch import Tensor
@@ -15,22 +15,28 @@ from torch import Tensor
 from isvit_det.runtime.overflow import GROUP, MAX_GROUPS, Run, split_runs
 from isvit_det.runtime.plan import LayerPlan, Unsupported
 
+# Outputs of a block.
 BLOCK = 16
-SHIFT = 4
+# Groups of a run from which on weights of eight bits are faster than those of
+# 16 (measured): a group of the latter takes ten instructions, one of the former
+# four, and the end of a run another dozen.
+MIN_GROUPS = 3
 
 
 @dataclass(frozen=True)
 class PackedWeights:
-    """What ``isvit_product`` of csrc/runtime.h points to.
+    """The arrays of ``isvit_product`` in csrc/runtime.h.
 
     Attributes:
-        weight: int8, shape (blocks, groups, 16, 4).
+        weight: of 8 bits, shape (blocks, groups, 16, 4); or of 16, shape
+            (blocks, groups, 2, 16, 2), first those of the inputs 0 and 2 of
+            a group, then those of 1 and 3.
         runs: int32, shape (runs, 5): segment, segments, offset in inputs,
-            groups, shift.
+            groups, whether weights have 16 bits.
         correction: int32, shape (blocks * 16,).
-        scale: float32, likewise.
-        bias: float32, likewise.
-        outputs: those that are not padding.
+        scale: float32, shape (blocks * 16,).
+        bias: float32, shape (blocks * 16,).
+        outputs: number of outputs; what exceeds it is zero.
     """
     weight: Tensor
     runs: Tensor
@@ -46,119 +52,104 @@ def pack_layer(plan: LayerPlan,
     """Pack the weights of a layer.
 
     Args:
-        plan: of the layer.
-        segments: stretches of memory that the inputs of a row lie in; of a
-            convolution the lines of its kernel, or its single positions.
-        wide_lanes: whether the kernels add products in 32 bits, so that there
-            is nothing to prove.
+        plan: describes the layer.
+        segments: number of contiguous pieces of memory that the inputs of an
+            output lie in: for a convolution, the lines of its kernel, or its
+            single positions if it is dilated.
+        wide_lanes: whether the kernels sum in 32 bits, where no overflow is
+            possible.
 
     Raises:
-        Unsupported: if not even two parts of the weights can be summed
-            exactly.
+        Unsupported: if its weights do not fit 16 bits.
     """
-    parts = [_segmented(plan.weight, segments)]
-    cut = _cut(parts, plan.top, wide_lanes)
-    if cut is None:
-        parts = _halves(parts[0])
-        cut = _cut(parts, plan.top, wide_lanes)
-    if cut is None:
-        raise Unsupported('a pair of its products does not fit 16 bits, even '
-                          'with weights in two parts')
+    weight = _split_segments(plan.weight, segments)
+    if int(weight.abs().max()) > torch.iinfo(torch.int16).max:
+        raise Unsupported('its weights do not fit 16 bits')
+    runs, is_wide = _runs_of(weight, plan.top, wide_lanes)
     pieces = []
-    for part, runs in zip(parts, cut):
-        for run in runs:
-            lines = part[:, run.segment:run.segment + run.segments]
-            inputs = lines[..., GROUP * run.first:][..., :GROUP * run.groups]
-            pieces.append(inputs.flatten(1))
+    for run in runs:
+        lines = weight[:, run.segment:run.segment + run.segments]
+        inputs = lines[..., GROUP * run.first:][..., :GROUP * run.groups]
+        pieces.append(inputs.flatten(1))
     flat = torch.cat(pieces, 1)
     outputs = len(flat)
     padding = -outputs % BLOCK
     flat = torch.nn.functional.pad(flat, (0, 0, 0, padding))
-    packed = flat.view(-1, BLOCK, flat.shape[1] // GROUP, GROUP)
+    groups = flat.view(-1, BLOCK, flat.shape[1] // GROUP, GROUP)
+    if is_wide:
+        pairs = groups.to(torch.int16).unflatten(-1, (2, 2))
+        packed = pairs.permute(0, 2, 4, 1, 3)
+    else:
+        packed = groups.to(torch.int8).transpose(1, 2)
 
     def padded(values: Tensor, dtype: torch.dtype) -> Tensor:
         return torch.nn.functional.pad(values, (0, padding)).to(dtype)
 
-    return PackedWeights(
-        packed.transpose(1, 2).to(torch.int8).contiguous(),
-        torch.tensor(_run_rows(cut), dtype=torch.int32),
-        padded(plan.correction, torch.int32), padded(plan.scale,
-                                                     torch.float32),
-        padded(plan.bias, torch.float32), outputs)
+    return PackedWeights(packed.contiguous(), _run_rows(runs, is_wide),
+                         padded(plan.correction, torch.int32),
+                         padded(plan.scale, torch.float32),
+                         padded(plan.bias, torch.float32), outputs)
 
 
 def operand_runs(inputs: int, top: int, low: int, high: int,
                  wide_lanes: bool) -> Tuple[Tensor, int]:
-    """Runs for products with any weights from ``low`` to ``high``.
+    """Runs for weights of which only the range is known.
 
-    That is what the second operand of a product of activations is, whose
-    codes the kernels pack as they come.
+    In the product of two activations, the kernels pack the second operand as
+    weights at run time.
 
     Args:
-        inputs: of the products, a multiple of 4.
+        inputs: length of the sums, a multiple of 4.
         top: the largest code of the first operand.
-        low: the least weight, not positive.
-        high: the greatest, not negative.
+        low: the smallest weight, at most 0.
+        high: the largest weight, at least 0.
         wide_lanes: as for ``pack_layer``.
 
     Returns:
-        ``runs`` as in ``PackedWeights``, and the parts that the weights have
-        to be split into, 1 or 2.
+        ``runs`` as in ``PackedWeights``, and the bytes of a weight, 1 or 2.
     """
     extremes = torch.tensor([[low], [high]]).expand(2, inputs)[:, None]
-    parts = [extremes]
-    cut = _cut(parts, top, wide_lanes)
-    if cut is None:
-        half = 2**(SHIFT - 1)
-        # Whatever the weights are, their lower parts are all from -half on.
-        rest = torch.tensor([[-half], [half - 1]]).expand(2, inputs)[:, None]
-        parts = [_halves(extremes)[0], rest]
-        cut = _cut(parts, top, wide_lanes)
-    assert cut is not None, (inputs, top, low, high)
-    return torch.tensor(_run_rows(cut), dtype=torch.int32), len(parts)
+    runs, is_wide = _runs_of(extremes, top, wide_lanes)
+    return _run_rows(runs, is_wide), 2 if is_wide else 1
 
 
-def _run_rows(cut: List[List[Run]]) -> List[Tuple[int, ...]]:
-    """Rows of ``PackedWeights.runs`` of all parts of the weights."""
-    return [(run.segment, run.segments, GROUP * run.first, run.groups,
-             SHIFT if runs is not cut[-1] and run is runs[-1] else 0)
-            for runs in cut for run in runs]
+def _run_rows(runs: List[Run], is_wide: bool) -> Tensor:
+    """``PackedWeights.runs``."""
+    return torch.tensor(
+        [(run.segment, run.segments, GROUP * run.first, run.groups, is_wide)
+         for run in runs],
+        dtype=torch.int32)
 
 
-def _segmented(weight: Tensor, segments: int) -> Tensor:
-    """Weights (outputs, segments, inputs), channels filled up to groups."""
+def _split_segments(weight: Tensor, segments: int) -> Tensor:
+    """Weights as (outputs, segments, inputs), channels padded to groups."""
     padding = -weight.shape[-1] % GROUP
     weight = torch.nn.functional.pad(weight, (0, padding))
     return weight.reshape(len(weight), segments, -1)
 
 
-def _cut(parts: List[Tensor], top: int,
-         wide_lanes: bool) -> Optional[List[List[Run]]]:
-    """Runs of every part of the weights, None if there are no exact ones."""
-    cut = []
-    for weight in parts:
-        if int(weight.min()) < -128 or int(weight.max()) > 127:
-            return None
-        runs: Optional[List[Run]] = _plain_runs(*weight.shape[1:])
-        if not wide_lanes:
-            runs = split_runs(weight, top)
-        if runs is None:
-            return None
-        cut.append(runs)
-    return cut
+def _runs_of(weight: Tensor, top: int,
+             wide_lanes: bool) -> Tuple[List[Run], bool]:
+    """Runs of weights (outputs, segments, inputs), as few as possible.
+
+    Returns:
+        The runs, and whether their weights have to have 16 bits.
+    """
+    segments, inputs = weight.shape[1:]
+    if int(weight.min()) >= -128 and int(weight.max()) <= 127:
+        if wide_lanes:
+            return _plain_runs(segments, inputs, MAX_GROUPS), False
+        runs = split_runs(weight, top)
+        if runs is not None and (len(runs) * MIN_GROUPS * GROUP
+                                 <= segments * inputs):
+            return runs, False
+    return _plain_runs(segments, inputs, MAX_GROUPS // 2), True
 
 
-def _plain_runs(segments: int, inputs: int) -> List[Run]:
+def _plain_runs(segments: int, inputs: int, limit: int) -> List[Run]:
+    """Runs of at most ``limit`` groups."""
     groups = inputs // GROUP
     return [
-        Run(segment, 1, first, min(MAX_GROUPS, groups - first))
-        for segment in range(segments)
-        for first in range(0, groups, MAX_GROUPS)
+        Run(segment, 1, first, min(limit, groups - first))
+        for segment in range(segments) for first in range(0, groups, limit)
     ]
-
-
-def _halves(weight: Tensor) -> List[Tensor]:
-    """``high`` and ``low`` with ``16 * high + low == weight``."""
-    half = 2**(SHIFT - 1)
-    high = torch.div(weight + half, 2**SHIFT, rounding_mode='floor')
-    return [high, weight - high * 2**SHIFT]

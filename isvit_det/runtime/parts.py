@@ -1,4 +1,4 @@
-"""Parts of a backbone that run natively as a whole."""
+"""Transformer blocks and patch mergings that run natively as a whole."""
 from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
 from torch import nn
@@ -9,12 +9,13 @@ from isvit_det.runtime.plan import Unsupported
 
 
 class Part(NamedTuple):
-    """A part of a backbone.
+    """A part of a backbone, such as a transformer block.
 
     Attributes:
-        name: in the backbone.
-        module: what it is.
-        make: makes what runs the module natively, or raises ``Unsupported``.
+        name: unique within the backbone.
+        module: the part.
+        make: creates the module's native form for the kernels of an ``Isa``,
+            or raises ``Unsupported``.
     """
     name: str
     module: nn.Module
@@ -22,10 +23,10 @@ class Part(NamedTuple):
 
 
 class NativeParts:
-    """Runs the parts of a backbone natively; can be copied and pickled.
+    """Native forms of the parts of a backbone; can be copied and pickled.
 
     Args:
-        runtime: asked at every forward which kernels to use.
+        runtime: the ``Runtime`` of the model, which chooses the kernels.
     """
 
     def __init__(self, runtime: Any) -> None:
@@ -33,21 +34,21 @@ class NativeParts:
         self._parts: Dict[str, Kept] = {}
 
     def __getstate__(self) -> Dict[str, Any]:
-        # What was prepared is made anew.
+        # Native forms have pointers; a copy prepares its own.
         return dict(runtime=self.runtime, _parts={})
 
     def parts(self, backbone: Any) -> List[Part]:
-        """The parts that can be run as a whole, in order."""
+        """The parts that may run natively as a whole, in forward order."""
         raise NotImplementedError
 
     def obstacle(self, backbone: Any) -> str:
-        """Why no part of a backbone is run as a whole; '' if they are."""
+        """Why no part of the backbone can run as a whole; '' if they can."""
         raise NotImplementedError
 
     def describe(self, backbone: Any, isa: Isa) -> Dict[nn.Module, str]:
-        """Why each part does not run as a whole; '' if it does.
+        """Why each part does not run natively as a whole; '' if it does.
 
-        They are prepared for it.
+        This prepares the parts, so that the next forward need not.
         """
         common = self.obstacle(backbone)
         reasons = {}
@@ -58,9 +59,10 @@ class NativeParts:
         return reasons
 
     def prepare(self, part: Part, isa: Isa) -> Optional[Any]:
-        """What runs a part as it is now, whose quantizers count a call.
+        """The native form of a part, for one call.
 
-        None if it has to run by its own module.
+        The part's quantizers count this call. Returns None if the part cannot
+        run natively, and its own forward has to be called.
         """
         found = survey(part.module)
         made = self._prepare(part, isa, found)
@@ -71,7 +73,7 @@ class NativeParts:
         return made
 
     def _prepare(self, part: Part, isa: Isa, found: Survey) -> Any:
-        """What runs a part, or why there is nothing that does."""
+        """The native form of a part, or why there is none."""
         if found.obstacle:
             return found.obstacle
 

@@ -1,4 +1,4 @@
-"""What a calibrated layer computes in integers, whatever engine runs it.
+"""Description of a calibrated layer in integers, for any integer engine.
 
 The simulation multiplies decoded values. With the codes ``a`` of the input,
 its zero point z and scale s, and integer weights ``w = code - zero point`` of
@@ -20,27 +20,30 @@ from isvit_det.core.quantizers import Quantizer, UniformQuantizer
 from isvit_det.core.table_quantizer import TableQuantizer
 from isvit_det.core.tables import cell_codes, look_up
 
-# Zero points whose products and sums stay in 32 bits; beyond, the
-# simulation's own float32 has lost digits.
+# With zero points up to this, sums stay within 32 bits. Beyond it, even the
+# float32 of the simulation is no longer exact.
 MAX_ZERO_POINT = 2**20
-# Codes and what pads them are bytes.
+# Codes, including that of padding, are stored as bytes.
 MAX_CODE = 255
 
 
 class Unsupported(Exception):
-    """A layer that the runtime does not run; the message says why."""
+    """A module that the kernels cannot run; the message says why."""
 
 
 @dataclass(frozen=True)
 class InputCodes:
-    """How a layer's input is coded: ``value = (entry - zero_point) * scale``.
+    """How an activation is quantized.
+
+    Its value is ``(entry - zero_point) * scale``.
 
     Attributes:
         bits: width of the codes.
-        scale: of one step.
-        zero_point: entry of the value 0; may lie outside of all entries.
-        entries: integer of every code, ascending, 0..127, where codes index
-            a table; None where a code is its own entry.
+        scale: step size.
+        zero_point: the entry that stands for 0; may lie outside of the range
+            of the entries.
+        entries: for codes that index a table of integers, the entry of each
+            code, ascending, in 0..127. None where each code is its own entry.
     """
     bits: int
     scale: float
@@ -75,14 +78,15 @@ class InputCodes:
 
     @classmethod
     def of(cls, quantizer: Quantizer) -> 'InputCodes':
-        """Codes of a calibrated quantizer of activations.
+        """Read a calibrated quantizer of activations.
 
         Raises:
-            Unsupported: if it is of no such kind, or its zero point is out
-                of reach.
+            Unsupported: if the quantizer is neither uniform per tensor nor
+                a table, is not fitted or disabled, or has a zero point that
+                is too large.
         """
         if not isinstance(quantizer, (UniformQuantizer, TableQuantizer)):
-            raise Unsupported(f'its input is coded by a '
+            raise Unsupported(f'its input is quantized by a '
                               f'{type(quantizer).__name__}')
         if not (quantizer.is_fitted and quantizer.enabled):
             raise Unsupported('its input is not quantized')
@@ -91,7 +95,7 @@ class InputCodes:
         zero_point = int(quantizer.zero_point)
         if abs(zero_point) > MAX_ZERO_POINT:
             raise Unsupported(f'the zero point {zero_point} of its input is '
-                              f'beyond {MAX_ZERO_POINT}')
+                              f'larger than {MAX_ZERO_POINT}')
         entries = None
         if isinstance(quantizer, TableQuantizer) and not quantizer.is_even:
             entries = tuple(quantizer.entries.tolist())
@@ -103,12 +107,13 @@ class LayerPlan:
     """A linear layer or a convolution in integers.
 
     Attributes:
-        input: how the input is coded.
-        weight: integers ``code - zero point``, int32, shape (outputs, inputs)
-            or (outputs, kernel height, kernel width, channels).
-        scale: of the integer sums, float64, shape (outputs,).
+        input: how the input is quantized.
+        weight: ``code - zero point`` of the weights, int32, shape (outputs,
+            inputs) or (outputs, kernel height, kernel width, channels).
+        scale: scale of the integer sums, that of the input times that of the
+            weights, float64, shape (outputs,).
         bias: float64, shape (outputs,).
-        padding_code: entry that stands for a zero around a map.
+        padding_code: the entry that stands for the zeros around a map.
     """
     input: InputCodes
     weight: Tensor
@@ -118,21 +123,21 @@ class LayerPlan:
 
     @property
     def top(self) -> int:
-        """The largest entry that the products meet."""
+        """The largest entry in a product, padding included."""
         return max(self.input.top, self.padding_code)
 
     @property
     def correction(self) -> Tensor:
-        """What the zero point of the input adds, int64, shape (outputs,)."""
+        """``-z * sum_k w[n][k]``, the share of the input's zero point z in
+        the sums, int64, shape (outputs,)."""
         return -self.input.zero_point * self.weight.flatten(1).long().sum(1)
 
 
 def plan_layer(layer: Union[QuantLinear, QuantConv2d]) -> LayerPlan:
-    """Plan of a calibrated layer.
+    """Describe a calibrated layer in integers.
 
     Raises:
-        Unsupported: if it cannot be run in integers as the kernels have them,
-            with the reason.
+        Unsupported: if the kernels cannot run the layer, with the reason.
     """
     source = InputCodes.of(layer.input_quantizer)
     quantizer = layer.weight_quantizer
@@ -162,22 +167,24 @@ def plan_layer(layer: Union[QuantLinear, QuantConv2d]) -> LayerPlan:
 def _padding_code(layer: QuantConv2d, source: InputCodes) -> int:
     if layer.groups != 1:
         raise Unsupported(f'it has {layer.groups} groups')
-    if layer.padding_mode != 'zeros' or isinstance(layer.padding, str):
-        raise Unsupported(f'it pads by {layer.padding_mode!r}, '
-                          f'{layer.padding!r}')
+    if layer.padding_mode != 'zeros':
+        raise Unsupported(f'its padding mode is {layer.padding_mode!r}')
+    if isinstance(layer.padding, str):
+        raise Unsupported(f'its padding is {layer.padding!r}')
     if not any(layer.padding):
         return 0
     # The simulation pads decoded values with exact zeros.
     if not 0 <= source.zero_point <= MAX_CODE:
-        raise Unsupported(f'it pads with zeros, for which its input has no '
-                          f'code (zero point {source.zero_point})')
+        raise Unsupported('it is padded with zeros, which no code of its '
+                          f'input stands for (zero point {source.zero_point})')
     return source.zero_point
 
 
 def _check_sums(plan: LayerPlan) -> None:
-    """Raise unless sums with and without correction fit 32 bits."""
+    """Raise unless the sums fit 32 bits with and without the correction."""
     sizes = plan.weight.flatten(1).long().abs().sum(1)
     largest = (plan.top + abs(plan.input.zero_point)) * int(sizes.max())
-    # Half of the range is left for the parts that packing makes of weights.
+    # Half of the range is reserved for weights that packing splits in two.
     if largest >= 2**30:
-        raise Unsupported(f'its sums may reach {largest}, beyond 30 bits')
+        raise Unsupported(f'its integer sums may reach {largest}, which is '
+                          'more than 30 bits')

@@ -1,4 +1,4 @@
-"""RoI features by one pass of the native kernels over all pyramid levels."""
+"""RoIAlign over all levels of a feature pyramid by one native kernel."""
 import ctypes
 from typing import Any, List, Optional, Sequence
 
@@ -11,7 +11,8 @@ from isvit_det.runtime.calls import is_hooked, native_isa
 from isvit_det.runtime.native import INT, POINTER, Isa, kernel
 from isvit_det.runtime.packing import BLOCK
 
-# Boxes beyond are left to mmcv: it may ask for samples without end.
+# Larger boxes, in pixels, run by mmcv: the number of sampling points grows
+# with their size.
 MAX_SIZE = 1e6
 
 
@@ -29,16 +30,18 @@ class _Pooling(ctypes.Structure):
 
 def align_boxes(isa: Isa, feats: Sequence[Tensor], boxes: Tensor,
                 levels: Tensor, layers: Sequence[RoIAlign]) -> Tensor:
-    """RoIAlign with average pooling, of every box on its level.
+    """RoIAlign with average pooling, each box on its own level.
 
     Args:
         isa: kernels to use.
-        feats: float32 maps (images, channels, height, width), channels a
-            multiple of 16; read where they are if channels lie last.
-        boxes: float32, shape (boxes, 5): image, left, top, right and bottom
-            in pixels of the image, right and bottom not less than the others.
-        levels: index of each box's map, int64.
-        layers: RoIAlign of every level, alike but for the scale.
+        feats: the map of each level, float32, shape (images, channels, height,
+            width), channels a multiple of 16. Maps that are not in channels
+            last memory format are copied.
+        boxes: float32, shape (boxes, 5): index of the image, then left, top,
+            right and bottom in pixels of the image, with left <= right and
+            top <= bottom.
+        levels: level of each box, int64, shape (boxes,).
+        layers: RoIAlign of each level, which differ only in scale.
 
     Returns:
         float32, shape (boxes, channels, bins down, bins across), channels
@@ -63,7 +66,7 @@ def align_boxes(isa: Isa, feats: Sequence[Tensor], boxes: Tensor,
 
 
 class SingleRoIExtractor(roi_extractors.SingleRoIExtractor):
-    """MMDetection's extractor, on the kernels where they can run it.
+    """MMDetection's extractor, on the native kernel where that can run it.
 
     Attributes:
         native: the ``PartSwitch`` of the model, or None.
@@ -77,7 +80,7 @@ class SingleRoIExtractor(roi_extractors.SingleRoIExtractor):
         """Features of boxes; see ``SingleRoIExtractor.forward``."""
         isa = native_isa(self, *feats)
         if isa is None or not self._can_align(feats, rois):
-            # mmcv takes it for granted that channels lie first.
+            # mmcv's operator assumes contiguous maps.
             return super().forward([x.contiguous() for x in feats], rois,
                                    roi_scale_factor)
         levels = rois.new_zeros(len(rois), dtype=torch.int64)

@@ -1,9 +1,10 @@
-"""Quantizers of what a function makes, as step functions of its argument.
+"""Quantizers as step functions, which are evaluated by comparing.
 
-The code of a softmax probability is a step function of the probability, the
-code of a GELU's output one of its input. The kernels compare with the limits
-of the steps, which are found here by bisection among all float32 numbers, so
-that a code is exactly the one that float64 gives.
+Whatever its quantizer, the code of a softmax probability is a step function of
+the probability. The code of a GELU's output is a step function of the GELU's
+input. Instead of computing logarithms or GELU, the kernels compare with the
+limits of the steps. These limits are found by bisection over all float32
+numbers, so that each code is exactly the one computed in float64.
 """
 import copy
 from dataclasses import dataclass
@@ -17,22 +18,25 @@ from isvit_det.core.quantizers import (AttentionQuantizer, Quantizer,
                                        UniformQuantizer)
 from isvit_det.runtime.plan import InputCodes, Unsupported
 
-# Steps that the kernels hold in registers: 2**4.
+# The kernels keep up to 2**4 steps in registers.
 SMALL_DEPTH = 4
-# Argument and value of the minimum of GELU, left of which it falls.
+# Where GELU has its minimum: it decreases to the left of it.
 GELU_MINIMUM = -.7517915
+# Nearly the largest float32.
 LARGEST = 3e38
 
 
 @dataclass(frozen=True)
 class Steps:
-    """``isvit_steps`` of csrc/blocks.h.
+    """A step function, ``isvit_steps`` of csrc/blocks.h.
 
     Attributes:
-        limits: a heap of ``2**depth - 1`` numbers, the first entry unused,
-            float32, shape (2**depth,).
-        values: from the lowest to the highest step, likewise.
-        depth: at least 4.
+        limits: where each step begins, as a binary search tree in heap order
+            whose root is ``limits[1]``, float32, shape (2**depth,);
+            ``limits[0]`` is unused.
+        values: value of each step, the lowest step first, float32, shape
+            (2**depth,).
+        depth: of the tree, at least 4.
     """
     limits: Tensor
     values: Tensor
@@ -40,7 +44,11 @@ class Steps:
 
 
 def make_steps(limits: Tensor, values: Tensor) -> Steps:
-    """Steps of ascending limits and their values, one more.
+    """Build a step function.
+
+    Args:
+        limits: where each step but the lowest begins, ascending, shape (n,).
+        values: value of each step, shape (n + 1,).
 
     >>> steps = make_steps(torch.tensor([.5]), torch.tensor([3., 4.]))
     >>> steps.depth, steps.limits[8].item(), steps.values[:3].tolist()
@@ -58,36 +66,38 @@ def make_steps(limits: Tensor, values: Tensor) -> Steps:
 
 
 def attention_steps(quantizer: Quantizer) -> Steps:
-    """Decoded value of a probability, by any quantizer of attention.
+    """The decoded value of a probability as a step function of it.
 
     Raises:
-        Unsupported: if it is of no known kind, or off.
+        Unsupported: if the kind of quantizer is not known, or if it is not
+            fitted or disabled.
     """
     if not (quantizer.is_fitted and quantizer.enabled):
         raise Unsupported('its attention is not quantized')
     codes = torch.arange(2.**quantizer.bits)
     exact = copy.deepcopy(quantizer).double()
     if isinstance(quantizer, AttentionQuantizer):
-        # Their codes fall where probabilities rise.
+        # Their codes decrease as probabilities increase.
         limits = find_limits(lambda p: codes[-1] - exact.encode(p), 0., 2.,
                              quantizer.bits)
         return make_steps(limits, quantizer.decode(codes.flip(0)))
     if isinstance(quantizer, UniformQuantizer):
         limits = find_limits(exact.encode, 0., 2., quantizer.bits)
         return make_steps(limits, quantizer.decode(codes))
-    raise Unsupported(f'its attention is coded by a '
+    raise Unsupported(f'its attention is quantized by a '
                       f'{type(quantizer).__name__}')
 
 
 class GeluCodes(NamedTuple):
-    """``isvit_gelu`` of csrc/blocks.h.
+    """Quantization of a GELU's output, ``isvit_gelu`` of csrc/blocks.h.
 
     Attributes:
-        codes: of the outputs.
-        steps: codes, or their entries, of inputs above ``left``; None where
-            there are more than 16, or several left of the minimum.
-        left: below it, the code, or its entry, is ``left_code``.
-        left_code: that of a small negative output.
+        codes: how the output is quantized.
+        steps: the code, or its entry, as a step function of inputs that are
+            at least ``left``. None where GELU is computed: if there are more
+            than 16 codes, or more than two on its decreasing side.
+        left: for inputs below it, the code or entry is ``left_code``.
+        left_code: that of GELU far on the negative side, where it tends to 0.
     """
     codes: InputCodes
     steps: Optional[Steps] = None
@@ -96,7 +106,11 @@ class GeluCodes(NamedTuple):
 
 
 def gelu_codes(codes: InputCodes) -> GeluCodes:
-    """Codes of a GELU's outputs, as steps where they are few."""
+    """Quantization of a GELU's output, by steps where they are few enough.
+
+    Args:
+        codes: how the output is quantized.
+    """
 
     def encode(x: Tensor) -> Tensor:
         return codes.encode(F.gelu(x))
@@ -120,18 +134,18 @@ def gelu_codes(codes: InputCodes) -> GeluCodes:
 
 def find_limits(encode: Callable[[Tensor], Tensor], low: float, high: float,
                 bits: int) -> Tensor:
-    """Smallest float32 numbers whose codes are at least 1, 2, ...
+    """Find the smallest float32 numbers whose codes are at least 1, 2, ...
 
     Args:
-        encode: codes of float64 arguments; never falls between ``low`` and
-            ``high``.
-        low: least argument.
-        high: greatest argument.
-        bits: of the codes.
+        encode: maps float64 arguments to codes; must not decrease between
+            ``low`` and ``high``.
+        low: the smallest argument.
+        high: the largest argument.
+        bits: width of the codes.
 
     Returns:
-        float32, shape (2**bits - 1,): -inf where ``low`` has reached the
-        code already, inf where ``high`` has not.
+        float32, shape (2**bits - 1,): -inf where the code of ``low`` is large
+        enough already, inf where that of ``high`` is not.
     """
     codes = torch.arange(1, 2**bits)
     ends = [_rank(torch.tensor(end)).expand(len(codes)) for end in (low, high)]
@@ -148,12 +162,12 @@ def find_limits(encode: Callable[[Tensor], Tensor], low: float, high: float,
 
 
 def _rank(x: Tensor) -> Tensor:
-    """Integers in the order of float32 numbers, one for each."""
+    """Number float32 numbers in ascending order, 0 for zero."""
     bits = x.float().abs().view(torch.int32).long()
     return torch.where(x < 0, -bits, bits)
 
 
 def _number(rank: Tensor) -> Tensor:
-    """The float32 numbers of ranks."""
+    """The float32 number of a rank, the inverse of ``_rank``."""
     size = rank.abs().int().view(torch.float32)
     return torch.where(rank < 0, -size, size)

@@ -1,4 +1,4 @@
-"""The forward pass of a Swin backbone with its blocks on the kernels."""
+"""Forward pass of a Swin backbone with native blocks and patch mergings."""
 from typing import Any, Iterator, List, Optional
 
 from mmdet.models.backbones.swin import SwinBlock, SwinBlockSequence
@@ -15,14 +15,15 @@ from isvit_det.runtime.swin_plan import plan_merging, plan_swin_block
 
 
 class SwinForward(NativeParts):
-    """Runs a calibrated backbone natively.
+    """Runs the blocks and patch mergings of a calibrated backbone natively.
 
-    What cannot be run natively runs by its own module in between.
+    All other modules, and blocks that the kernels cannot run, run by their own
+    forward in between.
     """
 
     def __call__(self, backbone: QuantSwinTransformer,
                  x: Tensor) -> Optional[List[Tensor]]:
-        """The backbone's outputs, or None where all of it is simulated."""
+        """The backbone's outputs; None if it has to run by its own forward."""
         isa = self._isa(backbone, x)
         if isa is None:
             return None
@@ -36,7 +37,8 @@ class SwinForward(NativeParts):
 
     def tokens(self, backbone: QuantSwinTransformer,
                x: Tensor) -> Optional[State]:
-        """The tokens after the last block, or None likewise."""
+        """The tokens after the last block; None if the backbone has to run
+        by its own forward."""
         isa = self._isa(backbone, x)
         if isa is None:
             return None
@@ -68,9 +70,10 @@ class SwinForward(NativeParts):
 
     def _stages(self, backbone: QuantSwinTransformer, x: Tensor,
                 isa: Isa) -> Iterator[State]:
-        """The map after the blocks of every stage.
+        """Yield the map after the blocks of each stage.
 
-        It is replaced in place once the next is asked for.
+        A map is valid only until the next one is requested, which may
+        overwrite it.
         """
         x, size = backbone.patch_embed(x)
         if backbone.use_abs_pos_embed:
@@ -82,7 +85,7 @@ class SwinForward(NativeParts):
                 if native is None:
                     x = block(x, size)
                 else:
-                    # Only the blocks know the map: it is replaced in place.
+                    # Nothing else refers to the map, so it may be overwritten.
                     x = x.contiguous()
                     x = native(x, size, x)
             yield State(x, size)

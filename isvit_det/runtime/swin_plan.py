@@ -1,4 +1,4 @@
-"""What a calibrated Swin block or patch merging computes, for the kernels."""
+"""Description of a calibrated Swin block or patch merging for the kernels."""
 import dataclasses
 from dataclasses import dataclass
 from typing import Any, Tuple
@@ -18,16 +18,16 @@ from isvit_det.runtime.plan import LayerPlan, Unsupported
 
 
 def plan_swin_block(block: SwinBlock) -> BlockPlan:
-    """Plan of a calibrated block.
+    """Describe a calibrated block.
 
     Raises:
-        Unsupported: if the kernels cannot run it, with the reason.
+        Unsupported: if the kernels cannot run the block, with the reason.
     """
     attn = block.attn
     if type(block) is not SwinBlock or not (
             isinstance(attn, QuantShiftWindowMSA)
             and isinstance(attn.w_msa, QuantWindowMSA)):
-        raise Unsupported('it is no Swin block as mmdet builds it')
+        raise Unsupported('it is not a Swin block as MMDetection builds it')
     fc1, fc2 = _mlp(block.ffn)
     msa = attn.w_msa
     parts = BlockParts(block.norm1, block.norm2, ('attn.w_msa.qkv', msa.qkv),
@@ -43,7 +43,7 @@ def plan_swin_block(block: SwinBlock) -> BlockPlan:
 
 
 def _mlp(ffn: Any) -> Tuple[Any, Any]:
-    """Both layers of an MLP with GELU between them and nothing else."""
+    """The two layers of an MLP, between which there is only a GELU."""
     layers = ffn.layers
     if not (len(layers) == 3 and len(layers[0]) == 3 and ffn.add_identity
             and isinstance(getattr(ffn, 'gamma2', nn.Identity()), nn.Identity)
@@ -64,10 +64,10 @@ class MergingPlan:
     """Patch merging, see ``isvit_merging`` of csrc/blocks.h.
 
     Attributes:
-        norm: of the tokens of a patch, one after another.
-        reduction: the layer, inputs in the same order.
-        kernel: height and width of a patch.
-        stride: from a patch to the next, down and to the right.
+        norm: of the concatenated tokens of a patch.
+        reduction: the linear layer, with inputs in the same order.
+        kernel: height and width of a patch in tokens.
+        stride: distance between patches, downwards and to the right.
     """
     norm: NormPlan
     reduction: LayerPlan
@@ -76,7 +76,7 @@ class MergingPlan:
 
 
 def plan_merging(merging: PatchMerging) -> MergingPlan:
-    """Plan of a calibrated patch merging.
+    """Describe a calibrated patch merging.
 
     Raises:
         Unsupported: if the kernels cannot run it, with the reason.
@@ -85,15 +85,16 @@ def plan_merging(merging: PatchMerging) -> MergingPlan:
     if (type(merging) is not PatchMerging or merging.adap_padding is None
             or merging.adap_padding.padding != 'corner'
             or tuple(sampler.dilation) != (1, 1)):
-        raise Unsupported('it is no patch merging as Swin has it')
+        raise Unsupported('it is not a patch merging as Swin has it')
     plan = plan_named('reduction', merging.reduction)
     kernel = (int(sampler.kernel_size[0]), int(sampler.kernel_size[1]))
     positions = kernel[0] * kernel[1]
     inputs, outputs = plan.weight.shape[1], len(plan.weight)
     if inputs % BLOCK or outputs % BLOCK:
         raise Unsupported(f'it has {inputs} inputs and {outputs} outputs; '
-                          f'they are to be multiples of {BLOCK}')
-    # nn.Unfold orders by channel first, the kernels by token.
+                          f'supported are multiples of {BLOCK}')
+    # nn.Unfold puts the tokens of each channel side by side, the kernels the
+    # channels of each token.
     order = torch.arange(inputs).view(-1, positions).t().flatten()
     return MergingPlan(
         plan_norm(merging.norm, order),

@@ -1,4 +1,4 @@
-"""The forward pass of a ViT backbone with its blocks on the kernels."""
+"""Forward pass of a ViT backbone with native blocks."""
 from typing import Any, List, Optional
 
 from torch import Tensor
@@ -16,13 +16,13 @@ from isvit_det.runtime.vit_plan import plan_vit_block
 class VitForward(NativeParts):
     """Runs the blocks of a calibrated backbone natively.
 
-    What cannot be run natively runs by its own module in between.
+    Blocks that the kernels cannot run, run by their own forward in between.
     """
 
     def tokens(self, backbone: QuantVisionTransformer,
                images: Tensor) -> Optional[State]:
-        """The tokens after the last block, or None where all of the backbone
-        is simulated."""
+        """The tokens after the last block; None if the backbone has to run
+        by its own forward."""
         if backbone.training or not is_plain_input(images):
             return None
         isa = self.runtime.choose().isa
@@ -34,7 +34,7 @@ class VitForward(NativeParts):
             if native is None:
                 x = part.module(x, size)
             else:
-                # Only the blocks know the map: it is replaced in place.
+                # Nothing else refers to the map, so it may be overwritten.
                 x = x.contiguous()
                 x = native(x, size, x)
         return State(x, size)

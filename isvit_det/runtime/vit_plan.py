@@ -1,4 +1,4 @@
-"""What a calibrated block of a ViT computes, for the kernels."""
+"""Description of a calibrated ViT block for the kernels."""
 import dataclasses
 from typing import Any
 
@@ -13,15 +13,15 @@ from isvit_det.runtime.plan import LayerPlan, Unsupported
 
 
 def plan_vit_block(block: Block) -> BlockPlan:
-    """Plan of a calibrated block.
+    """Describe a calibrated block.
 
     Raises:
-        Unsupported: if the kernels cannot run it, with the reason.
+        Unsupported: if the kernels cannot run the block, with the reason.
     """
     attn, mlp = block.attn, block.mlp
     if (type(block) is not Block or type(attn) is not Attention
             or not isinstance(attn.query_key, QuantMatMul)):
-        raise Unsupported('it is no block of a quantized ViT')
+        raise Unsupported('it is not a block of a quantized ViT')
     if not (is_gelu(mlp.act) and isinstance(mlp.norm, nn.Identity)):
         raise Unsupported('its MLP is more than two layers with GELU')
     parts = BlockParts(block.norm1, block.norm2, ('attn.qkv', attn.qkv),
@@ -41,7 +41,7 @@ def plan_vit_block(block: Block) -> BlockPlan:
 
 
 def _scaled(plan: LayerPlan, layer_scale: Any) -> LayerPlan:
-    """A layer whose outputs are scaled by channel."""
+    """A layer whose scale and bias include the layer scale after it."""
     if isinstance(layer_scale, nn.Identity):
         return plan
     if type(layer_scale) is not LayerScale:

@@ -1,4 +1,4 @@
-"""Where the tokens of a map attend: windows, and what their positions add."""
+"""Windows of attention as indices of tokens, and their position biases."""
 import functools
 from typing import NamedTuple, Optional, Tuple
 
@@ -11,18 +11,19 @@ from isvit_det.backbones.vit_weights import resize_relative
 from isvit_det.runtime.block_plan import BlockPlan
 from isvit_det.runtime.packing import BLOCK
 
-# Stands for minus infinity where a window has no position.
+# Bias of keys that only fill up a block: their probability becomes 0.
 NOWHERE = -1e30
 
 
 class Windows(NamedTuple):
-    """Windows of maps of one size.
+    """The windows of a map with N positions each.
 
     Attributes:
-        token: at each position, int32, shape (windows, N); the number of
-            tokens stands for padding.
-        region: of each position, int32, shape (windows, N filled up to whole
-            blocks); None for a single region.
+        token: index of the token at each position, int32, shape (windows, N);
+            padding has the number of tokens as its index.
+        region: number of the region at each position, int32, shape (windows, N
+            rounded up to a multiple of 16); tokens attend only within their
+            region. None if each window is a single region.
         size: height and width of a window.
     """
     token: Tensor
@@ -33,13 +34,14 @@ class Windows(NamedTuple):
 @functools.lru_cache(maxsize=256)
 def find_windows(window: int, shift: int, size: Tuple[int, int],
                  tokens: int) -> Windows:
-    """Windows of a map.
+    """Divide a map into windows.
 
     Args:
-        window: their side; 0 for one window with all tokens.
-        shift: see ``window_layout``.
+        window: side of a window; 0 for global attention, one window with all
+            tokens.
+        shift: of the windows, see ``window_layout``.
         size: (H, W) of the map.
-        tokens: H * W, or more with prefix tokens.
+        tokens: H * W, or more where there are prefix tokens.
     """
     if not window:
         token = torch.arange(tokens, dtype=torch.int32)[None]
@@ -54,12 +56,13 @@ def find_windows(window: int, shift: int, size: Tuple[int, int],
 
 
 class Bias(NamedTuple):
-    """What is added to logits, see ``isvit_windows`` of csrc/blocks.h.
+    """Position biases of attention logits, see ``isvit_windows``.
 
     Attributes:
-        added: float32, shape (heads or 1, N or 1, N filled up to whole
-            blocks); where it is 1, the entry serves all.
-        rows, columns: tables of decomposed relative positions, or None.
+        added: bias of every head, query and key, float32, shape (heads or 1, N
+            or 1, N rounded up to a multiple of 16); broadcast where it is 1.
+        rows, columns: tables of decomposed relative positions, or None; see
+            ``_relative_table``.
     """
     added: Tensor
     rows: Optional[Tensor] = None
@@ -67,17 +70,17 @@ class Bias(NamedTuple):
 
 
 def make_bias(plan: BlockPlan, positions: int, size: Tuple[int, int]) -> Bias:
-    """What is added to the logits of a block.
+    """Prepare the position biases of a block for one size of windows.
 
     Args:
-        plan: of the block.
-        positions: of a window.
+        plan: describes the block.
+        positions: number of positions in a window.
         size: height and width of a window.
     """
     if plan.position_bias is not None:
-        return Bias(_filled(plan.position_bias))
-    # All queries of all heads share one row.
-    nothing = _filled(torch.zeros(1, positions)).expand(1, 1, -1)
+        return Bias(_pad_keys(plan.position_bias))
+    # One row, shared by all queries of all heads.
+    nothing = _pad_keys(torch.zeros(1, positions)).expand(1, 1, -1)
     if plan.relative_positions is None:
         return Bias(nothing)
     rows, columns = (_relative_table(table, length)
@@ -85,21 +88,23 @@ def make_bias(plan: BlockPlan, positions: int, size: Tuple[int, int]) -> Bias:
     return Bias(nothing, rows, columns)
 
 
-def _filled(bias: Tensor) -> Tensor:
+def _pad_keys(bias: Tensor) -> Tensor:
     filled = F.pad(bias, (0, -bias.shape[-1] % BLOCK), value=NOWHERE)
     return filled.contiguous()
 
 
 def _relative_table(table: Tensor, length: int) -> Tensor:
-    """Embeddings by how far a key lies behind the query, from ``1 - length``.
+    """Relative position embeddings along one axis, as the kernels read them.
 
     Args:
-        table: shape (2 L - 1, C / heads) for some L; by how far a query lies
-            behind the key.
-        length: of a side of the window.
+        table: ViTDet's parameter, shape (2 L - 1, C / heads) for the length L
+            of its training, ordered by query position minus key position.
+        length: of the window along this axis.
 
     Returns:
-        Shape (C / heads, 2 * length + BLOCK filled up to whole blocks).
+        The table resized to ``length``, reversed, transposed and padded, shape
+        (C / heads, 2 * length + BLOCK rounded up to a multiple of BLOCK).
+        Column ``length - 1 + d`` is for keys d positions after the query.
     """
     table = resize_relative(table, 2 * length - 1).flip(0).t()
     filled = -(-(2 * length + BLOCK) // BLOCK) * BLOCK

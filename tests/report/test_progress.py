@@ -124,7 +124,7 @@ def test_an_announcement_says_what_will_be_done():
     quant = QuantConfig.from_dict(dict(bits='w3a4', scope='detector'))
     values = dict(iters=50, stage_one_share=.2, lr=1e-4)
     sos = SOSConfig.from_dict(values, quant)
-    line = announcement(quant, sos, 12, 32)
+    line = announcement(quant, sos, 12, 32, quant.scope)
     for words in ('w3a4 by isvit, scope detector', '12 units on 32 images',
                   '20 iterations in stage 1, 80 in stage 3', 'rate 0.0001'):
         assert words in line
@@ -133,8 +133,8 @@ def test_an_announcement_says_what_will_be_done():
 def test_a_method_without_iterations_announces_no_stages():
     quant = QuantConfig.from_dict(dict(method='minmax'))
     line = announcement(quant, SOSConfig.from_dict({}, quant), 12, 2)
-    assert line == ('calibrating w4a4 by minmax, scope backbone: 12 units on '
-                    '2 images, without optimization')
+    assert line == ('calibrating w4a4 by minmax: 12 units on 2 images, '
+                    'without optimization')
 
 
 @pytest.mark.parametrize('iters, line', [(0, 'error 0.25 (3.0 s)'),

@@ -1,12 +1,13 @@
-// Included before every source, this makes the kernels for VNNI run on any CPU
-// with AVX2: SIMDe computes what their instructions would. The compiler must
-// not use them: -mno-avx512f -mno-avxvnni.
+// Included before every source (make test-vnni), this lets the kernels for VNNI
+// run on any CPU with AVX2: SIMDe emulates their instructions. The compiler
+// must not use those itself: -mno-avx512f -mno-avxvnni.
 #define ISVIT_EMULATED
 #define avxvnni 1
 #define avx512vnni 2
 #if ISVIT_KERNELS == 1 || ISVIT_KERNELS == 2
 #define SIMDE_ENABLE_NATIVE_ALIASES
 #include <simde/x86/avx512/dpbusd.h>
+#include <simde/x86/avx512/madd.h>
 #include <simde/x86/avx512/permutexvar.h>
 #endif
 #if ISVIT_KERNELS == 1
@@ -16,7 +17,7 @@
 #elif ISVIT_KERNELS == 2
 #define __AVX512F__ 1
 #define __AVX512VNNI__ 1
-// What SIMDe may lack, in the compiler's own vectors.
+// Intrinsics that SIMDe may lack, in the compiler's own vectors.
 typedef int isvit_ints __attribute__((vector_size(64)));
 typedef unsigned char isvit_bytes __attribute__((vector_size(16)));
 #define _mm512_cvtepu8_epi32(bytes) \
@@ -27,13 +28,7 @@ inline __m512 isvit_fmadd(__m512 a, __m512 b, __m512 c) {
   for (int i = 0; i < 16; i++) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
   return c;
 }
-inline __m512 isvit_gather(__m512i index, const float *table) {
-  __m512 found;
-  for (int i = 0; i < 16; i++) found[i] = table[((isvit_ints)index)[i]];
-  return found;
-}
 #define _mm512_fmadd_ps(a, b, c) isvit_fmadd(a, b, c)
-#define _mm512_i32gather_ps(index, table, scale) isvit_gather(index, table)
 #endif
 #undef avxvnni
 #undef avx512vnni

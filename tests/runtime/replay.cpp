@@ -1,5 +1,5 @@
-// Repeats the calls of a tape (tests/runtime/tape.py) on the library of another
-// CPU, and compares what they leave in memory to the bit.
+// Repeats the calls recorded on a tape (tests/runtime/tape.py) with a library
+// for another CPU, and compares the memory that they leave bit for bit.
 // usage: replay LIBRARY TAPE
 #include <dlfcn.h>
 
@@ -32,14 +32,14 @@ int main(int, char **argv) {
     std::string after = next_bytes();
     char *memory = (char *)std::aligned_alloc(64, before.size());
     std::memcpy(memory, before.data(), before.size());
-    // Pointers count from the memory's start.
+    // Recorded pointers are offsets from the start of the memory.
     for (int64_t pointers = next(); pointers > 0; pointers--) {
       const int64_t at = next();
       char *target = memory + *(const int64_t *)(memory + at);
       std::memcpy(memory + at, &target, sizeof target);
       std::memcpy(&after[at], &target, sizeof target);
     }
-    // Numbers and pointers alike are handed over in one register each.
+    // Integers and pointers alike are passed in one register each.
     int64_t a[8] = {}, count = next();
     for (int64_t i = 0; i < count; i++) {
       const bool is_pointer = next() != 0;

@@ -170,13 +170,13 @@ def test_two_stages():
         check_block(block, (9, 10))
 
 
-def test_wide_keys_are_multiplied_in_two_parts():
-    parts = {}
+def test_keys_have_16_bits_where_lanes_of_16_hold_no_sums():
+    sizes = {}
     for bits in (4, 6, 8):
         block = blocks_of(draw_backbone(dict(bits=f'w4a{bits}')))[0]
         native = native_block(block, Isa.PORTABLE)
-        parts[bits] = native._structure.key_parts
-    assert parts == {4: 1, 6: 1, 8: 2}
+        sizes[bits] = native._structure.key_bytes
+    assert sizes == {4: 1, 6: 1, 8: 2}
 
 
 @pytest.fixture
@@ -239,7 +239,7 @@ def exchange(what, do):
 
 
 @pytest.mark.parametrize('change, reason', [
-    exchange('no Swin block',
+    exchange('not a Swin block',
              lambda block: setattr(block.attn, 'w_msa', nn.Identity())),
     exchange('more than two layers with GELU',
              lambda block: block.ffn.layers[0].__setitem__(1, nn.ReLU())),
@@ -270,7 +270,7 @@ def test_what_is_not_supported_is_named(change, reason):
 
 @pytest.mark.parametrize('kwargs, reason', [
     (dict(embed_dims=24), '24 channels'),
-    (dict(embed_dims=32, num_heads=[16]), 'heads of 2'),
+    (dict(embed_dims=32, num_heads=[16]), '2 per head'),
 ])
 def test_channels_that_are_not_supported_are_named(kwargs, reason):
     block = blocks_of(draw_backbone(**kwargs))[0]

@@ -118,6 +118,7 @@ def test_with_gradients_layers_are_simulated(net, calls):
 def test_under_autocast_layers_are_simulated(net, calls):
     with torch.autocast('cpu', torch.bfloat16):
         predict(net)
+        assert describe_engine(net)['reason'] == 'autocast is on'
     assert calls == []
 
 
@@ -207,7 +208,7 @@ def test_layers_that_cannot_run_are_named(net):
     found = describe_engine(net)
     assert found['engine'] == 'native' and found['native_layers'] == 1
     assert list(found['simulated']) == ['conv']
-    assert "conv (it pads by 'reflect'" in engine_line(found)
+    assert "conv (its padding mode is 'reflect'" in engine_line(found)
     assert '1 of 2 quantized layers run in integers' in engine_line(found)
 
 

@@ -113,6 +113,13 @@ def test_padding_with_a_code_above_the_largest():
         assert_close(NativeConv(layer, isa), layer, x - 2.5)
 
 
+def test_weights_far_beyond_eight_bits():
+    layer, x = draw_conv(8, 8, 3, padding=1)
+    layer.weight_quantizer.zero_point.fill_(5000)
+    for isa in ISAS:
+        assert_close(NativeConv(layer, isa), layer, x)
+
+
 def test_nothing_comes_of_nothing():
     linear, _ = draw_linear()
     conv, _ = draw_conv(8, 8, 3, padding=1)
@@ -123,8 +130,8 @@ def test_nothing_comes_of_nothing():
 
 
 @pytest.mark.parametrize('change, reason', [
-    (lambda conv: conv.input_quantizer.zero_point.fill_(-3), 'has no code'),
-    (lambda conv: conv.input_quantizer.zero_point.fill_(2**30), 'beyond'),
+    (lambda conv: conv.input_quantizer.zero_point.fill_(-3), 'no code'),
+    (lambda conv: conv.input_quantizer.zero_point.fill_(2**30), 'larger than'),
     (lambda conv: setattr(conv, 'padding_mode', 'reflect'), 'reflect'),
     (lambda conv: setattr(conv, 'padding', 'same'), 'same'),
     (lambda conv: setattr(conv, 'groups', 2), '2 groups'),
@@ -133,7 +140,7 @@ def test_nothing_comes_of_nothing():
     (lambda conv: setattr(conv.weight_quantizer, 'enabled', False),
      'weight is not quantized'),
     (lambda conv: conv.weight_quantizer.zero_point.fill_(2**26), '30 bits'),
-    (lambda conv: conv.weight_quantizer.zero_point.fill_(5000), '16 bits'),
+    (lambda conv: conv.weight_quantizer.zero_point.fill_(2**16), '16 bits'),
 ])
 def test_what_is_not_supported_is_named(change, reason):
     layer, _ = draw_conv(8, 8, 3, padding=1)
