@@ -17,7 +17,8 @@ from isvit_det.core.errors import QuantError, few_names
 from isvit_det.core.layers import QuantConv2d, QuantLinear, quantized_layers
 from isvit_det.runtime import ENGINES
 from isvit_det.runtime.build import NoLibrary
-from isvit_det.runtime.calls import Kept, is_autocast, is_hooked, is_plain_input
+from isvit_det.runtime.calls import (Kept, is_autocast, is_hooked,
+                                     is_plain_input)
 from isvit_det.runtime.float_parts import attach_parts_, entrances
 from isvit_det.runtime.layers import NativeConv, NativeLinear
 from isvit_det.runtime.native import Isa, supported_isas
