@@ -202,8 +202,9 @@ def _options(changed: Mapping[str, Any]) -> List[str]:
 def _text(value: Any) -> str:
     if not isinstance(value, tuple):
         return str(value)
-    # Brackets, without which no or one element would be no list.
-    return f'[{",".join(map(str, value))}]'
+    text = ','.join(map(str, value))
+    # No or one element without brackets would be no list.
+    return text if len(value) > 1 else f'[{text}]'
 
 
 def parse_args() -> argparse.Namespace:
