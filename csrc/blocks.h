@@ -20,10 +20,9 @@ struct isvit_steps {
   int32_t depth;
 };
 
-// Quantization of gelu(y). With steps.limits (depth 4) the code is the number
-// of y's step, and with quantizer.entries its entry is the step's value, except
-// for y < left, where GELU decreases and left_code is stored. Without
-// steps.limits, GELU is computed.
+// Quantization of gelu(y). With steps.limits (depth 4) what is stored is the
+// value of y's step, a code or its entry, except for y < left, where GELU
+// decreases and left_code is stored. Without, GELU is computed.
 struct isvit_gelu {
   isvit_quantizer quantizer;
   isvit_steps steps;

@@ -87,8 +87,7 @@ struct Encoder {
   Ints zero_point;
   const uint8_t *entries;
 
-  explicit Encoder(const isvit_quantizer &q)
-      : entries(q.entries) {
+  explicit Encoder(const isvit_quantizer &q) : entries(q.entries) {
     const float step = entries ? .5f * q.scale : q.scale;
     const int32_t zero = entries ? 2 * q.zero_point : q.zero_point;
     factor = splat(DIVIDE ? step : 1.f / step);
@@ -97,21 +96,18 @@ struct Encoder {
     zero_point = splat(zero);
   }
 
-  // Clamping comes before rounding, since `nearest` has a limited range; the
-  // limits are integers, so the result is the same.
-  ISVIT_INLINE Floats clamped(Floats x) const {
-    const Floats steps = DIVIDE ? x / factor : x * factor;
-    return smaller(larger(steps, low), high);
-  }
   ISVIT_INLINE void operator()(const Floats16 &x, uint8_t *to) const {
-    if (entries == nullptr)
-      return store_codes(to, map16([&](Floats v) ISVIT_INLINE {
-        return nearest(clamped(v)) + zero_point;
-      }, x));
     store_codes(to, map16([&](Floats v) ISVIT_INLINE {
-      return below(clamped(v)) + zero_point;
+      // Clamped first, since the range of `nearest` is limited.
+      const Floats steps = DIVIDE ? v / factor : v * factor;
+      const Floats inside = smaller(larger(steps, low), high);
+      Ints code = nearest(inside);
+      // Cells begin at integers, so that they are found by rounding down.
+      if (entries != nullptr) code += (Ints)(to_float(code) > inside);
+      return code + zero_point;
     }, x));
-    for (int i = 0; i < COLUMNS; i++) to[i] = entries[to[i]];
+    if (entries != nullptr)
+      for (int i = 0; i < COLUMNS; i++) to[i] = entries[to[i]];
   }
 };
 

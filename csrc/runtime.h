@@ -36,8 +36,8 @@ struct isvit_product {
 };
 
 // code = clamp(round(x / scale) + zero_point, 0, top). If there are `entries`,
-// the entry nearest to x / scale + zero_point is stored: entries[cell] with
-// cell = clamp(floor(2 * x / scale) + 2 * zero_point, 0, top), half a step each.
+// the entry nearest to x / scale + zero_point is stored: entries[cell], cell =
+// clamp(floor(2 * x / scale) + 2 * zero_point, 0, top), half a step each.
 struct isvit_quantizer {
   float scale;
   int32_t zero_point, top;

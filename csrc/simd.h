@@ -156,12 +156,6 @@ inline ISVIT_INLINE Ints nearest(Floats x) {
   return (Ints)(x + magic) - (Ints)magic;
 }
 
-// The greatest integers that do not exceed x; |x| < 2^31.
-inline ISVIT_INLINE Ints below(Floats x) {
-  const Ints towards_zero = whole(x);
-  return towards_zero + (Ints)(to_float(towards_zero) > x);
-}
-
 // A polynomial by Horner's scheme; the highest power's coefficient comes first.
 template <int N>
 inline ISVIT_INLINE Floats polynomial(Floats x, const float (&terms)[N]) {

@@ -54,13 +54,12 @@ struct SmallSteps {
       : root(splat(steps.limits[1])), limits(load16<Floats>(steps.limits)),
         values(load16<Floats>(steps.values)) {}
 
-  ISVIT_INLINE Ints step(Floats x) const {
+  ISVIT_INLINE Floats operator()(Floats x) const {
     Ints i = 2 - (Ints)(x >= root);
     i = i + i - (Ints)(x >= pick_half<0>(limits, i));
     i = i + i - (Ints)(x >= pick_half<0>(limits, i));
-    return i + i - (Ints)(x >= pick_half<1>(limits, i)) - 16;
+    return pick(values, i + i - (Ints)(x >= pick_half<1>(limits, i)) - 16);
   }
-  Floats operator()(Floats x) const { return pick(values, step(x)); }
 };
 
 // Any number of steps, read from memory.
@@ -74,23 +73,19 @@ struct LargeSteps {
   }
 };
 
-// Codes of gelu(y): the number of the step that y lies in, or its entry.
+// Codes of gelu(y), or their entries: the value of the step that y lies in.
 struct GeluSteps {
   SmallSteps steps;
   Floats left;
   Ints left_code;
-  bool has_entries;
 
   explicit GeluSteps(const isvit_gelu &gelu)
       : steps(gelu.steps), left(splat(gelu.left)),
-        left_code(splat(gelu.left_code)),
-        has_entries(gelu.quantizer.entries != nullptr) {}
+        left_code(splat(gelu.left_code)) {}
 
   ISVIT_INLINE void operator()(const Floats16 &y, uint8_t *to) const {
     store_codes(to, map16([&](Floats v) ISVIT_INLINE {
-      const Ints step = steps.step(v);
-      const Ints code = has_entries ? whole(pick(steps.values, step)) : step;
-      return v < left ? left_code : code;
+      return v < left ? left_code : whole(steps(v));
     }, y));
   }
 };

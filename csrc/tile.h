@@ -47,7 +47,6 @@ inline ISVIT_INLINE void add_wide_group(
 }
 
 #if defined(__AVX2__) && !defined(__AVX512VNNI__) && !defined(__AVXVNNI__)
-
 // Products are accumulated in int16 lanes, which are widened to int32 at the
 // end of a run. Runs are chosen so that no int16 sum can overflow
 // (isvit_det/runtime/overflow.py has the proof).
