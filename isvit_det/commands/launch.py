@@ -117,7 +117,7 @@ def _check_address(port: int) -> None:
 def _join_on_cpus() -> None:
     try:
         dist.init_process_group('gloo')
-    except dist.DistError as error:
+    except RuntimeError as error:
         raise QuantError(f'--launcher: the processes did not find each other '
                          f'({describe_error(error)}); check MASTER_ADDR and '
                          'MASTER_PORT.') from error
