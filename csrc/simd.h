@@ -96,9 +96,7 @@ inline ISVIT_INLINE Floats multiply_add(Floats a, Floats b, Floats c) {
 
 // a[0] * b[0] + a[1] * b[1] of the pairs of int16 in every lane.
 inline ISVIT_INLINE Ints multiply_pairs(Ints a, Ints b) {
-#if defined(__AVX512F__)
-  return (Ints)_mm512_madd_epi16((__m512i)a, (__m512i)b);
-#elif defined(__AVX2__)
+#if defined(__AVX2__) && !defined(__AVX512F__)
   return (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b);
 #else
   return (a << 16 >> 16) * (b << 16 >> 16) + (a >> 16) * (b >> 16);

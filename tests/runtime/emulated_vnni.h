@@ -7,7 +7,6 @@
 #if ISVIT_KERNELS == 1 || ISVIT_KERNELS == 2
 #define SIMDE_ENABLE_NATIVE_ALIASES
 #include <simde/x86/avx512/dpbusd.h>
-#include <simde/x86/avx512/madd.h>
 #include <simde/x86/avx512/permutexvar.h>
 #endif
 #if ISVIT_KERNELS == 1
