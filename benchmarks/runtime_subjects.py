@@ -33,9 +33,11 @@ from isvit_det.runtime.engine import attach_runtime_, describe_engine
 TORCH, COMPILED, NATIVE = 'torch', 'torch.compile', 'native'
 OPENVINO, OPENVINO_BF16, ORT = 'OpenVINO', 'OpenVINO bf16', 'onnxruntime'
 ENGINES = (TORCH, COMPILED, OPENVINO, OPENVINO_BF16, ORT, NATIVE)
-# Ranges without a search; attention in the codes of the default method.
+# Ranges without a search; the codes and tables of the default method.
 CALIBRATION: Mapping[str, Any] = dict(
-    method='minmax', quant=dict(softmax='sulq'))
+    method='minmax',
+    quant=dict(
+        softmax='sulq', activation_tables=QuantConfig.activation_tables))
 # Objects that every detector finds in noise, so that all do the same work.
 OBJECTS = dict(score_thr=0., max_per_img=20)
 COCO_SIZE = (800, 1333)
@@ -263,7 +265,7 @@ class Detector(Subject):
 
     def quantized(self, bits: str, folder: Path) -> Any:
         """The quantized detector; it is calibrated once and kept."""
-        place = folder / f'{self.stem}_{bits}_{self.scope}'
+        place = folder / f'{self.stem}_{bits}_{self.scope}_tables'
         if not (place / 'packed.pth').exists():
             model = quantize_detector(
                 self.float_detector(), [self.image()],

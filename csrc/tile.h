@@ -27,7 +27,7 @@ inline ISVIT_INLINE void sum_groups(
 // The four codes of a group in every lane.
 inline ISVIT_INLINE Ints spread_codes(const uint8_t *codes) {
   Ints spread = splat(load<int32_t>(codes));
-#if defined(__x86_64__)
+#if defined(__AVX2__) && !defined(__AVX512F__)
   // Keeps the compiler from working on the scalar and then copying the result.
   asm("" : "+x"(spread));
 #endif
