@@ -18,6 +18,7 @@ from isvit_det.commands.children import call_elsewhere
 from isvit_det.commands.console import run_command
 from isvit_det.core.errors import QuantError
 from isvit_det.core.files import local_checkpoint
+from isvit_det.core.layers import quantized_layers
 from isvit_det.detector import language_model
 from isvit_det.engine.speed import (FLOAT, kind_of, predicting, time_layers,
                                     time_model)
@@ -158,6 +159,7 @@ def benchmark(args: argparse.Namespace) -> None:
           f'{subject.shape[-2]}; medians of {args.rounds} rounds of a '
           'prediction, without reading the image')
     results = []
+    print(f'timing {", ".join(engines)} ...', flush=True)
     for threads in args.threads:
         torch.set_num_threads(threads)
         seconds = time_model(*subject, engines, args.rounds)
@@ -177,6 +179,8 @@ def benchmark(args: argparse.Namespace) -> None:
     layers = []
     if args.layers:
         torch.set_num_threads(args.threads[0])
+        print(
+            f'\ntiming {len(quantized_layers(model))} layers ...', flush=True)
         layers = time_layers(*subject, engines, args.rounds)
         print(f'\n{format_table(layer_rows(layers, engines))}')
         print(f'\neach layer by itself, on {args.threads[0]} threads, '

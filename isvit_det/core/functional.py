@@ -119,8 +119,12 @@ def log_table(low: Tensor, step: Tensor, bits: int) -> Tensor:
 
 
 def table_decode(codes: Tensor, table: Tensor) -> Tensor:
-    """Look the codes up, ``table[codes]``, keeping their shape."""
-    return table.index_select(0, codes.flatten().int()).view_as(codes)
+    """Look the codes up, ``table[codes]``, keeping their shape.
+
+    NaN, which converting makes negative, counts as the first code.
+    """
+    index = codes.flatten().int().clamp_(min=0)
+    return table.index_select(0, index).view_as(codes)
 
 
 class StraightThrough(torch.autograd.Function):

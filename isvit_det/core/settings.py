@@ -98,9 +98,9 @@ class QuantConfig:
             norms of the backbone's blocks and mergings; ``'qkv'``, queries,
             keys and values; ``'proj'``, the input of the projection behind
             the attention; ``'fc2'``, that of an MLP's second layer;
-            ``'neck'`` and ``'heads'``, the inputs of all layers there. They
-            need more ``entry_bits`` than ``act_bits``; all others have
-            evenly spaced values.
+            ``'neck'`` and ``'heads'``, the inputs of all layers there. All
+            others have evenly spaced values, and these as well unless there
+            are more ``entry_bits`` than ``act_bits``.
         entry_bits: bits of the integers in these tables, 3 to 7.
         channelwise: quantize post-LayerNorm activations per channel first and
             fold the scales into one per tensor (the paper's stage 2).
@@ -131,7 +131,8 @@ class QuantConfig:
         if not isinstance(self.activation_tables, tuple):
             raise QuantError('quant.activation_tables: '
                              f'{self.activation_tables!r} is not allowed; '
-                             f'expected a list of some of {TABLE_PLACES}.')
+                             f'expected a list of some of '
+                             f'{list(TABLE_PLACES)}, such as [fc2], or [].')
         for place in self.activation_tables:
             _check_choice('quant.activation_tables', place, TABLE_PLACES)
         _check_number('quant.entry_bits', self.entry_bits, MIN_ENTRY_BITS,

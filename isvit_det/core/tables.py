@@ -10,7 +10,7 @@ from typing import NamedTuple, Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
-from isvit_det.core.functional import range_to_affine
+from isvit_det.core.functional import range_to_affine, table_decode
 from isvit_det.core.observers import Samples
 from isvit_det.core.search import quantiles
 
@@ -64,13 +64,13 @@ def look_up(x: Tensor, values: Tensor, scale: Tensor,
     Args:
         x: any shape.
         values: of every cell, see ``cell_codes``; shape (cells,). Reals
-            beyond them count to the first or the last one.
+            beyond them count to the first or the last one, NaN to the first.
         scale: of the entries, positive, scalar.
         zero_point: an integer, scalar.
     """
     cells = torch.div(x, scale / 2).floor_()
     cells = cells.add_(2 * zero_point).clamp_(0, len(values) - 1)
-    return values.index_select(0, cells.flatten().int()).view_as(x)
+    return table_decode(cells, values)
 
 
 def table_values(entries: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:

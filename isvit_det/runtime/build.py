@@ -169,7 +169,8 @@ def find_compiler() -> List[str]:
     for command in [given] if given else [[name] for name in COMPILERS]:
         if shutil.which(command[0]):
             return command
-    raise NoLibrary(f'no C++ compiler was found ({given or list(COMPILERS)})')
+    raise NoLibrary(f'no C++ compiler was found ({given or list(COMPILERS)}); '
+                    'install one, or set CXX to one')
 
 
 def compile_library(path: Path, compiler: Sequence[str]) -> None:
@@ -228,5 +229,7 @@ def _run(command: Sequence[str]) -> str:
     if done.returncode:
         lines = (done.stderr or done.stdout).strip().splitlines()
         errors = [line for line in lines if 'error' in line] or lines
-        raise NoLibrary(f'{command[0]} failed: {(errors or ["no output"])[0]}')
+        raise NoLibrary(
+            f'{command[0]} failed: {(errors or ["no output"])[0]}; '
+            'set CXX to a C++17 compiler')
     return done.stdout

@@ -17,8 +17,8 @@ from isvit_det.runtime.plan import LayerPlan, Unsupported
 
 # Outputs of a block.
 BLOCK = 16
-# Groups of a run from which on weights of eight bits are faster than those of
-# 16 (measured): a group of the latter takes ten instructions, one of the former
+# Groups of a run from which on weights of 8 bits are faster than those of 16
+# (measured): a group of the latter takes ten instructions, one of the former
 # four, and the end of a run another dozen.
 MIN_GROUPS = 3
 

@@ -129,3 +129,10 @@ def test_zero_is_a_value_only_where_it_has_to_be():
                              keeps_zero)
         values = table_values(table.entries, table.scale, table.zero_point)
         assert bool((values == 0).any()) == keeps_zero
+
+
+def test_nan_counts_as_the_first_cell():
+    x = torch.tensor([float('nan'), 3.])
+    found = look_up(x, torch.tensor([7., 8., 9.]), torch.tensor(1.),
+                    torch.tensor(0))
+    assert found.tolist() == [7., 9.]
