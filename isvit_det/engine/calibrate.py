@@ -53,8 +53,7 @@ def calibrate_detector_(model: Any,
         model.products = find_products(model, images)
     quant = model.quant_config
     units = model.backbone.units()
-    logger.info(
-        announcement(quant, sos, len(units), len(images), quant.scope))
+    logger.info(announcement(quant, sos, len(units), len(images), quant.scope))
     with images.naming_failures(model), simulation(model), CalibrationProgress(
             logger, units, is_main_process()) as progress:
         records = calibrate(
