@@ -7,14 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from isvit_det.core.errors import QuantError
+from isvit_det.core.errors import QuantError, few_names
 from isvit_det.core.quantizers import (AttentionQuantizer, Quantizer,
                                        UniformQuantizer, attention_quantizer)
 from isvit_det.core.settings import QuantConfig
 from isvit_det.core.table_quantizer import activation_quantizer
-
-# Quantizers that an error message names.
-SHOWN_NAMES = 5
 
 # Computes a layer's output from its input in another way than ``forward``
 # does, or gives None where it cannot.
@@ -288,8 +285,7 @@ def is_calibrated(model: nn.Module) -> bool:
     all_quantizers = quantizers(model)
     unfitted = [n for n, q in all_quantizers.items() if not q.is_fitted]
     if unfitted and len(unfitted) < len(all_quantizers):
-        more = '' if len(unfitted) <= SHOWN_NAMES else ', ...'
-        names = ', '.join(unfitted[:SHOWN_NAMES]) + more
-        raise QuantError(f'the model is calibrated in part: {names} have no '
-                         'range; calibrate it as a whole.')
+        raise QuantError(
+            f'the model is calibrated in part: {few_names(unfitted)} have no '
+            'range; calibrate it as a whole.')
     return not unfitted

@@ -106,7 +106,8 @@ def search_table(samples: Samples, low: Tensor, high: Tensor,
         if keeps_zero:
             row_low, row_high = row_low.clamp(max=0), row_high.clamp(min=0)
         scale, zero_point = range_to_affine(row_low, row_high, entry_bits)
-        positions = samples.values[0].double() / scale.double() + zero_point
+        positions = table_position(samples.values[0].double(), scale.double(),
+                                   zero_point)
         entries, error = best_entries(positions, weights, 2**bits,
                                       2**entry_bits,
                                       int(zero_point) if keeps_zero else None)
