@@ -33,6 +33,7 @@ class Cell:
         weights: file of the float weights that it starts from.
         report: name of the report in the folder.
         verbose: whether the command shows all that it logs.
+        quiet: whether what it prints is thrown away, errors aside.
     """
     command: Sequence[str]
     argv: Sequence[str]
@@ -40,6 +41,7 @@ class Cell:
     weights: Path
     report: str = 'result.json'
     verbose: bool = False
+    quiet: bool = False
 
     def find(self) -> Optional[Result]:
         """The result, if there is one of these arguments and weights.
@@ -70,7 +72,7 @@ class Cell:
         # What is shown changes no result, and is not noted.
         shown = ['--verbose'] if self.verbose else []
         argv = [*self.argv, *shown, '--work-dir', str(self.folder)]
-        run_command_line(self.command, argv)
+        run_command_line(self.command, argv, self.quiet)
         text = json.dumps(list(self.argv)).encode()
         write_atomically(self._note, lambda file: file.write(text))
         result = self.find()
@@ -100,12 +102,15 @@ def command_name(command: Sequence[str]) -> str:
     return Path(command[-1]).name
 
 
-def run_command_line(command: Sequence[str], argv: Sequence[str]) -> None:
+def run_command_line(command: Sequence[str],
+                     argv: Sequence[str],
+                     quiet: bool = False) -> None:
     """Run a command in a process of its own; what it prints appears here.
 
     Args:
         command: what Python is given to run it.
         argv: arguments of the command.
+        quiet: whether nothing appears.
 
     Raises:
         QuantError: with the last line of its errors if it fails.
@@ -114,6 +119,7 @@ def run_command_line(command: Sequence[str], argv: Sequence[str]) -> None:
     # It finds the package that this process uses.
     paths = [str(PACKAGE.parent), os.environ.get('PYTHONPATH', '')]
     with subprocess.Popen([sys.executable, *command, *argv],
+                          stdout=subprocess.DEVNULL if quiet else None,
                           stderr=subprocess.PIPE,
                           env={
                               **os.environ, 'PYTHONPATH':
@@ -124,7 +130,7 @@ def run_command_line(command: Sequence[str], argv: Sequence[str]) -> None:
         try:
             for line in process.stderr or ():
                 # An error is told once, by who started the command.
-                if not line.startswith('error: '):
+                if not (quiet or line.startswith('error: ')):
                     sys.stderr.write(line)
                 last = line.strip() or last
         except BaseException:

@@ -21,13 +21,16 @@ Calibrate a timm ViT, DeiT or Swin classifier in low bits, write a packed
 checkpoint, and compare it with the float one. A run that was interrupted is
 resumed by the same command. Packed weights are evaluated only."""
 REPRODUCE_TABLE = """\
-Reproduce a column of the paper's table: every detector at some bits.
+Reproduce columns of the paper's table: every detector at some bits.
 
 Each detector of the metafile is quantized by quantize_det in a folder of its
 own. A cell that is done is not run again, as long as checkpoint and arguments
-are the same; one that was interrupted goes on. The table,
+are the same; one that was interrupted goes on. The table of a column,
 WORK_DIR/BITS_SCOPE_METHOD.md, is written anew after each cell. If a cell
-fails, the table says so, the others go on, and the exit status is 1."""
+fails, the table says so, the others go on, and the exit status is 1.
+
+Before it starts, it shows about how long all of it takes on this machine, from
+runs of two to four images."""
 BENCHMARK_DET = """\
 Measure a packed detector on this machine: seconds of a prediction and peak
 memory, in float by torch, in the simulation and on the native kernels. They
@@ -222,19 +225,31 @@ def reproduce_table() -> Parser:
     """The command line of reproduce_table."""
     parser = Parser(REPRODUCE_TABLE)
     add = parser.add_argument
-    add('--bits', default='w4a4', help="one of the metafile's; default: w4a4")
+    add('--bits',
+        nargs='+',
+        default=['w4a4'],
+        metavar='wNaM',
+        help="the columns, of the metafile's; default: w4a4")
     add('--checkpoints',
         nargs='+',
         default=[],
         metavar='DETECTOR=FILE',
         help='float checkpoints, files or addresses, such as '
         'mask-rcnn_swin-t=swin-t.pth; or a folder of files DETECTOR.pth')
+    add('--download',
+        action='store_true',
+        help='download those that are not given from the addresses of the '
+        'metafile, and convert what needs it')
     add('--models',
         nargs='+',
         metavar='DETECTOR',
         help='run these only; default: all that have a checkpoint')
     add('--scope', choices=SCOPES, default='detector')
     add('--method', choices=list(METHODS), default='isvit')
+    add('--calib-images',
+        type=int,
+        metavar='N',
+        help="such as 512; default: the configs', 1024")
     add('--data-root',
         type=some_text,
         metavar='DIR',
@@ -246,6 +261,9 @@ def reproduce_table() -> Parser:
         metavar='KEY=VALUE',
         help='override settings of every config')
     add('--metafile', type=some_path, help="default: the package's own")
+    add('--no-estimate',
+        action='store_true',
+        help='start at once, without saying how long it takes')
     parser.add_verbose()
     return parser
 

@@ -2,27 +2,23 @@
 import argparse
 import os
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
+from typing import Any, Dict, List, Mapping, Optional
 
-import yaml
 from mmengine.config import Config
-from mmengine.fileio import load
 
-import isvit_det
 from isvit_det.commands import parsers
 from isvit_det.commands.cells import QUANTIZE_DET, Cell, Result
 from isvit_det.commands.console import run_command
+from isvit_det.commands.estimate import announce
+from isvit_det.commands.zoo import (METAFILE, check_detector, fetch,
+                                    find_sources, read_column)
 from isvit_det.core.errors import QuantError
-from isvit_det.core.files import local_checkpoint, path_of, write_atomically
+from isvit_det.core.files import local_checkpoint, write_atomically
 from isvit_det.evaluation.figures import in_points
 from isvit_det.inputs.configs import config_errors, load_config
 from isvit_det.inputs.overrides import check_pairs
 from isvit_det.report.tables import format_table
 
-# A clone's own folder, or that of the installed package.
-ROOT = (Path(isvit_det.__file__).parent / '.mim/configs').resolve().parent
-METAFILE = ROOT / 'configs/isvit/metafile.yml'
-PUBLISHED = 'Published (I&S-ViT) '
 # Published figures are of the whole detector.
 PUBLISHED_SCOPE = 'detector'
 
@@ -32,103 +28,6 @@ def parse_args(argv: Optional[List[str]]) -> argparse.Namespace:
     args = parser.parse_args(argv)
     check_pairs(parser, args.cfg_options)
     return args
-
-
-class Entry(NamedTuple):
-    """What a metafile says of one detector at some bits."""
-    config: str
-    metrics: Mapping[str, Any]
-
-    def published(self, prefix: str = '') -> str:
-        """Published box and mask AP.
-
-        Args:
-            prefix: ``'float '`` for those of the float model.
-        """
-        keys = [f'{PUBLISHED}{prefix}{kind} AP' for kind in ('box', 'mask')]
-        if not set(keys) <= set(self.metrics):
-            return '-'
-        return '/'.join(f'{self.metrics[key]:.1f}' for key in keys)
-
-
-def read_column(path: Path, bits: str) -> Dict[str, Entry]:
-    """What a metafile says of all detectors at some bits, by detector.
-
-    Raises:
-        QuantError: if it cannot be read or has no such bits.
-    """
-    if not path.is_file():
-        raise QuantError(f'--metafile: there is no file {path}; give the path '
-                         'of one, or leave it out.')
-    column: Dict[str, Entry] = {}
-    known = set()
-    try:
-        for model in load(str(path))['Models']:
-            facts = model['Metadata']
-            known.add(facts['Bits'])
-            if facts['Bits'] != bits:
-                continue
-            metrics: Dict[str, Any] = {}
-            for result in model['Results']:
-                metrics.update(result['Metrics'])
-            for key in metrics:
-                if key.startswith(PUBLISHED):
-                    metrics[key] = float(metrics[key])
-            config = os.path.relpath(ROOT / model['Config'])
-            column[facts['Detector']] = Entry(config, metrics)
-    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        raise QuantError(
-            f'--metafile: {path} is not in the form of '
-            f'configs/isvit/metafile.yml ({error}); give one that '
-            'is, or leave it out.') from error
-    if not column:
-        raise QuantError(f'--bits: {bits!r} is not in {path}; expected one '
-                         f'of {sorted(map(str, known))}.')
-    return column
-
-
-def find_sources(given: Sequence[str],
-                 detectors: Sequence[str]) -> Dict[str, str]:
-    """Files or addresses of float checkpoints, by detector.
-
-    Args:
-        given: ``DETECTOR=FILE`` or folders.
-        detectors: that there are.
-
-    Raises:
-        QuantError: if something given is for none of them or is not there.
-    """
-    sources: Dict[str, str] = {}
-    for text in given:
-        if Path(text).is_dir():
-            files = {one: Path(text) / f'{one}.pth' for one in detectors}
-            present = {
-                one: str(path)
-                for one, path in files.items() if path.is_file()
-            }
-            if not present:
-                raise QuantError(f'--checkpoints: no file in {text} is named '
-                                 f'as a detector, such as {detectors[0]}.pth.')
-            sources.update(present)
-            continue
-        detector, _, source = text.partition('=')
-        if not source:
-            raise QuantError(f'--checkpoints: {text!r} is no folder; give '
-                             f'DETECTOR=FILE, such as {detectors[0]}=FILE.')
-        check_detector('--checkpoints', detector, detectors)
-        path = path_of(source)
-        if path is not None and not path.is_file():
-            raise QuantError(f'--checkpoints: there is no file {source}, '
-                             f'given for {detector}.')
-        sources[detector] = source
-    return sources
-
-
-def check_detector(option: str, name: str, detectors: Sequence[str]) -> None:
-    """Raise unless there is a detector of that name."""
-    if name not in detectors:
-        raise QuantError(f'{option}: {name!r} is no detector; expected one of '
-                         f'{list(detectors)}.')
 
 
 def data_options(cfg: Config, root: str) -> List[str]:
@@ -166,49 +65,52 @@ class Column:
 
     Args:
         args: of the command line.
+        bits: of the column.
+
+    Attributes:
+        left: cells that are to be run, by detector.
+        failures: why a detector has no result, by its name.
     """
 
-    def __init__(self, args: argparse.Namespace) -> None:
+    def __init__(self, args: argparse.Namespace, bits: str) -> None:
         self.args = args
-        self.entries = read_column(args.metafile or METAFILE, args.bits)
+        self.bits = bits
+        self.entries = read_column(args.metafile or METAFILE, bits)
         detectors = list(self.entries)
         self.sources = find_sources(args.checkpoints, detectors)
         self.models = args.models or detectors
         for name in args.models or ():
             check_detector('--models', name, detectors)
-            if name not in self.sources:
+            if name not in self.sources and not self._is_fetched(name):
                 raise QuantError(f'--models: no checkpoint of {name!r} is '
-                                 f'given; add {name}=FILE to --checkpoints.')
+                                 f'given; {self._advice(name)}.')
         root = args.data_root
         if root is not None and not Path(root).is_dir():
             raise QuantError(f'--data-root: {root} is no folder; give the one '
                              'that holds COCO, as data/coco does in the '
                              'configs.')
-        self.folder = args.work_dir / f'{args.bits}_{args.scope}_{args.method}'
+        self.folder = args.work_dir / f'{bits}_{args.scope}_{args.method}'
         self.table = self.folder.with_name(f'{self.folder.name}.md')
+        self.left: Dict[str, Cell] = {}
         self.results: Dict[str, Result] = {}
         self.reasons: Dict[str, str] = {}
         self.failures: Dict[str, str] = {}
 
-    def run(self) -> bool:
-        """Run what is to be run; whether all that was run went well."""
-        cells = self._look_up()
-        self._write()
-        for number, (detector, cell) in enumerate(cells.items(), 1):
-            print(f'{number}/{len(cells)} {detector}', flush=True)
-            try:
-                self.results[detector] = cell.run()
-            except QuantError as error:
-                self._fail(detector, error)
-            self._write()
-        print(f'\n{self.table.read_text()}\ntable: {self.table}')
-        return not self.failures
+    def _is_fetched(self, detector: str) -> bool:
+        """Whether a detector's checkpoint is to be downloaded."""
+        return self.args.download and bool(self.entries[detector].address)
 
-    def _look_up(self) -> Dict[str, Cell]:
-        """Take over what is done; the cells that are left to run."""
-        left: Dict[str, Cell] = {}
+    def _advice(self, detector: str) -> str:
+        given = f'add {detector}=FILE to --checkpoints'
+        if self.entries[detector].address and not self.args.download:
+            return f'{given}, or --download'
+        return given
+
+    def look_up(self) -> None:
+        """Take over what is done, and find what is left to run."""
         for detector in self.entries:
-            if detector not in self.sources:
+            if detector not in self.sources and not (
+                    detector in self.models and self._is_fetched(detector)):
                 self.reasons[detector] = 'no checkpoint given'
                 continue
             try:
@@ -223,14 +125,31 @@ class Column:
                 self.reasons[detector] = 'not among --models'
             else:
                 self.reasons[detector] = 'not run yet'
-                left[detector] = cell
-        return left
+                self.left[detector] = cell
+        self._write()
+
+    def run(self) -> None:
+        """Run what is left, and show the table."""
+        for number, (detector, cell) in enumerate(self.left.items(), 1):
+            print(f'{number}/{len(self.left)} {detector}', flush=True)
+            try:
+                self.results[detector] = cell.run()
+            except QuantError as error:
+                self._fail(detector, error)
+            self._write()
+        print(f'\n{self.table.read_text()}\ntable: {self.table}')
 
     def _cell(self, detector: str) -> Cell:
         args, config = self.args, self.entries[detector].config
-        weights = local_checkpoint(self.sources[detector])
-        argv = [config, str(weights), '--bits', args.bits]
+        source = self.sources.get(detector)
+        if source is None:
+            source = fetch(detector, self.entries[detector],
+                           args.work_dir / 'checkpoints')
+        weights = local_checkpoint(source)
+        argv = [config, str(weights), '--bits', self.bits]
         argv += ['--scope', args.scope, '--method', args.method]
+        if args.calib_images is not None:
+            argv += ['--calib-images', str(args.calib_images)]
         options = list(args.cfg_options)
         if args.data_root is not None:
             with config_errors():
@@ -252,7 +171,7 @@ class Column:
     def _write(self) -> None:
         args = self.args
         lines = [
-            f'Box/mask AP in points, {args.bits}, scope {args.scope}, method '
+            f'Box/mask AP in points, {self.bits}, scope {args.scope}, method '
             f'{args.method}. Published figures are those of I&S-ViT, '
             f'scope {PUBLISHED_SCOPE}.', '',
             format_table([self._row(detector) for detector in self.entries])
@@ -268,22 +187,34 @@ class Column:
         comparable = self.args.scope == PUBLISHED_SCOPE
         missing = f'not measured: {self.reasons.get(detector)}'
         return {
-            'detector':
-            detector,
-            'float':
-            '-' if result is None else pair(result['float']),
-            self.args.bits:
+            'detector': detector,
+            'float': '-' if result is None else pair(result['float']),
+            self.bits:
             missing if result is None else pair(result['quantized']),
-            'published float':
-            entry.published('float '),
-            f'published {self.args.bits}':
-            entry.published() if comparable else '-'
+            'published float': entry.published('float '),
+            f'published {self.bits}': entry.published() if comparable else '-'
         }
+
+
+def reproduce(args: argparse.Namespace) -> bool:
+    """Run all columns; whether all that was run went well."""
+    columns = [Column(args, bits) for bits in dict.fromkeys(args.bits)]
+    for column in columns:
+        column.look_up()
+    left = {
+        f'{column.bits} {detector}': cell
+        for column in columns
+        for detector, cell in column.left.items()
+    }
+    if left and not args.no_estimate:
+        announce(left)
+    for column in columns:
+        column.run()
+    return not any(column.failures for column in columns)
 
 
 def main(argv: Optional[List[str]] = None) -> int:
     """Run the command; the exit status."""
     went_well = []
-    status = run_command(
-        lambda: went_well.append(Column(parse_args(argv)).run()))
+    status = run_command(lambda: went_well.append(reproduce(parse_args(argv))))
     return status or int(not all(went_well))

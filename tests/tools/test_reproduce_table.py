@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from isvit_det.commands import reproduce_table
+from isvit_det.commands import reproduce_table, zoo
 from isvit_det.commands.cells import Cell
 from isvit_det.commands.reproduce_table import main
 from isvit_det.inputs.configs import load_config
@@ -85,7 +85,7 @@ class Bench:
             '--metafile',
             str(self.metafile), '--work-dir',
             str(runs.parent), '--checkpoints',
-            *(checkpoints or [str(self.sources)]), *more
+            *(checkpoints or [str(self.sources)]), '--no-estimate', *more
         ]
         status = main(argv)
         scope = 'backbone' if 'backbone' in more else 'detector'
@@ -126,6 +126,76 @@ def test_a_column_is_run_and_not_run_again(bench, capsys):
     }
     assert '| a ' in capsys.readouterr().out
     assert bench.run() == (0, [], table)
+
+
+def test_several_columns_and_a_number_of_images(bench):
+    entries = json.loads(bench.metafile.read_text())['Models']
+    more = [dict(one, Metadata=dict(one['Metadata'], Bits='w3a3'))
+            for one in entries]  # yapf: disable
+    bench.metafile.write_text(json.dumps(dict(Models=entries + more)))
+    argv = ['--bits', 'w4a4', 'w3a3', '--calib-images', '512']
+    assert bench.run(*argv)[:2] == (0, ['a', 'b', 'a', 'b'])
+    folder = bench.folder / 'table'
+    assert read_table(folder /
+                      'w3a3_detector_isvit.md')['a']['w3a3'] == ('45.1/35.0')
+    noted = json.loads((folder / 'w3a3_detector_isvit/a/result.argv.json'
+                        ).read_text())  # yapf: disable
+    assert noted[noted.index('--calib-images') + 1] == '512'
+    assert bench.run(*argv)[:2] == (0, [])
+
+
+CONVERTER = '''
+import pathlib, sys
+source, out, option, config = sys.argv[1:]
+assert (option, config) == ('--config', 'mmdet::x.py')
+pathlib.Path(out).write_text('converted ' + pathlib.Path(source).read_text())
+'''
+
+
+def test_checkpoints_are_downloaded_and_converted_when_asked(
+        bench, monkeypatch, tmp_path, capsys):
+    loaded = []
+
+    def download(address):
+        loaded.append(address)
+        path = tmp_path / 'cached.pth'
+        path.write_text('release')
+        return path
+
+    tool = tmp_path / 'convert.py'
+    tool.write_text(CONVERTER)
+    run = zoo.run_command_line
+
+    def convert(command, argv):
+        assert command == ('-m', 'isvit_det', 'convert_it')
+        run([str(tool)], argv)
+
+    monkeypatch.setattr(zoo, 'local_checkpoint', download)
+    monkeypatch.setattr(zoo, 'run_command_line', convert)
+    content = json.loads(bench.metafile.read_text())
+    content['Models'][2]['Metadata'].update({
+        'Float Config':
+        'mmdet::x.py',
+        'Float Checkpoint':
+        'https://example.org/c.pth',
+        'Float Converter':
+        'tools/convert_it.py'
+    })
+    bench.metafile.write_text(json.dumps(content))
+    assert bench.run()[1] == ['a', 'b'] and not loaded
+    argv = [
+        '--metafile',
+        str(bench.metafile), '--models', 'c', '--work-dir',
+        str(bench.folder / 'table')
+    ]
+    assert main(argv) == 2
+    error = capsys.readouterr().err
+    assert error.endswith('add c=FILE to --checkpoints, or --download.\n')
+    assert bench.run('--download', '--models', 'c')[1] == ['c']
+    assert loaded == ['https://example.org/c.pth']
+    converted = bench.folder / 'table/checkpoints/c.pth'
+    assert converted.read_text() == 'converted release'
+    assert bench.run('--download')[1] == []
 
 
 def test_what_is_shown_is_passed_on_and_makes_no_other_run(bench):
@@ -256,7 +326,7 @@ def test_data_are_read_from_another_folder(name):
 
 
 @pytest.mark.slow
-def test_a_real_detector_in_real_processes(tmp_path):
+def test_a_real_detector_in_real_processes(tmp_path, capfd):
     tiny = make_tiny(tmp_path)
     metafile = write_metafile(tmp_path / 'meta.yml', tiny.config, ['tiny'])
     argv = [
@@ -267,6 +337,11 @@ def test_a_real_detector_in_real_processes(tmp_path):
         str(tiny.data)
     ]
     assert main(argv) == 0
+    # The first one says that the data are drawn.
+    lines = capfd.readouterr().out.splitlines()[1:]
+    assert lines[0].startswith('estimating how long this takes')
+    assert re.match(r'  w4a4 tiny: about .* \(float evaluation ', lines[1])
+    assert re.match('about .* in all on this machine$', lines[2])
     folder = tmp_path / 'table/w4a4_detector_minmax'
     report = folder / 'tiny/result.json'
     result, written = json.loads(report.read_text()), report.stat().st_mtime_ns
