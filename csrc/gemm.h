@@ -1,9 +1,8 @@
 // Integer matrix product of rows of codes and a layer's packed weights.
 //
 // `multiply_block` multiplies up to PANEL rows by one block of 16 outputs and
-// passes the int32 sums of each row to an epilogue of the caller while they are
-// still in registers: `Affine` makes them the layer's float outputs, `Encoder`
-// quantizes those. Callers loop over the blocks of a layer for one panel of
+// passes the int32 sums of each row to an epilogue of the caller: `Affine` makes
+// them the layer's float outputs, `Encoder` quantizes those. Callers loop over the blocks of a layer for one panel of
 // rows, so that the panel stays in the L2 cache and a block in L1.
 #pragma once
 
@@ -13,25 +12,34 @@ namespace {
 
 constexpr int PANEL = 48;
 
-template <int ROWS, class Use>
-inline ISVIT_INLINE void multiply_tile(
+// Set `sums` of ROWS rows to those over one run, or add these to them.
+template <int ROWS>
+inline ISVIT_INLINE int sum_tile(
     const uint8_t *const *rows, const int64_t *segments, const isvit_run &run,
-    const int8_t *weight, int32_t *partial, bool is_first, bool is_last,
-    int first_row, Use &&use) {
-  Ints16 sums[ROWS];
+    const int8_t *weight, bool is_first, int32_t *sums) {
+  Ints16 sum[ROWS];
   if (ROWS <= WIDE_ROWS && run.is_wide)
-    sum_groups(rows, segments, run, weight, 128, sums, add_wide_group);
+    sum_groups(rows, segments, run, weight, 128, sum, add_wide_group);
   else
-    sum_run<ROWS>(rows, segments, run, weight, sums);
+    sum_run<ROWS>(rows, segments, run, weight, sum);
   repeat<ROWS>([&](auto i) ISVIT_INLINE {
-    Ints16 &sum = sums[i];
-    int32_t *before = partial + i * COLUMNS;
-    if (!is_first) sum = sum + load16<Ints>(before);
-    if (is_last)
-      use(first_row + i, sum);
-    else
-      store16(before, sum);
+    int32_t *to = sums + i * COLUMNS;
+    store16(to, is_first ? sum[i] : sum[i] + load16<Ints>(to));
   });
+  return ROWS;
+}
+
+// The same for as many of num_rows rows as a tile can have, which is returned.
+ISVIT_APART int sum_rows(
+    const uint8_t *const *rows, int num_rows, const int64_t *segments,
+    const isvit_run &run, const int8_t *weight, bool is_first, int32_t *sums) {
+  if (num_rows >= TILE_ROWS && !run.is_wide)
+    return sum_tile<TILE_ROWS>(rows, segments, run, weight, is_first, sums);
+  if (num_rows >= 4)
+    return sum_tile<4>(rows, segments, run, weight, is_first, sums);
+  if (num_rows >= 2)
+    return sum_tile<2>(rows, segments, run, weight, is_first, sums);
+  return sum_tile<1>(rows, segments, run, weight, is_first, sums);
 }
 
 // Call use(r, sums) with the sums of row r, for r in 0 .. num_rows - 1.
@@ -42,23 +50,18 @@ template <class Use>
 inline ISVIT_INLINE void multiply_block(
     const uint8_t *const *rows, int num_rows, const int64_t *segments,
     const isvit_product &product, int block, Use &&use) {
-  alignas(64) int32_t partial[PANEL * COLUMNS];
+  alignas(64) int32_t sums[PANEL * COLUMNS];
   const int8_t *weight = product.weight + (int64_t)block * product.block_bytes;
   for (int k = 0; k < product.num_runs; k++) {
     const isvit_run &run = product.runs[k];
-    const bool is_first = k == 0, is_last = k + 1 == product.num_runs;
-    int r = 0;
-    const auto next_tile = [&](auto tile_rows) ISVIT_INLINE {
-      multiply_tile<tile_rows>(rows + r, segments, run, weight,
-                               partial + r * COLUMNS, is_first, is_last, r,
-                               use);
-      r += tile_rows;
-    };
-    while (!run.is_wide && r + TILE_ROWS <= num_rows)
-      next_tile(Constant<TILE_ROWS>());
-    while (r + 4 <= num_rows) next_tile(Constant<4>());
-    if (r + 2 <= num_rows) next_tile(Constant<2>());
-    if (r < num_rows) next_tile(Constant<1>());
+    for (int first = 0, r = 0; r < num_rows; first = r) {
+      r += sum_rows(rows + r, num_rows - r, segments, run, weight, k == 0,
+                    sums + r * COLUMNS);
+      // Tile by tile, so that stores to memory overlap with products.
+      if (k + 1 == product.num_runs)
+        for (; first < r; first++)
+          use(first, load16<Ints>(sums + first * COLUMNS));
+    }
     weight += (int64_t)(run.is_wide ? 128 : 64) * run.segments * run.groups;
   }
 }

@@ -147,23 +147,28 @@ struct Panel {
 void multiply_panel(const isvit_product &product, const isvit_rows &rows,
                     const isvit_output &out, const Panel &panel, int block) {
   const Affine affine(product, block);
-  const int64_t first = (int64_t)block * COLUMNS * out.channel_stride;
+  const int64_t stride = out.channel_stride, *at = panel.output;
   const int count = std::min(COLUMNS, product.outputs - block * COLUMNS);
-  if (count == COLUMNS && out.channel_stride == 1)
+  float *first = out.values + block * COLUMNS * stride;
+  if (count == COLUMNS && stride == 1)
     return multiply_block(panel.row, panel.num_rows, rows.segments, product,
                           block, [&](int r, const Ints16 &sums) {
-                            store16(out.values + panel.output[r] + first,
-                                    affine(sums));
+                            store16(first + at[r], affine(sums));
+                            // Where the next block stores.
+                            __builtin_prefetch(first + at[r] + COLUMNS, 1);
                           });
   alignas(64) float values[PANEL][COLUMNS];
   multiply_block(panel.row, panel.num_rows, rows.segments, product, block,
                  [&](int r, const Ints16 &sums) {
                    store16(values[r], affine(sums));
                  });
-  for (int n = 0; n < count; n++)
-    for (int r = 0; r < panel.num_rows; r++)
-      out.values[panel.output[r] + first + n * out.channel_stride] =
-          values[r][n];
+  int r = 0;
+  if (count == COLUMNS)
+    for (; r + 4 <= panel.num_rows && at[r + 3] == at[r] + 3; r += 4)
+      for (int n = 0; n < COLUMNS; n += 4)
+        transpose(values[r] + n, COLUMNS, first + at[r] + n * stride, stride);
+  for (; r < panel.num_rows; r++)
+    for (int n = 0; n < count; n++) first[at[r] + n * stride] = values[r][n];
 }
 
 }  // namespace

@@ -223,6 +223,22 @@ inline ISVIT_INLINE void store_codes(uint8_t *to, const Ints16 &codes) {
 #endif
 }
 
+// Transpose 4 x 4 floats; strides are between rows.
+inline void transpose(const float *from, int64_t stride, float *to,
+                      int64_t to_stride) {
+#if defined(__x86_64__)
+  __m128 rows[4];
+  repeat<4>([&](auto i) ISVIT_INLINE {
+    rows[i] = load<__m128>(from + i * stride);
+  });
+  _MM_TRANSPOSE4_PS(rows[0], rows[1], rows[2], rows[3]);
+  repeat<4>([&](auto i) ISVIT_INLINE { store(to + i * to_stride, rows[i]); });
+#else
+  for (int i = 0; i < 4; i++)
+    for (int j = 0; j < 4; j++) to[j * to_stride + i] = from[i * stride + j];
+#endif
+}
+
 // Transpose 16 x 16 bytes in place.
 inline void transpose(uint8_t square[16][16]) {
 #if defined(__x86_64__)

@@ -62,29 +62,33 @@ inline ISVIT_INLINE void sum_run(
     low[i] = high[i] = _mm256_setzero_si256();
     row[i] = rows[i];
   });
-  const int64_t ahead = (int64_t)64 * run.segments * run.groups;
+  const auto add_group = [&](int64_t at, auto k) ISVIT_INLINE {
+    const __m256i first = load<__m256i>(weight + 64 * k);
+    const __m256i second = load<__m256i>(weight + 64 * k + 32);
+    // Assembly, since compilers load ahead and spill accumulators.
+    repeat<ROWS>([&](auto i) ISVIT_INLINE {
+      __m256i codes, products;
+      asm("vpbroadcastd %[row], %[codes]\n\t"
+          "vpmaddubsw %[first], %[codes], %[products]\n\t"
+          "vpaddw %[products], %[low], %[low]\n\t"
+          "vpmaddubsw %[second], %[codes], %[codes]\n\t"
+          "vpaddw %[codes], %[high], %[high]"
+          : [codes] "=&x"(codes), [products] "=&x"(products),
+            [low] "+x"(low[i]), [high] "+x"(high[i])
+          : [row] "m"(*(const int32_t *)(row[i] + at + 4 * k)),
+            [first] "x"(first), [second] "x"(second));
+    });
+  };
   for (int s = run.segment; s < run.segment + run.segments; s++) {
     int64_t at = segments[s] + run.offset;
-    for (const int64_t end = at + 4 * run.groups; at < end; at += 4) {
-      const __m256i first = _mm256_load_si256((const __m256i *)weight);
-      const __m256i second = _mm256_load_si256((const __m256i *)weight + 1);
-      // The weights of the next run or block may not be cached yet.
-      _mm_prefetch((const char *)weight + ahead, _MM_HINT_T0);
-      weight += 64;
-      // Assembly, since compilers load ahead and spill accumulators.
-      repeat<ROWS>([&](auto i) ISVIT_INLINE {
-        __m256i codes, products;
-        asm("vpbroadcastd %[row], %[codes]\n\t"
-            "vpmaddubsw %[first], %[codes], %[products]\n\t"
-            "vpaddw %[products], %[low], %[low]\n\t"
-            "vpmaddubsw %[second], %[codes], %[codes]\n\t"
-            "vpaddw %[codes], %[high], %[high]"
-            : [codes] "=&x"(codes), [products] "=&x"(products),
-              [low] "+x"(low[i]), [high] "+x"(high[i])
-            : [row] "m"(*(const int32_t *)(row[i] + at)), [first] "x"(first),
-              [second] "x"(second));
-      });
+    const int64_t end = at + 4 * run.groups;
+    for (; at + 4 < end; at += 8, weight += 128) {
+      add_group(at, Constant<0>());
+      add_group(at, Constant<1>());
     }
+    if (at == end) continue;
+    add_group(at, Constant<0>());
+    weight += 64;
   }
   const __m256i ones = _mm256_set1_epi16(1);
   repeat<ROWS>([&](auto i) ISVIT_INLINE {
