@@ -121,7 +121,7 @@ def check_codes(what: str, plan: BlockPlan, x: Tensor, out: Tensor,
                     codes_of(real_outputs(layer, windows), target))
     check_gelu_codes(f'{what}: fc2_input', trace['fc2_input'],
                      real_outputs(plan.fc1, trace['fc1_input']),
-                     plan.fc2_codes.codes)
+                     plan.fc2.input)
     middle = x + real_outputs(plan.proj, trace['proj_input'])
     check_equal(f'{what}: output', out,
                 middle + real_outputs(plan.fc2, trace['fc2_input']))

@@ -16,6 +16,7 @@ from isvit_det.runtime.native import Isa, Rows
 from isvit_det.runtime.packing import GROUP, pack_layer
 from isvit_det.runtime.plan import (InputCodes, LayerPlan, Unsupported,
                                     plan_layer)
+from isvit_det.runtime.steps import SMALL_DEPTH
 
 # Half a step that GELU's approximation (1.5e-7) and float32 may be off, in
 # steps and relative to the output.
@@ -70,6 +71,9 @@ def real_outputs(plan: LayerPlan, codes: Tensor) -> Tensor:
 def codes_of(y: Tensor, target: InputCodes) -> Tensor:
     """Codes of a layer's float32 outputs, as entries, uint8."""
     inverse = 1 / torch.tensor(target.scale)
+    if target.entries is not None and target.bits <= SMALL_DEPTH:
+        # Compared with limits, which are exact.
+        return target.stored(target.encode(y.double()))
     if target.entries is None:
         codes = (y * inverse).clamp(-target.zero_point,
                                     target.top - target.zero_point)

@@ -6,8 +6,8 @@
 
 #include <algorithm>
 
+#include "gemm.h"
 #include "norm.h"
-#include "steps.h"
 
 namespace {
 

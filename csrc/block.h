@@ -210,10 +210,10 @@ class Window {
     for (int r = 0; r < count; r++)
       norm_codes(block_.norm2, encode, rows_.middle + r * channels,
                  rows_.input + (int64_t)(rows_.inside[r] - first) * channels);
-    if (block_.fc2_input.steps.limits != nullptr)
-      activate<GeluSteps>(first, count);
+    if (block_.fc2_input.steps.depth == 5)
+      activate(StepCodes<5>(block_.fc2_input.steps), first, count);
     else
-      activate<GeluEncoder>(first, count);
+      activate(GeluEncoder(block_.fc2_input), first, count);
     point(rows_.hidden, pitch, first);
     multiply_rows(block_.fc2, rows_.rows, count,
                   [&](int r, int n, const Floats16 &y) ISVIT_INLINE {
@@ -244,8 +244,7 @@ class Window {
   }
 
   template <class Gelu>
-  void activate(int first, int count) const {
-    const Gelu encode(block_.fc2_input);
+  void activate(const Gelu &encode, int first, int count) const {
     const int64_t pitch = up_to_columns(block_.hidden);
     multiply_rows(block_.fc1, rows_.rows, count,
                   [&](int r, int n, const Floats16 &y) ISVIT_INLINE {

@@ -11,32 +11,12 @@ struct isvit_norm {
   int32_t channels;
 };
 
-// A step function with 2^depth steps: its value is values[k] where x is at
-// least k of the limits. These are a binary search tree in heap order: the root
-// is limits[1], the children of limits[i] are limits[2i] and limits[2i + 1].
-// depth is at least 4, so that sixteen entries can be read.
-struct isvit_steps {
-  const float *limits, *values;  // [2^depth]
-  int32_t depth;
-};
-
-// Quantization of gelu(y). With steps.limits (depth 4) what is stored is the
-// value of y's step, a code or its entry, except for y < left, where GELU
-// decreases and left_code is stored. Without, GELU is computed.
-struct isvit_gelu {
-  isvit_quantizer quantizer;
-  isvit_steps steps;
-  float left;
-  int32_t left_code;
-};
-
 // A transformer block of Swin or ViT. All products have one segment.
 struct isvit_block {
   int32_t channels, heads, hidden;
   isvit_norm norm1, norm2;
   isvit_quantizer qkv_input, query_codes, key_codes, value_codes, proj_input,
-      fc1_input;
-  isvit_gelu fc2_input;
+      fc1_input, fc2_input;
   isvit_product query, key, value, proj, fc1, fc2;
   const uint8_t *padding;          // [channels] codes of a padding token
   // Key codes less key_center are the weights of a product with the queries, of

@@ -2,7 +2,7 @@
 //
 // `multiply_block` multiplies up to PANEL rows by one block of 16 outputs and
 // passes the int32 sums of each row to an epilogue of the caller: `Affine` makes
-// them the layer's float outputs, `Encoder` quantizes those. Callers loop over the blocks of a layer for one panel of
+// them the layer's float outputs, `Encoder` (encoder.h) quantizes those. Callers loop over the blocks of a layer for one panel of
 // rows, so that the panel stays in the L2 cache and a block in L1.
 #pragma once
 
@@ -78,39 +78,6 @@ struct Affine {
 
   ISVIT_INLINE Floats16 operator()(const Ints16 &sums) const {
     return multiply_add(to_float(sums + correction), scale, bias);
-  }
-};
-
-// Quantizes sixteen floats to codes, or to the table entries nearest to them.
-// Maps are divided by the scale, exactly as the simulation does it; a layer's
-// outputs are multiplied by its inverse, which is faster.
-template <bool DIVIDE>
-struct Encoder {
-  Floats factor, low, high;
-  Ints zero_point;
-  const uint8_t *entries;
-
-  explicit Encoder(const isvit_quantizer &q) : entries(q.entries) {
-    const float step = entries ? .5f * q.scale : q.scale;
-    const int32_t zero = entries ? 2 * q.zero_point : q.zero_point;
-    factor = splat(DIVIDE ? step : 1.f / step);
-    low = splat((float)-zero);
-    high = splat((float)(q.top - zero));
-    zero_point = splat(zero);
-  }
-
-  ISVIT_INLINE void operator()(const Floats16 &x, uint8_t *to) const {
-    store_codes(to, map16([&](Floats v) ISVIT_INLINE {
-      // Clamped first, since the range of `nearest` is limited.
-      const Floats steps = DIVIDE ? v / factor : v * factor;
-      const Floats inside = smaller(larger(steps, low), high);
-      Ints code = nearest(inside);
-      // Cells begin at integers, so that they are found by rounding down.
-      if (entries != nullptr) code += (Ints)(to_float(code) > inside);
-      return code + zero_point;
-    }, x));
-    if (entries != nullptr)
-      for (int i = 0; i < COLUMNS; i++) to[i] = entries[to[i]];
   }
 };
 

@@ -2,6 +2,7 @@
 // each set, with the compiler flags for it and ISVIT_KERNELS as its name.
 #include <algorithm>
 
+#include "encoder.h"
 #include "gemm.h"
 #include "merging.h"
 #include "roi_align.h"

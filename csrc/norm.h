@@ -3,8 +3,8 @@
 
 #include <cmath>
 
-#include "gemm.h"
 #include "blocks.h"
+#include "encoder.h"
 
 namespace {
 

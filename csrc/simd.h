@@ -30,6 +30,7 @@ constexpr int PARTS = COLUMNS / LANES;
 
 typedef float Floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
+typedef uint8_t Bytes __attribute__((vector_size(COLUMNS)));
 
 // Sixteen numbers, one for each output of a block.
 template <class V>
@@ -206,20 +207,30 @@ inline ISVIT_INLINE Ints16 load_codes(const uint8_t *from) {
   return codes;
 }
 
-inline ISVIT_INLINE void store_codes(uint8_t *to, const Ints16 &codes) {
+// Sixteen integers as bytes.
+inline ISVIT_INLINE Bytes narrow(const Ints16 &x) {
 #if defined(__AVX512F__)
-  _mm_storeu_si128((__m128i *)to,
-                   _mm512_maskz_cvtepi32_epi8(
-                       0xFFFF, (__m512i)codes.part[0]));
+  return (Bytes)_mm512_maskz_cvtepi32_epi8(0xFFFF, (__m512i)x.part[0]);
 #elif defined(__AVX2__)
   const __m256i words = _mm256_permute4x64_epi64(
-      _mm256_packs_epi32((__m256i)codes.part[0], (__m256i)codes.part[1]),
-      0xD8);
-  _mm_storeu_si128((__m128i *)to,
-                   _mm_packus_epi16(_mm256_castsi256_si128(words),
-                                    _mm256_extracti128_si256(words, 1)));
+      _mm256_packs_epi32((__m256i)x.part[0], (__m256i)x.part[1]), 0xD8);
+  return (Bytes)_mm_packus_epi16(_mm256_castsi256_si128(words),
+                                 _mm256_extracti128_si256(words, 1));
 #else
-  for (int i = 0; i < COLUMNS; i++) to[i] = codes.part[i / LANES][i % LANES];
+  Bytes bytes;
+  for (int i = 0; i < COLUMNS; i++) bytes[i] = x.part[i / LANES][i % LANES];
+  return bytes;
+#endif
+}
+
+// table[index % 16] of each index.
+inline ISVIT_INLINE Bytes pick(Bytes table, Bytes index) {
+#if defined(__AVX2__)
+  return (Bytes)_mm_shuffle_epi8((__m128i)table, (__m128i)(index & 15));
+#else
+  Bytes found;
+  for (int i = 0; i < COLUMNS; i++) found[i] = table[index[i] & 15];
+  return found;
 #endif
 }
 

@@ -3,12 +3,12 @@
 // argument, and comparing is cheaper than computing the function.
 #pragma once
 
-#include "gemm.h"
-#include "blocks.h"
+#include "runtime.h"
+#include "simd.h"
 
 namespace {
 
-// table[index], with indices in 0 .. 15.
+// table[index % 16] of each index.
 inline Floats pick(const Floats16 &table, Ints index) {
 #if defined(__AVX512F__)
   return (Floats)_mm512_permutexvar_ps((__m512i)index, (__m512)table.part[0]);
@@ -22,12 +22,12 @@ inline Floats pick(const Floats16 &table, Ints index) {
   float entries[COLUMNS];
   store16(entries, table);
   Floats found;
-  for (int i = 0; i < LANES; i++) found[i] = entries[index[i]];
+  for (int i = 0; i < LANES; i++) found[i] = entries[index[i] & 15];
   return found;
 #endif
 }
 
-// The same where all indices are known to lie in 0 .. 7 (HIGH = 0) or 8 .. 15.
+// The same where index % 16 is known to lie in 0 .. 7 (HIGH = 0) or 8 .. 15.
 template <int HIGH>
 inline Floats pick_half(const Floats16 &table, Ints index) {
 #if defined(__AVX2__) && !defined(__AVX512F__)
@@ -44,21 +44,37 @@ inline Floats gather(const float *table, Ints index) {
   return found;
 }
 
-// Sixteen steps, held in registers. The limits are a binary search tree in heap
-// order; a comparison that holds is -1, so i -> 2 i - (x >= limit) descends it.
-struct SmallSteps {
+// Finds the step of each number among 2^DEPTH, 16 or 32, whose limits are held
+// in registers. The result has the step's number in its low DEPTH bits.
+template <int DEPTH>
+struct Tree {
   Floats root;
-  Floats16 limits, values;
+  Floats16 limits, lowest;
 
-  explicit SmallSteps(const isvit_steps &steps)
-      : root(splat(steps.limits[1])), limits(load16<Floats>(steps.limits)),
-        values(load16<Floats>(steps.values)) {}
+  explicit Tree(const float *from)
+      : root(splat(from[1])), limits(load16<Floats>(from)),
+        lowest(load16<Floats>(from + (DEPTH == 5 ? 16 : 0))) {}
 
-  ISVIT_INLINE Floats operator()(Floats x) const {
+  ISVIT_INLINE Ints operator()(Floats x) const {
+    // A comparison that holds is -1, so i -> 2 i - (x >= limit) descends.
     Ints i = 2 - (Ints)(x >= root);
     i = i + i - (Ints)(x >= pick_half<0>(limits, i));
     i = i + i - (Ints)(x >= pick_half<0>(limits, i));
-    return pick(values, i + i - (Ints)(x >= pick_half<1>(limits, i)) - 16);
+    i = i + i - (Ints)(x >= pick_half<1>(limits, i));
+    return DEPTH == 4 ? i : i + i - (Ints)(x >= pick(lowest, i));
+  }
+};
+
+// Sixteen steps of floats.
+struct SmallSteps {
+  Tree<4> tree;
+  Floats16 values;
+
+  explicit SmallSteps(const isvit_steps &steps)
+      : tree(steps.limits), values(load16<Floats>(steps.values)) {}
+
+  ISVIT_INLINE Floats operator()(Floats x) const {
+    return pick(values, tree(x));
   }
 };
 
@@ -73,32 +89,27 @@ struct LargeSteps {
   }
 };
 
-// Codes of gelu(y), or their entries: the value of the step that y lies in.
-struct GeluSteps {
-  SmallSteps steps;
-  Floats left;
-  Ints left_code;
+// Up to 2^DEPTH steps of bytes: codes, or entries of a table.
+template <int DEPTH>
+struct StepCodes {
+  Tree<DEPTH> tree;
+  Bytes values[DEPTH - 3] = {};
 
-  explicit GeluSteps(const isvit_gelu &gelu)
-      : steps(gelu.steps), left(splat(gelu.left)),
-        left_code(splat(gelu.left_code)) {}
-
-  ISVIT_INLINE void operator()(const Floats16 &y, uint8_t *to) const {
-    store_codes(to, map16([&](Floats v) ISVIT_INLINE {
-      return v < left ? left_code : whole(steps(v));
-    }, y));
+  explicit StepCodes(const isvit_steps &steps)
+      : tree(steps.limits ? steps.limits : NONE) {
+    if (steps.limits == nullptr) return;
+    for (int k = 0; k < DEPTH - 3; k++)
+      values[k] = narrow(map16(whole, load16<Floats>(steps.values + 16 * k)));
   }
-};
 
-// Codes of gelu(y), computed where there are too many steps.
-struct GeluEncoder {
-  Encoder<false> encode;
-
-  explicit GeluEncoder(const isvit_gelu &gelu) : encode(gelu.quantizer) {}
-
-  ISVIT_INLINE void operator()(const Floats16 &y, uint8_t *to) const {
-    encode(map16([](Floats v) ISVIT_INLINE { return gelu(v); }, y), to);
+  ISVIT_INLINE void operator()(const Floats16 &x, uint8_t *to) const {
+    const Bytes step = narrow(map16(tree, x));
+    const Bytes found = pick(values[0], step);
+    store(to, DEPTH == 4 ? found
+                         : step & 16 ? pick(values[DEPTH - 4], step) : found);
   }
+
+  static constexpr float NONE[1 << DEPTH] = {};
 };
 
 }  // namespace

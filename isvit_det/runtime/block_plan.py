@@ -10,8 +10,7 @@ from isvit_det.core.layers import QuantLinear
 from isvit_det.runtime.packing import BLOCK
 from isvit_det.runtime.plan import (InputCodes, LayerPlan, Unsupported,
                                     plan_layer)
-from isvit_det.runtime.steps import (GeluCodes, Steps, attention_steps,
-                                     gelu_codes)
+from isvit_det.runtime.steps import Steps, attention_steps
 
 Order = Union[slice, Tensor]
 # Most channels of a head that the kernels have memory for.
@@ -45,7 +44,6 @@ class BlockPlan:
             divided by the attention's own, since these outputs come before
             the multiplication by it.
         key_codes, value_codes: how the outputs of these layers are quantized.
-        fc2_codes: how GELU's output is quantized.
         padding: codes of a padding token after ``norm1``, uint8, shape (C,).
         logit_scale: scale of integer products of queries and keys.
         attention: decoded value of a probability, as a step function.
@@ -69,7 +67,6 @@ class BlockPlan:
     query_codes: InputCodes
     key_codes: InputCodes
     value_codes: InputCodes
-    fc2_codes: GeluCodes
     padding: Tensor
     logit_scale: float
     attention: Steps
@@ -144,7 +141,6 @@ def plan_parts(parts: BlockParts, **more: Any) -> BlockPlan:
     if parts.padding is not None:
         quantizer = parts.qkv[1].input_quantizer
         padding = qkv.input.stored(quantizer.encode(parts.padding))
-    fc2 = plan_named(*parts.fc2)
     return BlockPlan(
         heads=parts.heads,
         norm1=plan_norm(parts.norm1),
@@ -154,12 +150,11 @@ def plan_parts(parts: BlockParts, **more: Any) -> BlockPlan:
         value=value,
         proj=plan_named(*parts.proj),
         fc1=plan_named(*parts.fc1),
-        fc2=fc2,
+        fc2=plan_named(*parts.fc2),
         query_codes=dataclasses.replace(
             query_codes, scale=query_codes.scale / parts.scale),
         key_codes=key_codes,
         value_codes=value_codes,
-        fc2_codes=gelu_codes(fc2.input),
         padding=padding,
         logit_scale=query_codes.scale * key_codes.scale,
         attention=attention_steps(parts.attention_value.left_quantizer),

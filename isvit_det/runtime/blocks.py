@@ -12,11 +12,12 @@ from torch.nn import functional as F
 
 from isvit_det.runtime.block_plan import BlockPlan, NormPlan
 from isvit_det.runtime.native import (INT, LONG, POINTER, Isa, Product,
-                                      Quantizer, kernel, product_structure,
-                                      quantizer_structure)
+                                      Quantizer, StepTree, kernel,
+                                      product_structure, quantizer_structure,
+                                      steps_structure)
 from isvit_det.runtime.packing import BLOCK, operand_runs, pack_layer
 from isvit_det.runtime.plan import InputCodes, LayerPlan
-from isvit_det.runtime.steps import GeluCodes, Steps
+from isvit_det.runtime.steps import Steps
 from isvit_det.runtime.swin_plan import MergingPlan
 from isvit_det.runtime.windows import Windows, find_windows, make_bias
 
@@ -28,28 +29,20 @@ class _Norm(ctypes.Structure):
                 ('channels', INT)]
 
 
-class _Steps(ctypes.Structure):
-    _fields_ = [('limits', POINTER), ('values', POINTER), ('depth', INT)]
-
-
-class _Gelu(ctypes.Structure):
-    _fields_ = [('quantizer', Quantizer), ('steps', _Steps), ('left', FLOAT),
-                ('left_code', INT)]
-
-
 class _Block(ctypes.Structure):
     _fields_ = [(name, INT) for name in ('channels', 'heads', 'hidden')]
     _fields_ += [(name, _Norm) for name in ('norm1', 'norm2')]
-    _fields_ += [(name, Quantizer)
-                 for name in ('qkv_input', 'query_codes', 'key_codes',
-                              'value_codes', 'proj_input', 'fc1_input')]
-    _fields_ += [('fc2_input', _Gelu)]
+    _fields_ += [
+        (name, Quantizer)
+        for name in ('qkv_input', 'query_codes', 'key_codes', 'value_codes',
+                     'proj_input', 'fc1_input', 'fc2_input')
+    ]
     _fields_ += [(name, Product)
                  for name in ('query', 'key', 'value', 'proj', 'fc1', 'fc2')]
     _fields_ += [('padding', POINTER), ('key_center', INT), ('key_bytes', INT),
                  ('key_runs', POINTER), ('num_key_runs', INT),
                  ('logit_scale', FLOAT), ('value_scale', FLOAT),
-                 ('attention', _Steps)]
+                 ('attention', StepTree)]
 
 
 class _Windows(ctypes.Structure):
@@ -95,9 +88,9 @@ class _Builder:
             self.keep(norm.weight), self.keep(norm.bias), norm.eps,
             len(norm.weight))
 
-    def quantizer(self, codes: InputCodes) -> Quantizer:
-        structure, entries = quantizer_structure(codes)
-        self.kept.append(entries)
+    def quantizer(self, codes: InputCodes, is_gelu: bool = False) -> Quantizer:
+        structure, kept = quantizer_structure(codes, is_gelu)
+        self.kept.append(kept)
         return structure
 
     def product(self, layer: LayerPlan) -> Product:
@@ -105,16 +98,9 @@ class _Builder:
         self.kept.append(weights)
         return product_structure(weights)
 
-    def steps(self, steps: Optional[Steps]) -> _Steps:
-        if steps is None:
-            return _Steps(None, None, 0)
-        return _Steps(
-            self.keep(steps.limits), self.keep(steps.values), steps.depth)
-
-    def gelu(self, gelu: GeluCodes) -> _Gelu:
-        return _Gelu(
-            self.quantizer(gelu.codes), self.steps(gelu.steps), gelu.left,
-            gelu.left_code)
+    def steps(self, steps: Steps) -> StepTree:
+        self.kept.append(steps)
+        return steps_structure(steps)
 
 
 def _address(tensor: Optional[Tensor]) -> Optional[int]:
@@ -147,12 +133,13 @@ class NativeBlock:
             make.quantizer(plan.query.input), make.quantizer(plan.query_codes),
             make.quantizer(plan.key_codes), make.quantizer(plan.value_codes),
             make.quantizer(plan.proj.input), make.quantizer(plan.fc1.input),
-            make.gelu(plan.fc2_codes), make.product(plan.query),
-            make.product(plan.key), make.product(plan.value),
-            make.product(plan.proj), make.product(plan.fc1),
-            make.product(plan.fc2), make.keep(plan.padding), center, key_bytes,
-            make.keep(runs), len(runs), plan.logit_scale,
-            plan.value_codes.scale, make.steps(plan.attention))
+            make.quantizer(plan.fc2.input, is_gelu=True),
+            make.product(plan.query), make.product(plan.key),
+            make.product(plan.value), make.product(plan.proj),
+            make.product(plan.fc1), make.product(plan.fc2),
+            make.keep(plan.padding), center, key_bytes, make.keep(runs),
+            len(runs), plan.logit_scale, plan.value_codes.scale,
+            make.steps(plan.attention))
 
     def __call__(self,
                  x: Tensor,

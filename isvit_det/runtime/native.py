@@ -5,7 +5,7 @@ The structures mirror those of csrc/runtime.h.
 import ctypes
 import enum
 import functools
-from typing import Callable, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, List, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from isvit_det.runtime.build import load_library
 from isvit_det.runtime.overflow import GROUP
 from isvit_det.runtime.packing import PackedWeights
 from isvit_det.runtime.plan import InputCodes
+from isvit_det.runtime.steps import Steps, gelu_steps, table_steps
 
 INT, LONG, POINTER = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
 
@@ -39,10 +40,15 @@ class Product(ctypes.Structure):
                 ('outputs', INT)]
 
 
+class StepTree(ctypes.Structure):
+    """``isvit_steps``."""
+    _fields_ = [('limits', POINTER), ('values', POINTER), ('depth', INT)]
+
+
 class Quantizer(ctypes.Structure):
     """``isvit_quantizer``."""
     _fields_ = [('scale', ctypes.c_float), ('zero_point', INT), ('top', INT),
-                ('entries', POINTER)]
+                ('entries', POINTER), ('steps', StepTree)]
 
 
 class _Map(ctypes.Structure):
@@ -167,16 +173,29 @@ def product_structure(weights: PackedWeights) -> Product:
                    weights.outputs)
 
 
-def quantizer_structure(
-        codes: Optional[InputCodes]) -> Tuple[Quantizer, Optional[Tensor]]:
-    """``isvit_quantizer``, and the tensor that it points to, if any.
+def steps_structure(steps: Optional[Steps]) -> StepTree:
+    """``isvit_steps``; the steps have to outlive it."""
+    if steps is None:
+        return StepTree(None, None, 0)
+    return StepTree(steps.limits.data_ptr(), steps.values.data_ptr(),
+                    steps.depth)
 
-    Without codes the structure is a placeholder.
+
+@functools.lru_cache(maxsize=1024)
+def quantizer_structure(codes: InputCodes,
+                        is_gelu: bool = False) -> Tuple[Quantizer, Any]:
+    """``isvit_quantizer``, and what it points to.
+
+    Args:
+        codes: describes the quantizer.
+        is_gelu: whether it quantizes the GELU of what it is given.
     """
-    if codes is None:
-        return Quantizer(1., 0, 0, None), None
+    steps = gelu_steps(codes) if is_gelu else table_steps(codes)
+    tree = steps_structure(steps)
     if codes.entries is None:
-        return Quantizer(codes.scale, codes.zero_point, codes.top, None), None
+        return Quantizer(codes.scale, codes.zero_point, codes.top, None,
+                         tree), steps
     entries = codes.stored(codes.cells())
     return Quantizer(codes.scale, codes.zero_point,
-                     len(entries) - 1, entries.data_ptr()), entries
+                     len(entries) - 1, entries.data_ptr(),
+                     tree), (steps, entries)

@@ -2,13 +2,14 @@
 
 Whatever its quantizer, the code of a softmax probability is a step function of
 the probability. The code of a GELU's output is a step function of the GELU's
-input. Instead of computing logarithms or GELU, the kernels compare with the
-limits of the steps. These limits are found by bisection over all float32
-numbers, so that each code is exactly the one computed in float64.
+input, and an entry of a table one of the number that it stands for. Instead of
+computing logarithms, GELU or cells of tables, the kernels compare with the
+limits of the steps. These are float32 numbers for which each code is exactly
+the one computed in float64.
 """
 import copy
 from dataclasses import dataclass
-from typing import Callable, NamedTuple, Optional
+from typing import Callable, Optional
 
 import torch
 from torch import Tensor
@@ -18,8 +19,9 @@ from isvit_det.core.quantizers import (AttentionQuantizer, Quantizer,
                                        UniformQuantizer)
 from isvit_det.runtime.plan import InputCodes, Unsupported
 
-# The kernels keep up to 2**4 steps in registers.
+# The kernels keep 2**4 steps in registers, and 2**5 of GELU.
 SMALL_DEPTH = 4
+GELU_DEPTH = 5
 # Where GELU has its minimum: it decreases to the left of it.
 GELU_MINIMUM = -.7517915
 # Nearly the largest float32.
@@ -28,7 +30,7 @@ LARGEST = 3e38
 
 @dataclass(frozen=True)
 class Steps:
-    """A step function, ``isvit_steps`` of csrc/blocks.h.
+    """A step function, ``isvit_steps`` of csrc/runtime.h.
 
     Attributes:
         limits: where each step begins, as a binary search tree in heap order
@@ -43,18 +45,21 @@ class Steps:
     depth: int
 
 
-def make_steps(limits: Tensor, values: Tensor) -> Steps:
+def make_steps(limits: Tensor,
+               values: Tensor,
+               depth: int = SMALL_DEPTH) -> Steps:
     """Build a step function.
 
     Args:
         limits: where each step but the lowest begins, ascending, shape (n,).
         values: value of each step, shape (n + 1,).
+        depth: of the tree, at least; it is as deep as ``values`` need.
 
     >>> steps = make_steps(torch.tensor([.5]), torch.tensor([3., 4.]))
     >>> steps.depth, steps.limits[8].item(), steps.values[:3].tolist()
     (4, 0.5, [3.0, 4.0, 4.0])
     """
-    depth = max(SMALL_DEPTH, (len(values) - 1).bit_length())
+    depth = max(depth, (len(values) - 1).bit_length())
     num_missing = 2**depth - len(values)
     limits = F.pad(limits, (0, num_missing), value=torch.inf)
     values = torch.cat([values, values[-1:].expand(num_missing)])
@@ -88,48 +93,50 @@ def attention_steps(quantizer: Quantizer) -> Steps:
                       f'{type(quantizer).__name__}')
 
 
-class GeluCodes(NamedTuple):
-    """Quantization of a GELU's output, ``isvit_gelu`` of csrc/blocks.h.
+def table_steps(codes: InputCodes) -> Optional[Steps]:
+    """The entry in a table as a step function of the quantized number.
 
-    Attributes:
-        codes: how the output is quantized.
-        steps: the code, or its entry, as a step function of inputs that are
-            at least ``left``. None where GELU is computed: if there are more
-            than 16 codes, or more than two on its decreasing side.
-        left: for inputs below it, the code or entry is ``left_code``.
-        left_code: that of GELU far on the negative side, where it tends to 0.
+    Returns:
+        None without a table, or with more than 16 entries.
     """
-    codes: InputCodes
-    steps: Optional[Steps] = None
-    left: float = 0.
-    left_code: int = 0
+    if codes.entries is None or codes.bits > SMALL_DEPTH:
+        return None
+    entries = torch.tensor(codes.entries, dtype=torch.float64)
+    # The middle of each two neighbours.
+    steps = (entries[:-1] + entries[1:]) / 2 - codes.zero_point
+    exact = steps * codes.scale
+    limits = exact.float()
+    up = torch.nextafter(limits, torch.full_like(limits, torch.inf))
+    return make_steps(torch.where(limits < exact, up, limits), entries)
 
 
-def gelu_codes(codes: InputCodes) -> GeluCodes:
-    """Quantization of a GELU's output, by steps where they are few enough.
+def gelu_steps(codes: InputCodes) -> Optional[Steps]:
+    """The code of a GELU's output, or its entry, as a step function.
+
+    To the left of GELU's minimum codes decrease, to the right they increase.
 
     Args:
         codes: how the output is quantized.
+
+    Returns:
+        None where GELU is computed, since there are more than 32 steps.
     """
 
     def encode(x: Tensor) -> Tensor:
         return codes.encode(F.gelu(x))
 
-    if codes.bits > SMALL_DEPTH:
-        return GeluCodes(codes)
-    far = encode(torch.tensor([-LARGEST], dtype=torch.float64))
-    lowest = encode(torch.tensor([GELU_MINIMUM], dtype=torch.float64))
-    num_falls = int(far - lowest)
-    if num_falls > 1:
-        return GeluCodes(codes)
-    limits = find_limits(encode, GELU_MINIMUM, LARGEST, codes.bits)
-    left = -torch.inf
-    if num_falls:
-        left = find_limits(lambda x: far - encode(x), -LARGEST, GELU_MINIMUM,
-                           1).item()
-    stored = codes.stored(torch.arange(2**codes.bits))
-    return GeluCodes(codes, make_steps(limits, stored), left,
-                     int(codes.stored(far)))
+    ends = torch.tensor([-LARGEST, GELU_MINIMUM], dtype=torch.float64)
+    far, lowest = (int(code) for code in encode(ends))
+    order = torch.cat(
+        [torch.arange(far, lowest, -1),
+         torch.arange(lowest, 2**codes.bits)])
+    if len(order) > 2**GELU_DEPTH:
+        return None
+    falls = find_limits(lambda x: far - encode(x), -LARGEST, GELU_MINIMUM,
+                        codes.bits)[:far - lowest]
+    rises = find_limits(encode, GELU_MINIMUM, LARGEST, codes.bits)[lowest:]
+    return make_steps(
+        torch.cat([falls, rises]), codes.stored(order), GELU_DEPTH)
 
 
 def find_limits(encode: Callable[[Tensor], Tensor], low: float, high: float,

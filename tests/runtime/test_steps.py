@@ -8,7 +8,8 @@ from torch.nn import functional as F
 from isvit_det.core.quantizers import attention_quantizer
 from isvit_det.core.settings import QuantConfig
 from isvit_det.runtime.plan import InputCodes, Unsupported
-from isvit_det.runtime.steps import attention_steps, gelu_codes, make_steps
+from isvit_det.runtime.steps import (attention_steps, gelu_steps, make_steps,
+                                     table_steps)
 
 
 def step_of(steps, x):
@@ -74,32 +75,59 @@ def test_attention_that_is_off_is_not_supported():
         attention_steps(quantizer)
 
 
-@pytest.mark.parametrize('bits, scale, zero_point, is_small', [
-    (4, .3, 1, True),
-    (4, .5, 0, True),
-    (3, .35, 0, True),
-    (4, .25, -3, True),
-    (4, .1, 20, True),
-    (4, .05, 4, False),
-    (5, .3, 1, False),
-    (2, 1., 1, True),
+DENSE = (0, 1, 2, 3, 4, 5, 7, 9, 12, 16, 22, 30, 41, 58, 80, 127)
+
+
+@pytest.mark.parametrize('bits, scale, zero_point, entries, is_small', [
+    (4, .3, 1, None, True),
+    (4, .5, 0, None, True),
+    (3, .35, 0, None, True),
+    (4, .25, -3, None, True),
+    (4, .1, 20, None, True),
+    (4, .05, 4, None, True),
+    (4, .05, 4, DENSE, True),
+    (4, .011, 15, DENSE, True),
+    (3, .1, 2, DENSE[::2], True),
+    (5, .3, 1, None, False),
+    (5, .3, 0, None, True),
+    (2, 1., 1, None, True),
 ])
 def test_steps_of_gelu_are_its_codes_in_float64(bits, scale, zero_point,
-                                                is_small):
-    codes = InputCodes(bits, scale, zero_point)
-    gelu = gelu_codes(codes)
-    assert (gelu.steps is not None) == is_small
+                                                entries, is_small):
+    codes = InputCodes(bits, scale, zero_point, entries)
+    steps = gelu_steps(codes)
+    assert (steps is not None) == is_small
     if not is_small:
         return
     x = torch.cat([
-        torch.randn(2000) * 3,
+        torch.randn(2000) * 3, -torch.rand(2000),
         torch.tensor([-1e30, -100., -0., 0., 100., 1e30]),
-        neighbours(gelu.steps)
+        neighbours(steps)
     ])
-    found = gelu.steps.values[step_of(gelu.steps, x)]
-    found[x < gelu.left] = gelu.left_code
-    expected = (F.gelu(x.double()) / scale).round() + zero_point
-    assert torch.equal(found.double(), expected.clamp(0, codes.top))
+    found = steps.values[step_of(steps, x)]
+    expected = codes.stored(codes.encode(F.gelu(x.double())))
+    assert torch.equal(found, expected.float())
+    assert steps.depth == 5
+
+
+@pytest.mark.parametrize('scale', [.3, 1., .011, 1e-6])
+@pytest.mark.parametrize('zero_point', [0, 15, 127, -1000, 2**20])
+def test_steps_of_a_table_are_its_codes_in_float64(scale, zero_point):
+    scale = torch.tensor(scale).item()
+    codes = InputCodes(4, scale, zero_point, DENSE)
+    steps = table_steps(codes)
+    assert steps.depth == 4
+    limits = neighbours(steps)
+    middles = torch.rand(2000) * 150 - 10 - zero_point
+    x = torch.cat([limits, middles * scale, torch.tensor([-1e30, 0., 1e30])])
+    found = steps.values[step_of(steps, x)]
+    assert torch.equal(found, codes.stored(codes.encode(x.double())).float())
+    assert found.unique().tolist() == list(DENSE)
+
+
+def test_what_has_no_small_table_has_no_steps():
+    assert table_steps(InputCodes(4, 1., 0)) is None
+    assert table_steps(InputCodes(5, 1., 0, tuple(range(0, 64, 2)))) is None
 
 
 @pytest.mark.parametrize('count', [1, 3, 15, 16, 255])
