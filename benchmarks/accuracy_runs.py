@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, Iterator, Mapping, Optional, Tuple
 
-from isvit_det.core.settings import QuantConfig, SOSConfig, parse_bits
+from isvit_det.core.checks import parse_bits
+from isvit_det.core.settings import QuantConfig, SOSConfig
 from isvit_det.inputs.configs import load_config
 
 BITS = ('w3a3', 'w4a4', 'w6a6', 'w8a8')

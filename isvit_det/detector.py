@@ -9,6 +9,7 @@ from torch import nn
 from isvit_det.backbones import QUANTIZED
 from isvit_det.backbones.others import advice
 from isvit_det.core.errors import QuantError
+from isvit_det.core.mixed import set_bits_
 from isvit_det.core.settings import QuantConfig
 from isvit_det.core.swap import (QUANTIZED_LAYERS, make_float_,
                                  quantized_version, replace_)
@@ -69,8 +70,8 @@ def quantized_detector(base: Union[str, type],
 
     Raises:
         QuantError: if ``base``, the backbone, ``float_layers`` or ``engine``
-            cannot be used, or nothing outside of the backbone could be
-            quantized.
+            cannot be used, nothing outside of the backbone could be
+            quantized, or an override of bits covers nothing.
     """
     config = QuantConfig.from_dict(quant or {})
     if 'quant' in backbone:
@@ -104,7 +105,10 @@ def quantized_detector(base: Union[str, type],
             raise QuantError(
                 "quant.scope: 'detector': there is no Conv2d and no "
                 "Linear outside of the backbone; use 'backbone'.")
+        set_bits_(model, config)
         _keep_float_(model, float_layers)
+    else:
+        set_bits_(model, config)
     install_loading_(model, config)
     attach_runtime_(model, engine)
     return model

@@ -12,6 +12,7 @@ from isvit_det.classifiers.head import QuantClassifier, is_same_function
 from isvit_det.classifiers.swin import quantize_swin
 from isvit_det.classifiers.vit import quantize_vit
 from isvit_det.core.errors import QuantError
+from isvit_det.core.mixed import set_bits_
 from isvit_det.core.settings import QuantConfig
 from isvit_det.core.weights import check_values
 
@@ -42,7 +43,8 @@ def build_classifiers(name: str, weights: Mapping[str,
 
     Raises:
         QuantError: if the name is not supported, the weights do not fit, or
-            the model has parts that are not supported.
+            the model has parts that are not supported, or an override of
+            bits covers nothing.
     """
     builder = next(
         (b for start, b in BUILDERS.items() if name.startswith(start)), None)
@@ -78,6 +80,7 @@ def build_classifiers(name: str, weights: Mapping[str,
         same = False
     if not same:
         raise _unsupported(name)
+    set_bits_(model, config)
     if packed:
         model.load_state_dict(dict(weights))
     return source, model

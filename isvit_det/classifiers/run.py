@@ -272,7 +272,8 @@ class ClassifierRun:
         result = dict(
             format_version=FORMAT_VERSION,
             model=self.name,
-            bits=config.bits,
+            bits=config.label,
+            overrides=[one.to_dict() for one in config.overrides],
             method=config.method,
             scores=scores,
             engine=describe_engine(self.model),

@@ -154,7 +154,7 @@ def benchmark(args: argparse.Namespace) -> None:
     machine = describe_machine()
     quant = model.quant_config
     print(machine_line(machine))
-    print(f'{quant.bits}, scope {quant.scope}; {engine_line(engine)}')
+    print(f'{quant.label}, scope {quant.scope}; {engine_line(engine)}')
     print(f'{args.image or "noise"}, prepared to {subject.shape[-1]}x'
           f'{subject.shape[-2]}; medians of {args.rounds} rounds of a '
           'prediction, without reading the image')

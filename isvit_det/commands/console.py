@@ -2,13 +2,14 @@
 import contextlib
 import logging
 import sys
-from typing import (Any, Callable, Dict, Iterator, Mapping, NamedTuple,
-                    Optional, Set)
+from typing import (Any, Callable, Dict, Iterator, List, Mapping, NamedTuple,
+                    Optional, Sequence, Set)
 
 import torch
 
 from isvit_det.core.errors import QuantError
 from isvit_det.core.files import disk_error
+from isvit_det.core.overrides import parse_override
 
 
 def given(**values: Any) -> Dict[str, Any]:
@@ -54,6 +55,18 @@ def settings(options: Optional[Mapping[str, Any]]) -> Settings:
             raise QuantError(f'--cfg-options: {key}={value} names no setting; '
                              f'give {key}.KEY=VALUE, such as {example}.')
     return by_owner
+
+
+def layer_bits(options: Optional[Sequence[str]]) -> List[Dict[str, Any]]:
+    """The values of ``--layer-bits`` as those of ``quant.overrides``.
+
+    Raises:
+        QuantError: naming one that cannot be read.
+
+    >>> layer_bits(['neck.*=w8'])
+    [{'match': 'neck.*', 'weight_bits': 8}]
+    """
+    return [parse_override(text).to_dict() for text in options or ()]
 
 
 def check_device(device: str) -> None:

@@ -109,6 +109,12 @@ class Parser(argparse.ArgumentParser):
         """Add the options of all commands that calibrate."""
         add = self.add_argument
         add('--bits', help='wNaM with N and M in 2..8, such as w4a4')
+        add('--layer-bits',
+            nargs='+',
+            metavar='PATTERN=wNaM',
+            help='bits of single layers or units, such as '
+            "'backbone.stages.0.*=w8a8', or w8 or a8 alone; later ones "
+            'replace earlier ones')
         add('--method', help=', '.join(METHODS))
         add('--calib-images', type=int, metavar='N', help='drawn by the seed')
         add('--iters', type=int, metavar='N', help='per unit and stage')

@@ -7,8 +7,8 @@ from mmengine.device import get_device
 
 from isvit_det.classifiers.run import ClassifierRun, table
 from isvit_det.commands import parsers
-from isvit_det.commands.console import (check_device, given, run_command,
-                                        settings)
+from isvit_det.commands.console import (check_device, given, layer_bits,
+                                        run_command, settings)
 from isvit_det.core.errors import QuantError
 from isvit_det.core.files import alone_in
 from isvit_det.host import said_at_import
@@ -28,13 +28,16 @@ def quantize(args: argparse.Namespace) -> None:
     device = args.device or get_device()
     check_device(device)
     asked = given(bits=args.bits, method=args.method)
-    name = '_'.join([args.model, *asked.values()])
+    mixed = ['mixed'] if args.layer_bits else []
+    name = '_'.join([args.model, *asked.values(), *mixed])
     more = settings(args.cfg_options)
     if more.rest:
         raise QuantError(f'--cfg-options: unknown key {min(more.rest)!r}; '
                          'expected quant.KEY or sos.KEY.')
     # What has an option of its own is taken from there.
     quant = {**more.quant, **asked}
+    if args.layer_bits:
+        quant['overrides'] = layer_bits(args.layer_bits)
     sos = {
         **more.sos,
         **given(

@@ -14,8 +14,8 @@ from mmengine.dist import is_main_process
 from isvit_det.checkpoint import (is_packed, read_checkpoint,
                                   refuse_other_layouts)
 from isvit_det.commands import parsers
-from isvit_det.commands.console import (check_device, given, run_command,
-                                        settings)
+from isvit_det.commands.console import (check_device, given, layer_bits,
+                                        run_command, settings)
 from isvit_det.commands.launch import joined
 from isvit_det.core.errors import QuantError
 from isvit_det.core.files import alone_in, local_checkpoint
@@ -49,7 +49,14 @@ def configure(args: argparse.Namespace) -> Config:
     more = settings(args.cfg_options)
     cfg = load_config(args.config, more.rest)
     # What has an option of its own is taken from there.
-    quant: Dict[str, Any] = {**more.quant, **_given_settings(args)}
+    quant: Dict[str, Any] = {
+        **more.quant,
+        **given(bits=args.bits, scope=args.scope, method=args.method)
+    }
+    if args.layer_bits:
+        # After those of the config, since the last one decides.
+        earlier = quant.get('overrides', quant_of(cfg).get('overrides') or ())
+        quant['overrides'] = [*earlier, *layer_bits(args.layer_bits)]
     source = args.checkpoint or cfg.get('load_from')
     if not source:
         raise QuantError('checkpoint: none is given and the config has no '
@@ -84,6 +91,13 @@ def configure(args: argparse.Namespace) -> Config:
     return cfg
 
 
+def quant_of(cfg: Config) -> Mapping[str, Any]:
+    """Settings of the quantization in a config; none in a float one."""
+    model = cfg.get('model')
+    quant = model.get('quant') if isinstance(model, dict) else None
+    return quant if isinstance(quant, dict) else {}
+
+
 def _work_dir(cfg: Config, args: argparse.Namespace) -> str:
     """Folder of the run: one where its config replaces no other one.
 
@@ -107,7 +121,11 @@ def _work_dir(cfg: Config, args: argparse.Namespace) -> str:
 
 
 def _given_settings(args: argparse.Namespace) -> Dict[str, str]:
-    return given(bits=args.bits, scope=args.scope, method=args.method)
+    return given(
+        bits=args.bits,
+        scope=args.scope,
+        method=args.method,
+        layers='mixed' if args.layer_bits else None)
 
 
 def choose_device(device: Optional[str], launcher: str) -> Optional[str]:

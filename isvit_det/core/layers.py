@@ -51,7 +51,12 @@ class QuantLinear(nn.Linear):
         if source.bias is None:
             offset = source.weight.new_zeros(source.out_features)
         self.register_buffer('offset', offset)
-        self.input_quantizer: Any = activation_quantizer(config, place)
+        self.place = place
+        self.make_quantizers_(config)
+
+    def make_quantizers_(self, config: QuantConfig) -> None:
+        """Give the layer new quantizers, which are not fitted."""
+        self.input_quantizer: Any = activation_quantizer(config, self.place)
         self.weight_quantizer = UniformQuantizer(config.weight_bits, 'weight',
                                                  config.percentiles,
                                                  self.out_features, 0)
@@ -92,9 +97,15 @@ class QuantConv2d(nn.Conv2d):
             setattr(self, name, getattr(source, name))
         self.weight = source.weight
         self.bias = source.bias
-        self.input_quantizer: Any = activation_quantizer(config, place)
-        if input_bits is not None:
-            self.input_quantizer = UniformQuantizer(input_bits, 'act',
+        self.place = place
+        self.input_bits = input_bits
+        self.make_quantizers_(config)
+
+    def make_quantizers_(self, config: QuantConfig) -> None:
+        """Give the layer new quantizers, which are not fitted."""
+        self.input_quantizer: Any = activation_quantizer(config, self.place)
+        if self.input_bits is not None:
+            self.input_quantizer = UniformQuantizer(self.input_bits, 'act',
                                                     config.percentiles)
         self.weight_quantizer = UniformQuantizer(config.weight_bits, 'weight',
                                                  config.percentiles,
@@ -130,25 +141,32 @@ class QuantMatMul(nn.Module):
     """``left @ right`` with both operands quantized.
 
     Args:
-        left: quantizer of the left operand.
-        right: quantizer of the right operand.
+        config: bits and quantizers.
+        of_attention: whether it is the product of post-softmax attention and
+            value, or else that of query and key.
     """
 
-    def __init__(self, left: Quantizer, right: Quantizer) -> None:
+    def __init__(self, config: QuantConfig, of_attention: bool) -> None:
         super().__init__()
-        self.left_quantizer = left
-        self.right_quantizer = right
+        self.of_attention = of_attention
+        self.make_quantizers_(config)
+
+    def make_quantizers_(self, config: QuantConfig) -> None:
+        """Give the product new quantizers, which are not fitted."""
+        self.left_quantizer: Quantizer = (
+            attention_quantizer(config)
+            if self.of_attention else activation_quantizer(config, 'qkv'))
+        self.right_quantizer: Quantizer = activation_quantizer(config, 'qkv')
 
     @classmethod
     def of_query_key(cls, config: QuantConfig) -> 'QuantMatMul':
         """Product of query and key."""
-        return cls(*(activation_quantizer(config, 'qkv') for _ in range(2)))
+        return cls(config, False)
 
     @classmethod
     def of_attention_value(cls, config: QuantConfig) -> 'QuantMatMul':
         """Product of post-softmax attention and value."""
-        return cls(
-            attention_quantizer(config), activation_quantizer(config, 'qkv'))
+        return cls(config, True)
 
     def forward(self, left: Tensor, right: Tensor) -> Tensor:
         """Product of (..., N, K) and (..., K, M), shape (..., N, M)."""

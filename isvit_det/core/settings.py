@@ -1,16 +1,17 @@
 """Settings of the quantizers and of the calibration: frozen dataclasses."""
 import dataclasses
 import math
-import re
 from dataclasses import dataclass
-from typing import Any, Mapping, Tuple, Type, TypeVar, Union
+from typing import Any, Mapping, Tuple, Union
 
+from isvit_det.core.checks import (MAX_BITS, MIN_BITS, check_choice,
+                                   check_number, from_dict, parse_bits)
 from isvit_det.core.errors import QuantError
+from isvit_det.core.overrides import Override, bits_at, make_overrides
 from isvit_det.core.presets import (KINDS, METHODS, PAPER_ITERS,
                                     PAPER_ITERS_6_BITS, PAPER_LR, PAPER_SHIFTS,
                                     WIDE_PERCENTILES)
 
-MIN_BITS, MAX_BITS = 2, 8
 SOFTMAX_QUANTIZERS = ('sulq', 'log2', 'log_sqrt2', 'uniform')
 EXPONENTS = ('table', 'integer')
 SHIFT_ERRORS = ('attention', 'output')
@@ -19,53 +20,6 @@ ITEMS = ('unit', 'image')
 STAGE_ONE_INPUTS = ('float', 'quantized')
 TABLE_PLACES = ('norm', 'qkv', 'proj', 'fc2', 'neck', 'heads')
 MIN_ENTRY_BITS, MAX_ENTRY_BITS = 3, 7
-
-T = TypeVar('T')
-
-
-def parse_bits(text: str) -> Tuple[int, int]:
-    """Split ``'w4a8'`` into the bits of weights and of activations.
-
-    Raises:
-        QuantError: if the text has another form or bits outside 2..8.
-
-    >>> parse_bits('w4a8')
-    (4, 8)
-    """
-    match = re.fullmatch(r'w(\d+)a(\d+)', str(text))
-    if match is None or any(not MIN_BITS <= int(bits) <= MAX_BITS
-                            for bits in match.groups()):
-        raise QuantError(f'bits: {text!r} is not allowed; give wNaM with N '
-                         f'and M in {MIN_BITS}..{MAX_BITS}, such as w4a4.')
-    return int(match.group(1)), int(match.group(2))
-
-
-def _check_choice(key: str, value: Any, allowed: Tuple[Any, ...]) -> None:
-    if value not in allowed:
-        raise QuantError(f'{key}: {value!r} is not allowed; expected one of '
-                         f'{list(allowed)}.')
-
-
-def _check_number(key: str, value: Any, low: float, high: float,
-                  kind: Tuple[Type, ...]) -> None:
-    if (isinstance(value, bool) or not isinstance(value, kind)
-            or not low <= value <= high):
-        name = 'an integer' if kind == (int, ) else 'a number'
-        raise QuantError(f'{key}: {value!r} is not allowed; expected {name} '
-                         f'between {low:.10g} and {high:.10g}.')
-
-
-def _from_dict(cls: Type[T], name: str, values: Mapping[str, Any]) -> T:
-    known = [field.name for field in dataclasses.fields(cls)]  # type: ignore
-    unknown = sorted(set(values) - set(known))
-    if unknown:
-        raise QuantError(f'{name}: unknown keys {unknown}; expected a subset '
-                         f'of {known}.')
-    return cls(
-        **{
-            key: tuple(value) if isinstance(value, list) else value
-            for key, value in values.items()
-        })
 
 
 @dataclass(frozen=True)
@@ -104,6 +58,10 @@ class QuantConfig:
         entry_bits: bits of the integers in these tables, 3 to 7.
         channelwise: quantize post-LayerNorm activations per channel first and
             fold the scales into one per tensor (the paper's stage 2).
+        overrides: bits of single layers or units, in a list of
+            ``dict(match='backbone.stages.0.*', weight_bits=8, act_bits=8)``.
+            A pattern may leave out one of the two bits; where several match,
+            the last one decides. None changes ``input_bits``.
     """
     method: str = 'isvit'
     weight_bits: int = 4
@@ -118,33 +76,35 @@ class QuantConfig:
     activation_tables: Tuple[str, ...] = ('fc2', 'neck', 'heads')
     entry_bits: int = 7
     channelwise: bool = True
+    overrides: Tuple[Override, ...] = ()
 
     def __post_init__(self) -> None:
-        _check_choice('quant.method', self.method, tuple(METHODS))
+        check_choice('quant.method', self.method, tuple(METHODS))
         for key in ('weight_bits', 'act_bits', 'input_bits'):
-            _check_number(f'quant.{key}', getattr(self, key), MIN_BITS,
-                          MAX_BITS, (int, ))
-        _check_choice('quant.scope', self.scope, SCOPES)
-        _check_choice('quant.softmax', self.softmax, SOFTMAX_QUANTIZERS)
-        _check_choice('quant.exponent', self.exponent, EXPONENTS)
-        _check_choice('quant.shift_error', self.shift_error, SHIFT_ERRORS)
+            check_number(f'quant.{key}', getattr(self, key), MIN_BITS,
+                         MAX_BITS, (int, ))
+        check_choice('quant.scope', self.scope, SCOPES)
+        check_choice('quant.softmax', self.softmax, SOFTMAX_QUANTIZERS)
+        check_choice('quant.exponent', self.exponent, EXPONENTS)
+        check_choice('quant.shift_error', self.shift_error, SHIFT_ERRORS)
         if not isinstance(self.activation_tables, tuple):
             raise QuantError('quant.activation_tables: '
                              f'{self.activation_tables!r} is not allowed; '
                              f'expected a list of some of '
                              f'{list(TABLE_PLACES)}, such as [fc2], or [].')
         for place in self.activation_tables:
-            _check_choice('quant.activation_tables', place, TABLE_PLACES)
-        _check_number('quant.entry_bits', self.entry_bits, MIN_ENTRY_BITS,
-                      MAX_ENTRY_BITS, (int, ))
-        _check_choice('quant.channelwise', self.channelwise, (True, False))
+            check_choice('quant.activation_tables', place, TABLE_PLACES)
+        check_number('quant.entry_bits', self.entry_bits, MIN_ENTRY_BITS,
+                     MAX_ENTRY_BITS, (int, ))
+        check_choice('quant.channelwise', self.channelwise, (True, False))
         for key, low in (('shifts', 1e-9), ('percentiles', .5)):
             grid = getattr(self, key)
             if not isinstance(grid, tuple) or not grid:
                 raise QuantError(f'quant.{key}: {grid!r} is not allowed; '
                                  'expected a list of numbers.')
             for value in grid:
-                _check_number(f'quant.{key}', value, low, 1., (int, float))
+                check_number(f'quant.{key}', value, low, 1., (int, float))
+        object.__setattr__(self, 'overrides', make_overrides(self.overrides))
 
     @classmethod
     def make(
@@ -159,6 +119,29 @@ class QuantConfig:
     def bits(self) -> str:
         """Bits in the form ``'w4a4'``."""
         return f'w{self.weight_bits}a{self.act_bits}'
+
+    @property
+    def label(self) -> str:
+        """Bits as tables show them: ``'w4a4'``, or ``'w4a4 mixed'``."""
+        return self.bits + ' mixed' * bool(self.overrides)
+
+    @property
+    def lowest_bits(self) -> int:
+        """The fewest bits of all weights and activations."""
+        return min(
+            bits for one in (self, *self.overrides)
+            for bits in (one.weight_bits, one.act_bits) if bits is not None)
+
+    def at(self, name: str) -> 'QuantConfig':
+        """The settings of one layer or product.
+
+        Args:
+            name: in the whole model.
+        """
+        weight, act = bits_at(self.overrides, name,
+                              (self.weight_bits, self.act_bits))
+        return dataclasses.replace(
+            self, weight_bits=weight, act_bits=act, overrides=())
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> 'QuantConfig':
@@ -177,11 +160,11 @@ class QuantConfig:
         isvit_det.core.errors.QuantError: quant: unknown keys ['bit']; \
 expected a subset of ['method', 'weight_bits', 'act_bits', 'input_bits', \
 'scope', 'softmax', 'exponent', 'shifts', 'shift_error', 'percentiles', \
-'activation_tables', 'entry_bits', 'channelwise'].
+'activation_tables', 'entry_bits', 'channelwise', 'overrides'].
         """
         values = dict(values)
         method = values.get('method', cls.method)
-        _check_choice('quant.method', method, tuple(METHODS))
+        check_choice('quant.method', method, tuple(METHODS))
         merged = dict(METHODS[method].quant)
         if 'bits' in values:
             both = sorted({'weight_bits', 'act_bits'} & set(values))
@@ -191,14 +174,22 @@ expected a subset of ['method', 'weight_bits', 'act_bits', 'input_bits', \
             bits = parse_bits(values.pop('bits'))
             merged['weight_bits'], merged['act_bits'] = bits
         merged.update(values)
-        return _from_dict(cls, 'quant', merged)
+        return from_dict(cls, 'quant', merged)
 
     def to_dict(self) -> dict:
-        """Plain values that ``from_dict`` turns into an equal config."""
-        return {
+        """Plain values that ``from_dict`` turns into an equal config.
+
+        Overrides are left out where there are none, so that files of one
+        width stay readable by versions that know no others.
+        """
+        values = {
             key: list(value) if isinstance(value, tuple) else value
-            for key, value in dataclasses.asdict(self).items()
+            for key, value in vars(self).items()
         }
+        values['overrides'] = [one.to_dict() for one in self.overrides]
+        if not self.overrides:
+            del values['overrides']
+        return values
 
 
 @dataclass(frozen=True)
@@ -258,17 +249,16 @@ class SOSConfig:
     def __post_init__(self) -> None:
         for key, low in (('num_images', 1), ('iters', 0), ('batch', 0),
                          ('items_per_image', 0), ('seed', 0)):
-            _check_number(f'sos.{key}', getattr(self, key), low, 2**31,
-                          (int, ))
-        _check_number('sos.lr', self.lr, 0., 1., (int, float))
-        _check_choice('sos.items', self.items, ITEMS)
-        _check_choice('sos.stage_one_inputs', self.stage_one_inputs,
-                      STAGE_ONE_INPUTS)
-        _check_number('sos.stage_one_share', self.stage_one_share, 0., 1.,
-                      (int, float))
+            check_number(f'sos.{key}', getattr(self, key), low, 2**31, (int, ))
+        check_number('sos.lr', self.lr, 0., 1., (int, float))
+        check_choice('sos.items', self.items, ITEMS)
+        check_choice('sos.stage_one_inputs', self.stage_one_inputs,
+                     STAGE_ONE_INPUTS)
+        check_number('sos.stage_one_share', self.stage_one_share, 0., 1.,
+                     (int, float))
         for key in ('rotate_heads', 'closed_form_start', 'weigh_tokens',
                     'mirror_images', 'correct_heads', 'weigh_locations'):
-            _check_choice(f'sos.{key}', getattr(self, key), (True, False))
+            check_choice(f'sos.{key}', getattr(self, key), (True, False))
 
     @property
     def num_views(self) -> int:
@@ -301,11 +291,10 @@ class SOSConfig:
         """
         assert kind in KINDS
         merged = dict(METHODS[quant.method].sos_of(kind))
-        low_bits = min(quant.weight_bits, quant.act_bits) < 6
-        default = PAPER_ITERS if low_bits else PAPER_ITERS_6_BITS
+        default = PAPER_ITERS if quant.lowest_bits < 6 else PAPER_ITERS_6_BITS
         merged.setdefault('iters', default)
         merged.update(values)
-        config = _from_dict(cls, 'sos', merged)
+        config = from_dict(cls, 'sos', merged)
         if 0 < config.iters < default and 'lr' not in values:
             config = dataclasses.replace(
                 config, lr=short_lr(config.iters, default))

@@ -275,7 +275,8 @@ class QuantizationRun:
         return dict(
             format_version=FORMAT_VERSION,
             config=Path(self.runner.cfg.filename).name,
-            bits=quant.bits,
+            bits=quant.label,
+            overrides=[one.to_dict() for one in quant.overrides],
             scope=quant.scope,
             method=quant.method,
             lr=origin.get('sos', {}).get('lr'),

@@ -10,11 +10,12 @@ from mmengine.hub import get_config
 
 from isvit_det.backbones import QUANTIZED
 from isvit_det.backbones.others import advice
+from isvit_det.core.checks import parse_bits
 from isvit_det.core.errors import (QuantError, describe_error,
                                    describe_with_place)
 from isvit_det.core.files import disk_error
 from isvit_det.core.presets import optimises
-from isvit_det.core.settings import QuantConfig, parse_bits
+from isvit_det.core.settings import QuantConfig
 from isvit_det.inputs.config_forms import (class_of, has_lists, name_types_,
                                            restore_tuples_)
 from isvit_det.inputs.hooks import is_calibration_hook

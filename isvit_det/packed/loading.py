@@ -25,7 +25,7 @@ from isvit_det.packed.state import settings_of
 # Settings that change what a model computes; the others only change how it is
 # calibrated.
 RUN_SETTINGS = ('weight_bits', 'act_bits', 'input_bits', 'scope', 'softmax',
-                'exponent')
+                'exponent', 'overrides')
 # Buffers of quantized layers that are 0 before a calibration.
 UNCALIBRATED_ZERO = ('fitted', 'offset', 'padding_value')
 
@@ -117,8 +117,8 @@ def _check_settings(config: QuantConfig, header: Mapping[str, Any]) -> None:
     """Raise if a packed state has other settings than the model."""
     packed = settings_of(header)
     differing = [
-        f'{key} {getattr(packed, key)!r} (the config says '
-        f'{getattr(config, key)!r})' for key in RUN_SETTINGS
+        f'{key} {_shown(packed, key)} (the config says '
+        f'{_shown(config, key)})' for key in RUN_SETTINGS
         if getattr(packed, key) != getattr(config, key)
     ]
     tables, known = packed.activation_tables, config.activation_tables
@@ -132,6 +132,11 @@ def _check_settings(config: QuantConfig, header: Mapping[str, Any]) -> None:
         raise QuantError(
             f'packed file: made with {", ".join(differing)}; load it with '
             'the config it was made from, or calibrate anew.')
+
+
+def _shown(config: QuantConfig, key: str) -> str:
+    """A setting as a config has it."""
+    return repr(config.to_dict().get(key, []))
 
 
 def _drop_tables_(model: Any, state: Mapping[str, Tensor],

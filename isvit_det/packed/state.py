@@ -80,7 +80,7 @@ def packed_config(state: Mapping[str, Tensor],
     packed = settings_of(read_header(state))
     asked = QuantConfig.from_dict(given)
     differing = [
-        f'{key} {getattr(packed, key)} (asked for {getattr(asked, key)})'
+        f'{key} {_shown(packed, key)} (asked for {_shown(asked, key)})'
         for key in given if getattr(packed, key) != getattr(asked, key)
     ]
     if differing:
@@ -88,6 +88,11 @@ def packed_config(state: Mapping[str, Tensor],
                          'leave that out, or give a float checkpoint to '
                          'calibrate.')
     return packed
+
+
+def _shown(config: QuantConfig, key: str) -> Any:
+    """A setting in plain values, or ``bits``, which stands for two."""
+    return config.to_dict().get(key, getattr(config, key))
 
 
 def _in_smallest_type(values: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ def announcement(quant: QuantConfig,
     if sos.iters:
         how = (f'each in 3 stages ({sos.iters_of(1)} iterations in stage 1, '
                f'{sos.iters_of(3)} in stage 3), learning rate {sos.lr:g}')
-    return (f'calibrating {quant.bits} by {quant.method}{part}: {num_units} '
+    return (f'calibrating {quant.label} by {quant.method}{part}: {num_units} '
             f'units on {num_images} images{mirrored}, {how}')
 
 

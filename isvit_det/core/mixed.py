@@ -1,0 +1,77 @@
+"""Mixed precision: quantizers of the bits that overrides give a layer."""
+import difflib
+from typing import Any, Dict, Iterator, List, Tuple
+
+from torch import nn
+
+from isvit_det.core.errors import QuantError, few_names
+from isvit_det.core.layers import QuantConv2d, QuantLinear, QuantMatMul
+from isvit_det.core.settings import QuantConfig
+
+WITH_BITS = (QuantLinear, QuantConv2d, QuantMatMul)
+
+
+def named_parts(model: nn.Module) -> Iterator[Tuple[str, Any]]:
+    """Quantized layers and products by name, once each, in order."""
+    for name, module in model.named_modules():
+        if isinstance(module, WITH_BITS):
+            yield name, module
+
+
+def set_bits_(model: nn.Module, config: QuantConfig) -> None:
+    """Give the layers and products that overrides cover their own bits.
+
+    Their quantizers are replaced and are not fitted. A layer that occurs
+    several times in the model is covered by any of its names.
+
+    Args:
+        model: the whole model, built with ``config``.
+        config: has the overrides.
+
+    Raises:
+        QuantError: naming an override that covers nothing, and similar names;
+            or one that gives ``weight_bits`` to products alone.
+    """
+    if not config.overrides:
+        return
+    names: Dict[nn.Module, List[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, WITH_BITS):
+            names.setdefault(module, []).append(name)
+    for override in config.overrides:
+        covered = [
+            module for module, own in names.items()
+            if any(map(override.covers, own))
+        ]
+        if not covered:
+            raise QuantError(_no_match(override.match, config, names.values()))
+        if override.act_bits is None and not any(
+                hasattr(module, 'weight') for module in covered):
+            raise QuantError(
+                f'quant.overrides: {override.match!r} covers products of two '
+                'activations alone, which have no weights; give act_bits.')
+    for module, own in names.items():
+        name = next((name for name in own if any(
+            one.covers(name) for one in config.overrides)), None)
+        if name is not None:
+            module.make_quantizers_(config.at(name))
+
+
+def _no_match(pattern: str, config: QuantConfig, names: Any) -> str:
+    """What to say of a pattern that covers nothing."""
+    every = [name for own in names for name in own]
+    shown: Dict[str, None] = {}
+    for name in every:
+        parts = name.split('.')
+        for num in range(1, len(parts) + 1):
+            shown['.'.join(parts[:num])] = None
+    bare = pattern.strip('*.') or pattern
+    ends = [name for name in shown if bare and name.endswith(bare)]
+    near = ends or difflib.get_close_matches(bare, shown, 3, 0.3)
+    scope = ''
+    if config.scope == 'backbone':
+        scope = " (scope 'backbone' quantizes no neck and no heads)"
+    return (f'quant.overrides: {pattern!r} matches no quantized layer or '
+            f'unit{scope}; is it {few_names(sorted(near), 3)}? Give a name '
+            "of the report's sites without .weight_quantizer and the like, "
+            'or a pattern such as backbone.stages.0.*')
