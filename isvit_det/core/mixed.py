@@ -18,6 +18,21 @@ def named_parts(model: nn.Module) -> Iterator[Tuple[str, Any]]:
             yield name, module
 
 
+def renew_(part: Any, config: QuantConfig) -> None:
+    """Replace the quantizers of a layer or product by new ones.
+
+    They are not fitted, on the same device and in the same mode.
+
+    Args:
+        part: of ``named_parts``.
+        config: the settings of this part.
+    """
+    device = next(part.buffers()).device
+    part.make_quantizers_(config)
+    for child in part.children():
+        child.to(device).train(part.training)
+
+
 def set_bits_(model: nn.Module, config: QuantConfig) -> None:
     """Give the layers and products that overrides cover their own bits.
 
@@ -54,7 +69,7 @@ def set_bits_(model: nn.Module, config: QuantConfig) -> None:
         name = next((name for name in own if any(
             one.covers(name) for one in config.overrides)), None)
         if name is not None:
-            module.make_quantizers_(config.at(name))
+            renew_(module, config.at(name))
 
 
 def _no_match(pattern: str, config: QuantConfig, names: Any) -> str:
@@ -72,6 +87,6 @@ def _no_match(pattern: str, config: QuantConfig, names: Any) -> str:
     if config.scope == 'backbone':
         scope = " (scope 'backbone' quantizes no neck and no heads)"
     return (f'quant.overrides: {pattern!r} matches no quantized layer or '
-            f'unit{scope}; is it {few_names(sorted(near), 3)}? Give a name '
+            f'unit{scope}; is it {few_names(near, 3)}? Give a name '
             "of the report's sites without .weight_quantizer and the like, "
             'or a pattern such as backbone.stages.0.*')

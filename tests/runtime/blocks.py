@@ -9,6 +9,7 @@ from isvit_det.backbones.quant_vit import QuantVisionTransformer
 from isvit_det.backbones.swin import QuantSwinTransformer
 from isvit_det.backbones.vit import VisionTransformer
 from isvit_det.core.layers import fit_weights_, observe, set_precision_
+from isvit_det.core.mixed import set_bits_
 from isvit_det.runtime.blocks import NativeBlock
 from isvit_det.runtime.plan import InputCodes
 from isvit_det.runtime.swin_plan import plan_swin_block
@@ -56,6 +57,7 @@ def draw_backbone(quant=None, shift=0., **kwargs):
 
 def calibrate_(model, size):
     """Give a backbone the ranges of one image of a size."""
+    set_bits_(model, model.quant_config)
     fit_weights_(model)
     with observe(model):
         model(torch.randn(1, 3, *size))

@@ -75,6 +75,38 @@ def test_every_width(bits):
         check_block(block, (9, 10))
 
 
+# Every layer and product of a block in bits of its own, in two ways.
+MIXED = [
+    dict(qkv=(2, 8), query_key=(8, 3), attention_value=(8, 5), proj=(6, 2),
+         fc1=(3, 6), fc2=(8, 3)),
+    dict(qkv=(8, 3), query_key=(8, 8), attention_value=(8, 2), proj=(3, 8),
+         fc1=(8, 4), fc2=(2, 8)),
+]  # yapf: disable
+SWIN_NAMES = {'fc1': 'ffn.layers.0.0', 'fc2': 'ffn.layers.1'}
+
+
+@pytest.mark.parametrize('widths', MIXED)
+def test_mixed_widths_in_a_block(widths):
+    quant = dict(overrides=[
+        dict(
+            match=f'*.{SWIN_NAMES.get(name, name)}',
+            weight_bits=bits[0],
+            act_bits=bits[1]) for name, bits in widths.items()
+    ])
+    for block in blocks_of(draw_backbone(quant)):
+        fc2 = block.ffn.layers[1]
+        assert (fc2.weight_quantizer.bits,
+                fc2.input_quantizer.bits) == widths['fc2']
+        check_block(block, (9, 10))
+    quant = dict(overrides=[
+        dict(match=f'*.{name}', weight_bits=bits[0], act_bits=bits[1])
+        for name, bits in widths.items()
+    ])
+    for block in draw_vit(quant, **WINDOWED).blocks:
+        assert block.attn.proj.input_quantizer.bits == widths['proj'][1]
+        check_block(block, (6, 7))
+
+
 @pytest.mark.parametrize(
     'quant', [
         dict(exponent='integer'),

@@ -112,9 +112,15 @@ def test_a_swin_goes_the_same_way(data, tmp_path):
     result = run(
         tmp_path,
         tmp_path,
-        *short(data, '--val', data / 'classes'),
+        *short(data, '--val', data / 'classes', '--layer-bits', 'head=w8a7'),
         model=name)
     assert result['scores']['kl'] > 0
+    assert result['bits'] == 'w6a6 mixed'
+    bits = {
+        site['bits']
+        for site in result['sites'] if site['name'].startswith('head.')
+    }
+    assert bits == {8, 7}
     names = [unit['name'] for unit in result['units']]
     assert names[0] == 'patch_embed' and names[-1] == 'head'
     assert len(names) == 1 + 6 + 3 + 1
@@ -329,11 +335,12 @@ def test_fewer_images_than_asked_for_are_all_used(data, tmp_path, caplog):
     (dict(cfg_options='lr=1'), ["'lr'", 'quant.KEY or sos.KEY']),
     (dict(cfg_options='sos.rate=1'), ["['rate']", 'lr']),
     (dict(cfg_options='quant.exponent=half'), ['half', 'table']),
+    (dict(layer_bits='backbone.blocks.9=w8'), ["'backbone.blocks.9'"]),
 ])
 def test_bad_input_is_one_line(data, tmp_path, capsys, change, words):
     args = change.get('args', ['--calib', data / 'train'])
     for key in ('bits', 'device', 'eval_batch', 'workers', 'store_gb',
-                'cfg_options'):
+                'cfg_options', 'layer_bits'):
         if key in change:
             args += [f'--{key.replace("_", "-")}', change[key]]
     if 'val' in change:
