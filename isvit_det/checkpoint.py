@@ -29,6 +29,18 @@ LAYOUTS = (
 )
 
 
+def packed_content(model: Any, provenance: Mapping[str, Any],
+                   dataset_meta: Mapping[str, Any]) -> Dict[str, Any]:
+    """What the packed checkpoint holds that ``save_packed`` would write."""
+    others = dict(
+        format=FORMAT,
+        quant=plain(model.quant_config.to_dict()),
+        provenance=plain(provenance),
+        meta=dict(dataset_meta=plain_metainfo(dataset_meta)))
+    return dict(
+        others, state_dict=pack_state(model, model.quant_config, others))
+
+
 def save_packed(model: Any, path: Path, provenance: Mapping[str, Any],
                 dataset_meta: Mapping[str, Any]) -> None:
     """Write a packed checkpoint.
@@ -42,13 +54,7 @@ def save_packed(model: Any, path: Path, provenance: Mapping[str, Any],
     Raises:
         QuantError: if the file cannot be written; an existing one stays.
     """
-    others = dict(
-        format=FORMAT,
-        quant=plain(model.quant_config.to_dict()),
-        provenance=plain(provenance),
-        meta=dict(dataset_meta=plain_metainfo(dataset_meta)))
-    content = dict(
-        others, state_dict=pack_state(model, model.quant_config, others))
+    content = packed_content(model, provenance, dataset_meta)
     write_atomically(path, lambda file: torch.save(content, file))
 
 

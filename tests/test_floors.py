@@ -19,7 +19,7 @@ FLOORS = (
     {'packed'},
     {'calibration', 'backbones', 'necks', 'datasets'},
     {'checkpoint'},
-    {'runtime'},
+    {'runtime', 'costs'},
     {'detector'},
     {'inputs'},
     {'evaluation'},

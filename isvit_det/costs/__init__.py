@@ -1,0 +1,1 @@
+"""What bits cost: bytes of the packed file, and bit operations."""
