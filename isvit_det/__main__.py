@@ -15,6 +15,7 @@ COMMANDS = {
     'convert_vitdet': "Detectron2's ViTDet checkpoints",
     'reproduce_table': 'a column of the table of published results',
     'benchmark_det': 'speed and memory of a packed detector, float and native',
+    'analyze_det': 'which parts of a detector low bits hurt',
     'publish_float': "a training checkpoint's weights alone"
 }
 

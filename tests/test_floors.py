@@ -25,6 +25,7 @@ FLOORS = (
     {'evaluation'},
     {'report'},
     {'engine'},
+    {'sensitivity'},
     {'classifiers', 'apis'},
     {'commands'},
     {'__main__'},

@@ -35,6 +35,12 @@ BENCHMARK_DET = """\
 Measure a packed detector on this machine: seconds of a prediction and peak
 memory, in float by torch, in the simulation and on the native kernels. They
 take turns, so that other work on the machine hits all of them."""
+ANALYZE_DET = """\
+Measure which parts of a float detector low bits hurt: each part is quantized
+alone, and left in float while all others are quantized, and the detector
+predicts on training images that calibrate nothing. Calibrations are in closed
+form, without iterations. An analysis that was interrupted is resumed by the
+same command."""
 CONVERT_VITDET = """\
 Convert a ViTDet checkpoint of Detectron2 for a ViT config of configs/vit.
 Every weight of the file is used and every weight of the config's model is
@@ -300,6 +306,53 @@ def benchmark_det() -> Parser:
         type=some_path,
         metavar='FILE',
         help='write all figures there')
+    return parser
+
+
+def analyze_det() -> Parser:
+    """The command line of analyze_det."""
+    parser = Parser(ANALYZE_DET)
+    add = parser.add_argument
+    add('config', metavar='CONFIG', help='as for quantize_det')
+    add('checkpoint',
+        metavar='CHECKPOINT',
+        nargs='?',
+        help="float file, or an address; default: the config's load_from")
+    add('--bits',
+        nargs='+',
+        metavar='wNaM',
+        help="what to measure at; default: the config's, or w4a4")
+    add('--by',
+        choices=['unit', 'layer'],
+        default='unit',
+        help='what a part is: a unit of the calibration, the neck or a head '
+        "(default), or a single layer; 'layer' rounds weights to the nearest")
+    add('--measure',
+        choices=['features', 'detections', 'ap'],
+        default='detections',
+        help='the most costly measure; cheaper ones are measured as well: '
+        "'features', the error of the heads' input or of a head's layers, "
+        "'detections' (default), the share of detections that are not found "
+        "again, 'ap', points of box AP lost")
+    add('--images',
+        type=int,
+        default=32,
+        metavar='N',
+        help='training images to measure on; default: 32')
+    add('--mode',
+        choices=['alone', 'rest', 'both'],
+        default='both',
+        help="'alone' quantizes one part, 'rest' all but one; default: both")
+    add('--scope', help=' or '.join(SCOPES))
+    add('--method', help=', '.join(METHODS))
+    add('--calib-images', type=int, metavar='N', help='drawn by the seed')
+    add('--seed', type=int, metavar='N')
+    add('--device', help='cpu, cuda or cuda:N; default: a GPU if there is one')
+    add('--work-dir',
+        type=some_text,
+        help='default: work_dirs/NAME_OF_CONFIG_analysis')
+    parser.add_overrides('as for quantize_det')
+    parser.add_verbose()
     return parser
 
 
