@@ -142,6 +142,7 @@ def run_limited(argv, sizes, path):
     return 0
 
 
+@pytest.mark.slow
 def test_a_classifiers_run_goes_on_when_there_is_room(tmp_path):
     from isvit_det.core.digests import checksum
     from isvit_det.datasets.drawn import generate

@@ -98,6 +98,7 @@ def unknown_commands(text):
     return found
 
 
+@pytest.mark.slow
 def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
     photos = tmp_path / 'photos'
     photos.mkdir()

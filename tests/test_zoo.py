@@ -32,8 +32,8 @@ QUANTIZED = sorted(path.name for path in (CONFIGS / 'isvit').glob('*.py'))
 FULL = [name for name in QUANTIZED if 'w4a4' in name]
 # Only built, to save time: Swin-B is Swin-S with more channels.
 LARGE = [name for name in FULL if '_swin-b' in name]
-# The others have more channels or blocks than these.
-SMALLEST = re.compile('_(swin-t|deit-t|vit-b)-')
+# The others have more channels, blocks or heads than these.
+SMALLEST = re.compile('_(swin-t|deit-t)-|^mask-rcnn_vit-b-')
 BITS = ('w3a3', 'w4a4', 'w6a6', 'w8a8')
 ARCH_OF = {
     'deit-t': 'tiny',

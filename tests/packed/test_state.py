@@ -109,6 +109,7 @@ def test_the_embedded_model_takes_at_most_a_fifth(config, packed, tmp_path):
     assert 5 * sizes[0] <= sizes[1]
 
 
+@pytest.mark.slow
 def test_swin_t_mask_rcnn_takes_at_most_one_7_2th(tmp_path):
     cfg = get_config(
         'mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_ms-crop-3x_coco.py')

@@ -26,6 +26,7 @@ from isvit_det.packed.header import read_header
 from tests.engine.shrunk import (DINO, DYHEAD, MASK2FORMER, MASK_RCNN,
                                  RETINANET, Shrunk, draw_coco, make_shrunk)
 from tests.engine.tiny import NUM_PICTURES, REPO, same_file_state
+from tests.marks import slow
 
 TEST_TOOL = Path(mmdet.__path__[0]) / '.mim/tools/test.py'
 MINMAX = ['--bits', 'w6a6', '--calib-images', '2', '--method', 'minmax']
@@ -86,7 +87,9 @@ def finish(coco, tmp_path_factory):
     return finish_once
 
 
-@pytest.fixture(scope='module', params=RUNS)
+@pytest.fixture(
+    scope='module',
+    params=[slow(name) if name == 'dino' else name for name in RUNS])
 def done(request, finish):
     return finish(request.param)
 

@@ -58,6 +58,7 @@ def rows_of(out):
             if table]
 
 
+@pytest.mark.slow
 def test_engines_threads_and_memory_are_compared(tiny, packed, tmp_path, capfd,
                                                  threads):
     out = tmp_path / 'out.json'

@@ -15,6 +15,7 @@ from mmengine.registry import DATA_SAMPLERS
 from isvit_det.commands.quantize_det import LOG, main
 from isvit_det.evaluation.loop import Evaluation
 from tests.engine.tiny import make_tiny
+from tests.marks import slow
 
 SHORT = ['--method', 'minmax', '--calib-images', '2']
 
@@ -153,8 +154,8 @@ def other_images(content):
 
 @pytest.mark.parametrize('change, reason', [
     (lambda content: content.update(annotations=[]), 'has no annotations'),
-    (lambda content: content.pop('annotations'), 'has no annotations'),
-    (crowds, 'are crowds'),
+    slow(lambda content: content.pop('annotations'), 'has no annotations'),
+    slow(crowds, 'are crowds'),
 ])
 def test_nothing_to_measure_is_no_number(quantize, tiny, tmp_path, change,
                                          reason):

@@ -80,6 +80,7 @@ def test_the_packed_file_is_the_model_that_was_scored(done, tiny, tmp_path,
     assert again['quantized']['metrics'] == quantized['metrics']
 
 
+@pytest.mark.slow
 def test_a_run_elsewhere_ends_with_the_same_codes(done, tiny, tmp_path):
     first = torch.load(done / 'packed.pth', weights_only=True)
     argv = [

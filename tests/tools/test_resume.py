@@ -144,6 +144,7 @@ def test_images_of_another_size_do_not_take_the_state_over(
     assert not any(unit['resumed'] for unit in report(tmp_path)['units'])
 
 
+@pytest.mark.slow
 def test_the_same_weights_in_another_file_take_the_state_over(
         tiny, undisturbed, tmp_path):
     argv = command(tiny, tmp_path)
@@ -183,6 +184,7 @@ def test_a_state_of_another_unit_is_not_taken(tiny, undisturbed, tmp_path):
     check_end(argv, tmp_path, undisturbed, 7)
 
 
+@pytest.mark.slow
 def test_other_float_weights_are_evaluated_anew(tiny, tmp_path):
     argv = command(tiny, tmp_path) + ['--method', 'minmax']
     assert main(argv) == 0

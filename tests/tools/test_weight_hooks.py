@@ -166,7 +166,8 @@ def plain(tiny, tmp_path_factory):
 @pytest.mark.parametrize('kind', [
     slow('PruningHook'),
     slow('ReplacingHook'),
-    slow('LoadingHook'), 'SwappingModelHook', 'both'
+    slow('LoadingHook'),
+    slow('SwappingModelHook'), 'both'
 ])
 def test_a_hook_of_the_users_is_left_out_once_it_has_run(
         kind, tiny, plain, tmp_path):
