@@ -32,6 +32,7 @@ def configured(args: argparse.Namespace) -> argparse.Namespace:
             **vars(args), 'bits': None,
             'work_dir': folder,
             'layer_bits': None,
+            'budget': None,
             'engine': None,
             'launcher': 'none',
             'iters': 0,
@@ -90,6 +91,10 @@ def show(analysis: Analysis, result: Mapping[str, Any]) -> None:
         f'among the {len(analysis.images)} that calibrate; figures are means '
         '± their standard errors'
     ]
+    if 'float_ap' in result:
+        lines.append('AP of the float model on these images: ' +
+                     ', '.join(f'{kind} {value:.1f}'
+                               for kind, value in result['float_ap'].items()))
     for bits, figures in result['whole'].items():
         text = ', '.join(f'{name} {cell(name, figure)}'
                          for name, figure in figures.items())

@@ -170,6 +170,24 @@ def quantize_det() -> Parser:
         type=some_text,
         help="default: the config's, or work_dirs/NAME_OF_CONFIG, with the "
         'bits, scope and method given here added to the name')
+    add('--budget',
+        nargs='+',
+        metavar='B',
+        help='choose bits of units by their sensitivity under limits: 4.5bits '
+        '(mean of the weights), 20MB (packed file), 12GBOPs and 0.8s (a '
+        'prediction), or ap-0.5 (the smallest that loses at most so much)')
+    add('--bits-from',
+        metavar='N,N,...',
+        help='bits that a budget chooses from, each N or wNaM; default: '
+        '3,4,6,8')
+    add('--budget-by',
+        choices=['unit', 'layer'],
+        help='what gets bits of its own under a budget; default: unit')
+    add('--budget-images',
+        type=int,
+        metavar='N',
+        help='training images on which sensitivities are measured, beside '
+        'those that calibrate; default: 32')
     add('--no-float-eval',
         action='store_true',
         help='do not evaluate the float model first')

@@ -1,6 +1,7 @@
 """A detector in low bits, and its AP beside the float one's."""
 import argparse
 import contextlib
+import copy
 import os
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional
@@ -27,10 +28,12 @@ from isvit_det.inputs.configs import (DETECTOR, config_errors, configure_hook_,
                                       quantize_config_)
 from isvit_det.packed.state import packed_config
 from isvit_det.report.tables import (format_table, further_lines, silent_sites,
-                                     table_rows)
+                                     table_rows, write_result)
 from isvit_det.runtime import BOTH
 from isvit_det.runtime.engine import VARIABLE
 from isvit_det.screen.output import say, showing
+from isvit_det.sensitivity.budget import parse_budget, parse_choices
+from isvit_det.sensitivity.choice import Chooser, choice_lines
 
 # Name of the log in the work directory.
 LOG = 'quantize_det.log'
@@ -125,7 +128,8 @@ def _given_settings(args: argparse.Namespace) -> Dict[str, str]:
         bits=args.bits,
         scope=args.scope,
         method=args.method,
-        layers='mixed' if args.layer_bits else None)
+        layers='mixed' if args.layer_bits else None,
+        budget='_'.join(args.budget) if args.budget else None)
 
 
 def choose_device(device: Optional[str], launcher: str) -> Optional[str]:
@@ -156,8 +160,39 @@ def choose_device(device: Optional[str], launcher: str) -> Optional[str]:
     return device
 
 
+def check_budget(args: argparse.Namespace) -> None:
+    """Raise unless the options of a budget go together."""
+    if not args.budget:
+        for name in ('bits_from', 'budget_by', 'budget_images'):
+            if getattr(args, name) is not None:
+                raise QuantError(f'--{name.replace("_", "-")}: there is no '
+                                 '--budget that it could be for; give one.')
+        return
+    for text in args.budget:
+        parse_budget(text)
+    if args.layer_bits:
+        raise QuantError('--budget: it chooses what --layer-bits gives; leave '
+                         'one of them out.')
+    if args.launcher != 'none':
+        raise QuantError('--budget: bits are chosen by one process; run '
+                         'without --launcher, and give the bits chosen to '
+                         'several processes by --layer-bits.')
+    images = args.budget_images
+    if images is not None and images < 1:
+        raise QuantError(f'--budget-images: {images} is not allowed; give a '
+                         'number from 1 on.')
+
+
+def chooser_of(args: argparse.Namespace, run: QuantizationRun) -> Chooser:
+    """What chooses bits under the budget of the command line."""
+    return Chooser(run, args.budget, parse_choices(args.bits_from
+                                                   or '3,4,6,8'),
+                   args.budget_by or 'unit', args.budget_images or 32)
+
+
 def quantize(args: argparse.Namespace) -> None:
     """Do what the arguments ask for and show the table."""
+    check_budget(args)
     with contextlib.ExitStack() as held:
         screen = held.enter_context(showing(args.verbose, said_at_import()))
         device = choose_device(args.device, args.launcher)
@@ -171,10 +206,18 @@ def quantize(args: argparse.Namespace) -> None:
             screen.open_log(Path(cfg.work_dir) / LOG)
         else:
             screen.mute()
+        chooser = None
+        if args.budget:
+            chooser = chooser_of(args,
+                                 QuantizationRun(copy.deepcopy(cfg), device))
+            cfg.model.quant['overrides'] = chooser.choose().overrides
         run = QuantizationRun(cfg, device)
         result = run.run(
             float_eval=not args.no_float_eval,
             both_engines=args.engine == BOTH)
+        if chooser is not None:
+            result['choice'] = chooser.report(run.model, run.packed)
+            write_result(run.report, result)
         if is_main_process():
             show(run, result)
         run.close()
@@ -185,6 +228,9 @@ def show(run: QuantizationRun, result: Mapping[str, Any]) -> None:
     say(f'\n{format_table(table_rows(result))}\n')
     for line in further_lines(result):
         say(line)
+    if 'choice' in result:
+        for line in choice_lines(result['choice']):
+            say(line)
     say('')
     if result['units'] is not None:
         say(f'{result["provenance"]["images_used"]} calibration images, '

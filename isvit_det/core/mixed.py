@@ -1,4 +1,5 @@
 """Mixed precision: quantizers of the bits that overrides give a layer."""
+import copy
 import difflib
 from typing import Any, Dict, Iterator, List, Tuple
 
@@ -31,6 +32,22 @@ def renew_(part: Any, config: QuantConfig) -> None:
     part.make_quantizers_(config)
     for child in part.children():
         child.to(device).train(part.training)
+
+
+def copy_at(part: Any, config: QuantConfig) -> Any:
+    """A copy of a layer or product with quantizers of other settings.
+
+    It shares the weight. Its quantizers are not fitted.
+
+    Args:
+        part: of ``named_parts``; it stays as it is.
+        config: the settings of the copy.
+    """
+    copied = copy.copy(part)
+    # Children are kept in a dict, which the copy would share.
+    copied._modules = {}
+    copied.make_quantizers_(config)
+    return copied
 
 
 def set_bits_(model: nn.Module, config: QuantConfig) -> None:

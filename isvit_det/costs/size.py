@@ -7,7 +7,7 @@ from torch import nn
 
 from isvit_det.checkpoint import packed_content
 from isvit_det.core.layers import quantizers
-from isvit_det.core.mixed import named_parts
+from isvit_det.core.mixed import copy_at, named_parts
 from isvit_det.core.settings import QuantConfig
 from isvit_det.core.table_quantizer import TableQuantizer
 
@@ -70,11 +70,7 @@ def part_bytes(part: Any, config: QuantConfig) -> int:
         total += -(-weight.numel() * config.weight_bits // 8)
         # Zero points up to 127 fit one byte.
         total += len(weight) * (2 if config.weight_bits == 8 else 1)
-    twin = copy.copy(part)
-    # The copy shares the weight, and has a list of children of its own.
-    twin._modules = {}
-    twin.make_quantizers_(config)
-    for quantizer in twin.children():
+    for quantizer in copy_at(part, config).children():
         if isinstance(quantizer, TableQuantizer):
             total += len(quantizer.entries) + TENSOR_BYTES
     return total

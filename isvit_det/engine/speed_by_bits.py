@@ -1,5 +1,6 @@
 """Seconds of each layer on the native kernels as a function of its bits."""
 import copy
+import dataclasses
 from functools import partial
 from typing import Any, Dict, Mapping, Sequence, Tuple
 
@@ -7,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from isvit_det.core.errors import QuantError
-from isvit_det.core.layers import QuantConv2d, quantized_layers, set_precision_
+from isvit_det.core.layers import (QuantConv2d, quantized_layers,
+                                   set_precision_, simulation)
+from isvit_det.core.mixed import copy_at
 from isvit_det.core.quantizers import Quantizer
 from isvit_det.core.settings import QuantConfig
 from isvit_det.core.table_quantizer import TableQuantizer
-from isvit_det.engine.speed import predicting
 from isvit_det.report.timing import take_turns
 from isvit_det.runtime.layers import NativeConv, NativeLinear
 from isvit_det.runtime.plan import Unsupported
@@ -76,7 +78,9 @@ def layer_seconds(model: Any,
         layer.register_forward_hook(note) for layer in quantized_layers(model)
     ]
     try:
-        predicting(model, batch, 'simulation')()
+        with simulation(model), torch.no_grad():
+            # Preprocessing may change its samples.
+            model.test_step(copy.deepcopy(dict(batch)))
     finally:
         for handle in handles:
             handle.remove()
@@ -95,14 +99,10 @@ def ranged(layer: Any, x: Tensor, config: QuantConfig, bits: Bits) -> Any:
         config: settings of the quantizers.
         bits: of weights and activations.
     """
-    twin = copy.copy(layer)
-    twin._modules = {}
-    twin.make_quantizers_(
-        QuantConfig.from_dict({
-            **config.to_dict(), 'overrides': [],
-            'weight_bits': bits[0],
-            'act_bits': bits[1]
-        }))
+    twin = copy_at(
+        layer,
+        dataclasses.replace(
+            config, weight_bits=bits[0], act_bits=bits[1], overrides=()))
     _set_range_(twin.input_quantizer, x.min()[None], x.max()[None])
     rows = layer.weight.flatten(1)
     _set_range_(twin.weight_quantizer, rows.amin(1), rows.amax(1))

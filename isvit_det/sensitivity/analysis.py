@@ -152,10 +152,25 @@ class Analysis:
     def _calibrate(self) -> None:
         for mode in self.modes:
             for bits in self.pairs:
-                self._twins[mode, bits] = self._twin(mode, bits)
+                self.twin(mode, bits)
+
+    def twin(self, mode: str, bits: Bits) -> Any:
+        """A calibrated twin, from an earlier run if there was one."""
+        if (mode, bits) not in self._twins:
+            self._twins[mode, bits] = self._twin(mode, bits)
+        return self._twins[mode, bits]
+
+    def measured(self, num: int) -> Iterator[Dict[str, Any]]:
+        """The first of the images that are measured on, as batches."""
+        for place in self.places[:num]:
+            yield self.drawn.read(place)
+
+    def forget(self) -> None:
+        """Remove the calibrated twins, which take room on the disk."""
+        for path in self.folder.glob('*_w?a?.pth'):
+            path.unlink()
 
     def _twin(self, mode: str, bits: Bits) -> Any:
-        """A calibrated twin, from an earlier run if there was one."""
         quant = without_overrides(self.model.quant_config, bits)
         twin = build_twin(self.model, self.run_.runner.cfg.model, quant)
         path = self.folder / f'{mode}_{name_of(bits)}.pth'

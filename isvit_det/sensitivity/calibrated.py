@@ -64,7 +64,8 @@ def calibrate_alone_(twin: Any, model: Any, images: Images, sos: SOSConfig,
         logger: of the calibration of the heads.
     """
     sos = dataclasses.replace(sos, iters=0, mirror_images=False)
-    pool = ActivationPool(workspace)
+    # Clearing it removes the whole folder.
+    pool = ActivationPool(workspace / 'spilled')
     device = next(model.parameters()).device
     inputs = ActivationStore(pool)
     sizes: Sizes = []

@@ -73,13 +73,14 @@ def worst_first(parts: Mapping[str, Any], mode: str,
     """
     found = [(name, figures[mode][bits]) for name, figures in parts.items()
              if bits in figures.get(mode, {})]
-    key = next(
-        (name for name in reversed(MEASURES) if all(name in one
-                                                    for _, one in found)), '')
-    if not key:
-        return found
+    keys = [
+        name for name in reversed(MEASURES)
+        if all(name in one for _, one in found)
+    ]
     return sorted(
-        found, key=lambda one: one[1][key].value, reverse=mode == 'alone')
+        found,
+        key=lambda one: [one[1][name].value for name in keys],
+        reverse=mode == 'alone')
 
 
 def table_of(parts: Mapping[str, Any], mode: str,
