@@ -9,7 +9,7 @@ from torch import nn
 from isvit_det.backbones import QUANTIZED
 from isvit_det.backbones.others import advice
 from isvit_det.core.errors import QuantError
-from isvit_det.core.mixed import set_bits_
+from isvit_det.core.mixed import set_bits_, settle_protocol
 from isvit_det.core.settings import QuantConfig
 from isvit_det.core.swap import (QUANTIZED_LAYERS, make_float_,
                                  quantized_version, replace_)
@@ -24,6 +24,13 @@ PLAIN_FORWARDS = [
 ]
 # Parameters of torch's modules that are operands of a product.
 OPERANDS = ('weight', 'in_proj_weight')
+# Names that MMDetection's heads give the layers whose outputs they predict
+# with, or lists of these.
+PREDICTORS = ('rpn_cls', 'rpn_reg', 'fc_cls', 'fc_reg', 'conv_logits',
+              'fc_logits', 'retina_cls', 'retina_reg', 'conv_cls', 'conv_reg',
+              'conv_centerness', 'atss_cls', 'atss_reg', 'atss_centerness',
+              'gfl_cls', 'gfl_reg', 'vfnet_cls', 'cls_branches',
+              'reg_branches')
 LANGUAGE = 'a language model, which is not quantized'
 
 
@@ -98,17 +105,16 @@ def quantized_detector(base: Union[str, type],
             _without_checkpoints(kwargs),
             type=base,
             backbone=dict(backbone, quant=config)))
-    model.quant_config = config
     model.float_layers, model.products = {}, None
-    if config.scope == 'detector':
-        if quantize_layers_(model, model.backbone, config) == 0:
-            raise QuantError(
-                "quant.scope: 'detector': there is no Conv2d and no "
-                "Linear outside of the backbone; use 'backbone'.")
-        set_bits_(model, config)
+    is_whole = config.scope == 'detector'
+    if is_whole and quantize_layers_(model, model.backbone, config) == 0:
+        raise QuantError("quant.scope: 'detector': there is no Conv2d and no "
+                         "Linear outside of the backbone; use 'backbone'.")
+    config = settle_protocol(model, config, end_layers(model))
+    model.quant_config = config
+    set_bits_(model, config)
+    if is_whole:
         _keep_float_(model, float_layers)
-    else:
-        set_bits_(model, config)
     install_loading_(model, config)
     attach_runtime_(model, engine)
     return model
@@ -157,6 +163,35 @@ def quantize_layers_(model: nn.Module, backbone: nn.Module,
 def language_model(model: Any) -> Optional[nn.Module]:
     """The language model of a detector with text prompts, else None."""
     return getattr(model, 'language_model', None)
+
+
+def end_layers(model: Any) -> List[str]:
+    """Names of the quantized layers at the two ends of a detector.
+
+    These are those of the backbone's first unit, and the predictors of
+    MMDetection's heads, of a list of layers the last of each.
+    """
+    names = {
+        layer: name
+        for name, layer in model.named_modules()
+        if isinstance(layer, QUANTIZED_LAYERS)
+    }
+    first = set(model.backbone.units()[0].module.modules())
+    ends = [layer for layer in names if layer in first]
+    for module in model.modules():
+        for key in PREDICTORS:
+            for one in _branches(module._modules.get(key)):
+                own = [layer for layer in one.modules() if layer in names]
+                ends += own[-1:]
+    return [names[layer] for layer in dict.fromkeys(ends)]
+
+
+def _branches(module: Optional[nn.Module]) -> List[nn.Module]:
+    if module is None:
+        return []
+    if isinstance(module, nn.ModuleList):
+        return [one for child in module for one in _branches(child)]
+    return [module]
 
 
 def _keep_float_(model: Any, layers: Optional[Mapping[str, str]]) -> None:

@@ -12,8 +12,9 @@ from isvit_det.classifiers.head import QuantClassifier, is_same_function
 from isvit_det.classifiers.swin import quantize_swin
 from isvit_det.classifiers.vit import quantize_vit
 from isvit_det.core.errors import QuantError
-from isvit_det.core.mixed import set_bits_
+from isvit_det.core.mixed import set_bits_, settle_protocol
 from isvit_det.core.settings import QuantConfig
+from isvit_det.core.swap import QUANTIZED_LAYERS
 from isvit_det.core.weights import check_values
 
 BUILDERS = {'vit_': quantize_vit, 'deit': quantize_vit, 'swin_': quantize_swin}
@@ -80,7 +81,13 @@ def build_classifiers(name: str, weights: Mapping[str,
         same = False
     if not same:
         raise _unsupported(name)
-    set_bits_(model, config)
+    ends = [
+        name for name, layer in model.named_modules()
+        if isinstance(layer, QUANTIZED_LAYERS) and (name.startswith(
+            'head.') or layer in set(model.units()[0].module.modules()))
+    ]
+    model.quant_config = settle_protocol(model, config, ends)
+    set_bits_(model, model.quant_config)
     if packed:
         model.load_state_dict(dict(weights))
     return source, model

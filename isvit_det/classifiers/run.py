@@ -273,6 +273,7 @@ class ClassifierRun:
             format_version=FORMAT_VERSION,
             model=self.name,
             bits=config.label,
+            protocol=config.protocol,
             overrides=[one.to_dict() for one in config.overrides],
             method=config.method,
             scores=scores,

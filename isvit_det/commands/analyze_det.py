@@ -33,6 +33,7 @@ def configured(args: argparse.Namespace) -> argparse.Namespace:
             'work_dir': folder,
             'layer_bits': None,
             'budget': None,
+            'protocol': None,
             'engine': None,
             'launcher': 'none',
             'iters': 0,

@@ -12,6 +12,7 @@ from isvit_det.commands.console import (check_device, given, layer_bits,
 from isvit_det.core.errors import QuantError
 from isvit_det.core.files import alone_in
 from isvit_det.host import said_at_import
+from isvit_det.report.tables import protocol_line
 from isvit_det.runtime.engine import engine_line
 from isvit_det.screen.output import say, showing
 
@@ -27,7 +28,7 @@ def quantize(args: argparse.Namespace) -> None:
     """Do what the arguments ask for and show the table."""
     device = args.device or get_device()
     check_device(device)
-    asked = given(bits=args.bits, method=args.method)
+    asked = given(bits=args.bits, method=args.method, protocol=args.protocol)
     mixed = ['mixed'] if args.layer_bits else []
     name = '_'.join([args.model, *asked.values(), *mixed])
     more = settings(args.cfg_options)
@@ -71,6 +72,7 @@ def show(run: ClassifierRun, result: Mapping[str, Any]) -> None:
     scores = result['scores']
     say(f'\n{table(result)}\n\n{scores["images"]} images evaluated')
     say(engine_line(result['engine']))
+    say(protocol_line(run.model.quant_config))
     for note in [*result['notes'], result['weights']]:
         say(note)
     if result['units'] is not None:

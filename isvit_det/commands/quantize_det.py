@@ -27,8 +27,9 @@ from isvit_det.inputs.configs import (DETECTOR, config_errors, configure_hook_,
                                       is_replaceable, load_config,
                                       quantize_config_)
 from isvit_det.packed.state import packed_config
-from isvit_det.report.tables import (format_table, further_lines, silent_sites,
-                                     table_rows, write_result)
+from isvit_det.report.tables import (format_table, further_lines,
+                                     protocol_line, silent_sites, table_rows,
+                                     write_result)
 from isvit_det.runtime import BOTH
 from isvit_det.runtime.engine import VARIABLE
 from isvit_det.screen.output import say, showing
@@ -54,7 +55,11 @@ def configure(args: argparse.Namespace) -> Config:
     # What has an option of its own is taken from there.
     quant: Dict[str, Any] = {
         **more.quant,
-        **given(bits=args.bits, scope=args.scope, method=args.method)
+        **given(
+            bits=args.bits,
+            scope=args.scope,
+            method=args.method,
+            protocol=args.protocol)
     }
     if args.layer_bits:
         # After those of the config, since the last one decides.
@@ -128,6 +133,7 @@ def _given_settings(args: argparse.Namespace) -> Dict[str, str]:
         bits=args.bits,
         scope=args.scope,
         method=args.method,
+        protocol=args.protocol,
         layers='mixed' if args.layer_bits else None,
         budget='_'.join(args.budget) if args.budget else None)
 
@@ -173,6 +179,9 @@ def check_budget(args: argparse.Namespace) -> None:
     if args.layer_bits:
         raise QuantError('--budget: it chooses what --layer-bits gives; leave '
                          'one of them out.')
+    if args.protocol == 'practical':
+        raise QuantError('--budget: it chooses the bits of first layer and '
+                         'predictors too; leave --protocol out.')
     if args.launcher != 'none':
         raise QuantError('--budget: bits are chosen by one process; run '
                          'without --launcher, and give the bits chosen to '
@@ -228,6 +237,7 @@ def show(run: QuantizationRun, result: Mapping[str, Any]) -> None:
     say(f'\n{format_table(table_rows(result))}\n')
     for line in further_lines(result):
         say(line)
+    say(protocol_line(run.quant))
     if 'choice' in result:
         for line in choice_lines(result['choice']):
             say(line)

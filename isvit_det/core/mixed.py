@@ -1,14 +1,20 @@
 """Mixed precision: quantizers of the bits that overrides give a layer."""
 import copy
+import dataclasses
 import difflib
-from typing import Any, Dict, Iterator, List, Tuple
+from typing import Any, Dict, Iterator, List, Sequence, Tuple
 
 from torch import nn
 
 from isvit_det.core.errors import QuantError, few_names
 from isvit_det.core.layers import QuantConv2d, QuantLinear, QuantMatMul
+from isvit_det.core.overrides import Override
 from isvit_det.core.settings import QuantConfig
 
+# What the practical protocol gives first and last layers, and the most that
+# they may add to all weights.
+PRACTICAL_BITS = 8
+MAX_SHARE = .01
 WITH_BITS = (QuantLinear, QuantConv2d, QuantMatMul)
 
 
@@ -87,6 +93,41 @@ def set_bits_(model: nn.Module, config: QuantConfig) -> None:
             one.covers(name) for one in config.overrides)), None)
         if name is not None:
             renew_(module, config.at(name))
+
+
+def settle_protocol(model: nn.Module, config: QuantConfig,
+                    ends: Sequence[str]) -> QuantConfig:
+    """The settings with the overrides that their protocol stands for.
+
+    ``'practical'`` keeps the first layer and the predictors in 8 bits, the
+    smallest first, as long as they add at most 1 % to all weights together.
+    The overrides given come after these and may change them. Settings that
+    have them already stay as they are.
+
+    Args:
+        model: quantized.
+        config: its settings.
+        ends: names of the first layer and the predictors.
+    """
+    if config.protocol != 'practical':
+        return config
+    modules = dict(model.named_modules())
+    total = sum(part.weight.numel() * config.at(name).weight_bits
+                for name, part in named_parts(model)
+                if hasattr(part, 'weight'))
+    added = 0
+    kept = []
+    for name in sorted(ends, key=lambda one: modules[one].weight.numel()):
+        added += modules[name].weight.numel() * (
+            PRACTICAL_BITS - config.weight_bits)
+        if added <= MAX_SHARE * total:
+            kept.append(name)
+    own = tuple(
+        Override(name, PRACTICAL_BITS, PRACTICAL_BITS) for name in ends
+        if name in kept)
+    if config.overrides[:len(own)] == own:
+        return config
+    return dataclasses.replace(config, overrides=own + config.overrides)
 
 
 def _no_match(pattern: str, config: QuantConfig, names: Any) -> str:

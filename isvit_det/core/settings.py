@@ -16,6 +16,7 @@ SOFTMAX_QUANTIZERS = ('sulq', 'log2', 'log_sqrt2', 'uniform')
 EXPONENTS = ('table', 'integer')
 SHIFT_ERRORS = ('attention', 'output')
 SCOPES = ('backbone', 'detector')
+PROTOCOLS = ('literature', 'practical')
 ITEMS = ('unit', 'image')
 STAGE_ONE_INPUTS = ('float', 'quantized')
 TABLE_PLACES = ('norm', 'qkv', 'proj', 'fc2', 'neck', 'heads')
@@ -62,6 +63,9 @@ class QuantConfig:
             ``dict(match='backbone.stages.0.*', weight_bits=8, act_bits=8)``.
             A pattern may leave out one of the two bits; where several match,
             the last one decides. None changes ``input_bits``.
+        protocol: ``'literature'`` gives the first layer and the predictors
+            the bits of all others, as published figures do; ``'practical'``
+            keeps those of them in 8 bits that cost little size.
     """
     method: str = 'isvit'
     weight_bits: int = 4
@@ -77,6 +81,7 @@ class QuantConfig:
     entry_bits: int = 7
     channelwise: bool = True
     overrides: Tuple[Override, ...] = ()
+    protocol: str = 'literature'
 
     def __post_init__(self) -> None:
         check_choice('quant.method', self.method, tuple(METHODS))
@@ -104,6 +109,7 @@ class QuantConfig:
                                  'expected a list of numbers.')
             for value in grid:
                 check_number(f'quant.{key}', value, low, 1., (int, float))
+        check_choice('quant.protocol', self.protocol, PROTOCOLS)
         object.__setattr__(self, 'overrides', make_overrides(self.overrides))
 
     @classmethod
@@ -122,7 +128,12 @@ class QuantConfig:
 
     @property
     def label(self) -> str:
-        """Bits as tables show them: ``'w4a4'``, or ``'w4a4 mixed'``."""
+        """Bits as tables show them.
+
+        ``'w4a4'``, ``'w4a4 mixed'`` with overrides, or ``'w4a4 practical'``.
+        """
+        if self.protocol != 'literature':
+            return f'{self.bits} {self.protocol}'
         return self.bits + ' mixed' * bool(self.overrides)
 
     @property
@@ -160,7 +171,7 @@ class QuantConfig:
         isvit_det.core.errors.QuantError: quant: unknown keys ['bit']; \
 expected a subset of ['method', 'weight_bits', 'act_bits', 'input_bits', \
 'scope', 'softmax', 'exponent', 'shifts', 'shift_error', 'percentiles', \
-'activation_tables', 'entry_bits', 'channelwise', 'overrides'].
+'activation_tables', 'entry_bits', 'channelwise', 'overrides', 'protocol'].
         """
         values = dict(values)
         method = values.get('method', cls.method)
@@ -179,8 +190,9 @@ expected a subset of ['method', 'weight_bits', 'act_bits', 'input_bits', \
     def to_dict(self) -> dict:
         """Plain values that ``from_dict`` turns into an equal config.
 
-        Overrides are left out where there are none, so that files of one
-        width stay readable by versions that know no others.
+        Overrides are left out where there are none, and the protocol of the
+        literature, so that files of one width stay readable by versions that
+        know no others.
         """
         values = {
             key: list(value) if isinstance(value, tuple) else value
@@ -189,6 +201,8 @@ expected a subset of ['method', 'weight_bits', 'act_bits', 'input_bits', \
         values['overrides'] = [one.to_dict() for one in self.overrides]
         if not self.overrides:
             del values['overrides']
+        if self.protocol == 'literature':
+            del values['protocol']
         return values
 
 

@@ -276,6 +276,7 @@ class QuantizationRun:
             format_version=FORMAT_VERSION,
             config=Path(self.runner.cfg.filename).name,
             bits=quant.label,
+            protocol=quant.protocol,
             overrides=[one.to_dict() for one in quant.overrides],
             scope=quant.scope,
             method=quant.method,

@@ -9,10 +9,12 @@ import torch
 from mmengine.dist import all_reduce, get_world_size
 from torch import Tensor, nn
 
-from isvit_det.core.errors import QuantError
+from isvit_det.core.errors import QuantError, few_names
 from isvit_det.core.files import write_atomically
 from isvit_det.core.layers import list_sites
+from isvit_det.core.mixed import PRACTICAL_BITS
 from isvit_det.core.plain import plain
+from isvit_det.core.settings import QuantConfig
 from isvit_det.evaluation.figures import Figures
 from isvit_det.runtime.engine import engine_line
 
@@ -231,6 +233,24 @@ def further_lines(result: Mapping[str, Any]) -> List[str]:
     if result.get('engine'):
         lines.append(engine_line(result['engine']))
     return lines + [f'note: {note}' for note in result['notes']]
+
+
+def protocol_line(quant: QuantConfig) -> str:
+    """Which layers have good bits whatever the bits of all others.
+
+    >>> protocol_line(QuantConfig()).split(', ')
+    ["protocol literature: the first layer's input in 8 bits", 'all else as \
+given']
+    """
+    text = (f'protocol {quant.protocol}: the first layer\'s input in '
+            f'{quant.input_bits} bits')
+    if quant.protocol == 'literature':
+        return f'{text}, all else as given'
+    names = [
+        one.match for one in quant.overrides
+        if one.weight_bits == PRACTICAL_BITS
+    ]
+    return f'{text}, and in {PRACTICAL_BITS} bits {few_names(names, 10)}'
 
 
 def _megabytes(size: Optional[int]) -> Optional[str]:
