@@ -122,9 +122,9 @@ class Parser(argparse.ArgumentParser):
             "'backbone.stages.0.*=w8a8', or w8 or a8 alone; later ones "
             'replace earlier ones')
         add('--protocol',
-            help="'literature' (default) or 'practical', which keeps the first "
-            'layer and the predictors in 8 bits where they cost under 1 % of '
-            'the size')
+            help="'literature' (default) or 'practical', which keeps the "
+            'first layer and the predictors in 8 bits where they cost under '
+            '1 % of the size')
         add('--method', help=', '.join(METHODS))
         add('--calib-images', type=int, metavar='N', help='drawn by the seed')
         add('--iters', type=int, metavar='N', help='per unit and stage')

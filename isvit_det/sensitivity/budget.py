@@ -14,6 +14,8 @@ Costs = Mapping[str, Mapping[Bits, float]]
 FORMS = ('4.5bits (mean over the quantized weights), 20MB (the packed file), '
          '12GBOPs (a prediction), 0.8s (a prediction on this machine) or '
          'ap-0.5 (points of box AP that may be lost)')
+# Harms that differ by less than this share of the largest count as equal.
+EQUAL = 1e-5
 # Names of the units in messages, and what one of them is.
 UNITS = {'bits': 1., 'MB': 1e6, 'GBOPs': 1e9, 's': 1.}
 
@@ -138,12 +140,11 @@ def choose(harm: Costs, limits: Sequence[Limit]) -> Dict[str, Bits]:
                 f'most {show(most)}; give more, or fewer bits to choose from.')
     keys = [(part, bits) for part, own in harm.items() for bits in own]
     weights = np.array([harm[part][bits] for part, bits in keys])
+    weights = weights / max(weights.max(), 1e-30)
     # Of equal harm, the cheaper ones.
     for limit in limits:
         own = np.array([limit.costs[part][bits] for part, bits in keys])
-        if own.max() > 0:
-            weights = weights + 1e-9 * own / own.max() * max(
-                weights.max(), 1e-9)
+        weights = weights + EQUAL * own / max(own.max(), 1e-30)
     one_each = np.array([[part == name for part, _ in keys] for name in harm],
                         dtype=float)
     constraints = [LinearConstraint(one_each, 1, 1)]

@@ -55,10 +55,10 @@ class Chooser:
 
     def __init__(self, run: QuantizationRun, budgets: Sequence[str],
                  pairs: Sequence[Bits], by: str, num_images: int) -> None:
-        if run.quant.overrides:
+        if run.quant.overrides or run.quant.protocol != 'literature':
             raise QuantError('--budget: the config gives single layers bits '
-                             'by quant.overrides, which a budget chooses; '
-                             'leave one of them out.')
+                             'by quant.overrides or quant.protocol, which a '
+                             'budget chooses; leave one of them out.')
         self.budgets = [parse_budget(text) for text in budgets]
         self.texts = list(budgets)
         kinds = [one.kind for one in self.budgets]

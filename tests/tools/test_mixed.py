@@ -11,6 +11,7 @@ from isvit_det.core.errors import QuantError
 from isvit_det.core.layers import list_sites
 from isvit_det.packed.header import HEADER, read_header
 from tests.engine.tiny import make_tiny
+from tests.marks import slow
 
 OVERRIDES = [
     dict(match='backbone.stages.1', weight_bits=6, act_bits=5),
@@ -105,6 +106,7 @@ def test_the_packed_file_loads_with_its_config_and_no_other(
     assert 'overrides' in capsys.readouterr().err
 
 
+@slow
 def test_other_overrides_discard_the_state(tiny, tmp_path, monkeypatch,
                                            capsys):
     from isvit_det.engine import calibrate
