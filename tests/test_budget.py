@@ -11,7 +11,6 @@ from isvit_det.sensitivity.budget import (Budget, Limit, choose, fall,
                                           parse_budget, parse_choices)
 from isvit_det.sensitivity.choice import Chooser
 from tests.engine.tiny import make_tiny
-from tests.marks import slow
 
 PAIRS = [(3, 3), (4, 4), (8, 8)]
 
@@ -161,7 +160,7 @@ def test_a_budget_is_kept_and_its_choice_reported(done):
     assert 'bits chosen for 0.4MB and 6bits and 9GBOPs and 60s' in log
 
 
-@slow
+@pytest.mark.slow
 def test_the_same_command_takes_the_same_choice(tiny, done, monkeypatch):
     folder, words = done
     before = json.loads((folder / 'result.json').read_text())
@@ -188,7 +187,7 @@ def test_wrong_budgets_are_one_line(tiny, tmp_path, capsys, words, text):
     assert text in error and len(error.splitlines()) == 1
 
 
-@slow
+@pytest.mark.slow
 def test_the_smallest_model_that_loses_few_points(tiny, tmp_path):
     words = ['--budget', 'ap-100']
     assert main(command(tiny, tmp_path, *words)) == 0

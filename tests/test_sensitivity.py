@@ -80,6 +80,9 @@ def test_an_exchange_is_what_a_whole_run_gives(done):
         assert torch.equal(found.scores, expected.scores), part.name
         assert torch.equal(found.bboxes, expected.bboxes), part.name
         assert all(map(torch.equal, maps, again))
+        # What is compared with stays.
+        assert torch.equal(recorded.sample.pred_instances.scores,
+                           before.scores), part.name
         assert len(found) != len(before) or not torch.equal(
             found.scores, before.scores) or not torch.equal(
                 found.masks, before.masks), part.name

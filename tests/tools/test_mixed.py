@@ -11,7 +11,6 @@ from isvit_det.core.errors import QuantError
 from isvit_det.core.layers import list_sites
 from isvit_det.packed.header import HEADER, read_header
 from tests.engine.tiny import make_tiny
-from tests.marks import slow
 
 OVERRIDES = [
     dict(match='backbone.stages.1', weight_bits=6, act_bits=5),
@@ -106,7 +105,7 @@ def test_the_packed_file_loads_with_its_config_and_no_other(
     assert 'overrides' in capsys.readouterr().err
 
 
-@slow
+@pytest.mark.slow
 def test_other_overrides_discard_the_state(tiny, tmp_path, monkeypatch,
                                            capsys):
     from isvit_det.engine import calibrate
@@ -133,7 +132,7 @@ def test_a_config_has_overrides_and_the_command_adds_to_them(tiny, tmp_path):
         cfg.model.backbone.type = 'isvit_det.QuantSwinTransformer'
 
     from isvit_det.commands.quantize_det import configure
-    config = tiny.variant(tmp_path / 'mixed.py', change)
+    tiny.variant(tmp_path / 'mixed.py', change)
     (tmp_path / 'heir.py').write_text("_base_ = 'mixed.py'\n")
     heir = str(tmp_path / 'heir.py')
     cfg = configure(parse_args([heir, tiny.checkpoint]))
