@@ -124,7 +124,7 @@ class Parser(argparse.ArgumentParser):
         add('--protocol',
             help="'literature' (default) or 'practical', which keeps the "
             'first layer and the predictors in 8 bits where they cost under '
-            '1 % of the size')
+            '1 %% of the size')
         add('--method', help=', '.join(METHODS))
         add('--calib-images', type=int, metavar='N', help='drawn by the seed')
         add('--iters', type=int, metavar='N', help='per unit and stage')
