@@ -129,8 +129,8 @@ def show(analysis: Analysis, result: Mapping[str, Any]) -> None:
             calibration_images=len(analysis.images),
             rank_correlations=ranks))
     title = f'Sensitivity of {Path(run.runner.cfg.filename).stem}'
-    text = render(title, lines, result, analysis.modes, pairs).encode()
-    write_atomically(page, lambda file: file.write(text))
+    html = render(title, lines, result, analysis.modes, pairs).encode()
+    write_atomically(page, lambda file: file.write(html))
     say(f'page: {page}\nreport: {report}')
 
 

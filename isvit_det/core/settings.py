@@ -139,9 +139,13 @@ class QuantConfig:
     @property
     def lowest_bits(self) -> int:
         """The fewest bits of all weights and activations."""
-        return min(
-            bits for one in (self, *self.overrides)
-            for bits in (one.weight_bits, one.act_bits) if bits is not None)
+        every = [self.weight_bits, self.act_bits]
+        for one in self.overrides:
+            every += [
+                bits for bits in (one.weight_bits, one.act_bits)
+                if bits is not None
+            ]
+        return min(every)
 
     def at(self, name: str) -> 'QuantConfig':
         """The settings of one layer or product.

@@ -1,6 +1,6 @@
 """Bytes of the packed file, as a whole and by layer."""
 import copy
-from typing import Any, Dict, Mapping
+from typing import Any, Dict, Iterable, Mapping
 
 import torch
 from torch import nn
@@ -45,10 +45,11 @@ def file_bytes(model: Any, provenance: Mapping[str, Any],
     """
     if not all(q.is_fitted for q in quantizers(model).values()):
         model = copy.deepcopy(model)
-        for quantizer in quantizers(model).values():
+        every: Iterable[Any] = quantizers(model).values()
+        for quantizer in every:
             if quantizer.role == 'weight':
                 quantizer.zero_point.fill_(2**(quantizer.bits - 1))
-    counter = _Counter()
+    counter: Any = _Counter()
     torch.save(packed_content(model, provenance, dataset_meta), counter)
     return counter.total
 

@@ -3,7 +3,7 @@ import copy
 import dataclasses
 import shutil
 from pathlib import Path
-from typing import Any, Mapping, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
 import torch
 from mmengine.logging import MMLogger
@@ -132,13 +132,13 @@ class Drawn(Images):
     def __len__(self) -> int:
         return len(self.places)
 
-    def ids(self) -> Sequence[Any]:
+    def ids(self) -> List[Any]:
         """Id of every image."""
         return [self.images.ids()[place] for place in self.places]
 
-    def names(self) -> Sequence[str]:
+    def names(self) -> List[str]:
         """File name of every image."""
         return [self.images.names()[place] for place in self.places]
 
-    def read(self, index: int) -> Mapping[str, Any]:
+    def read(self, index: int) -> Dict[str, Any]:
         return self.images.read(self.places[index])
