@@ -5,6 +5,7 @@ import pytest
 from mmengine.config import Config
 
 from isvit_det.commands.quantize_det import main
+from isvit_det.core import mixed
 from isvit_det.core.mixed import named_parts, settle_protocol
 from isvit_det.core.settings import QuantConfig
 from isvit_det.detector import end_layers
@@ -36,7 +37,10 @@ def test_the_ends_of_a_detector_are_found(cfg):
     assert eight(model) == [] and model.quant_config.overrides == ()
 
 
-def test_what_is_practical_is_in_8_bits_and_adds_little(cfg):
+@pytest.mark.parametrize('share', [.01, .001])
+def test_what_is_practical_is_in_8_bits_and_adds_little(
+        cfg, monkeypatch, share):
+    monkeypatch.setattr(mixed, 'MAX_SHARE', share)
     model = build(cfg, protocol='practical', bits='w3a3')
     kept = eight(model)
     assert kept and set(kept) <= set(ENDS)
@@ -45,11 +49,12 @@ def test_what_is_practical_is_in_8_bits_and_adds_little(cfg):
         for name, part in named_parts(model) if hasattr(part, 'weight')
     }
     added = 5 * sum(weights[name] for name in kept)
-    assert added <= .01 * 3 * sum(weights.values())
+    assert added <= share * 3 * sum(weights.values())
     # One more would be too much, unless all are there.
     rest = [weights[name] for name in ENDS if name not in kept]
+    assert bool(rest) == (share == .001)
     if rest:
-        assert added + 5 * min(rest) > .01 * 3 * sum(weights.values())
+        assert added + 5 * min(rest) > share * 3 * sum(weights.values())
     assert model.quant_config.label == 'w3a3 practical'
     # Settings of a packed file have the overrides already.
     again = QuantConfig.from_dict(model.quant_config.to_dict())
