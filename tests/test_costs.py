@@ -7,6 +7,7 @@ from mmdet.apis import init_detector
 from torch import nn
 
 from isvit_det.apis import quantize_detector, save_detector
+from isvit_det.core.errors import QuantError
 from isvit_det.core.layers import (QuantConv2d, QuantLinear, QuantMatMul,
                                    simulation)
 from isvit_det.core.mixed import named_parts
@@ -159,6 +160,12 @@ def test_bits_of_one_model_are_operations_of_another(models, tiny):
     assert all(
         set(own) <= set(pairs) and min(own.values()) > 0
         for own in seconds.values())
+
+
+def test_kernels_are_not_timed_elsewhere():
+    model = nn.Linear(2, 2, device='meta')
+    with pytest.raises(QuantError, match="'meta'; give --device cpu"):
+        layer_seconds(model, {}, QuantConfig(), [(4, 4)])
 
 
 @pytest.mark.parametrize('bits', [(2, 2), (4, 4), (8, 8)])

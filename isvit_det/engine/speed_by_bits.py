@@ -46,8 +46,14 @@ def layer_seconds(model: Any,
         cannot run at some bits lacks these.
 
     Raises:
-        QuantError: if there are no native kernels.
+        QuantError: if there are no native kernels, or the model is not on
+            a CPU.
     """
+    device = next(model.parameters()).device.type
+    if device != 'cpu':
+        raise QuantError('seconds: the native kernels run on a CPU, and the '
+                         f'model is on a device of type {device!r}; give '
+                         '--device cpu.')
     choice = model.runtime.choose()
     if choice.isa is None:
         raise QuantError('seconds: there are no native kernels to time '
