@@ -16,7 +16,6 @@ from isvit_det.runtime.native import Isa, Rows
 from isvit_det.runtime.packing import GROUP, pack_layer
 from isvit_det.runtime.plan import (InputCodes, LayerPlan, Unsupported,
                                     plan_layer)
-from isvit_det.runtime.steps import SMALL_DEPTH
 
 # Half a step that GELU's approximation (1.5e-7) and float32 may be off, in
 # steps and relative to the output.
@@ -70,17 +69,12 @@ def real_outputs(plan: LayerPlan, codes: Tensor) -> Tensor:
 
 def codes_of(y: Tensor, target: InputCodes) -> Tensor:
     """Codes of a layer's float32 outputs, as entries, uint8."""
-    inverse = 1 / torch.tensor(target.scale)
-    if target.entries is not None and target.bits <= SMALL_DEPTH:
+    if target.entries is not None:
         # Compared with limits, which are exact.
         return target.stored(target.encode(y.double()))
-    if target.entries is None:
-        codes = (y * inverse).clamp(-target.zero_point,
-                                    target.top - target.zero_point)
-        return (codes.round().long() + target.zero_point).to(torch.uint8)
-    cells = (y * (2 * inverse)).floor() + 2 * target.zero_point
-    codes = target.cells()[cells.clamp(0, 2 * target.top + 1).long()]
-    return target.stored(codes)
+    codes = (y * (1 / torch.tensor(target.scale))).clamp(
+        -target.zero_point, target.top - target.zero_point)
+    return (codes.round().long() + target.zero_point).to(torch.uint8)
 
 
 def check_gelu_codes(what: str, found: Tensor, y: Tensor,

@@ -188,15 +188,15 @@ class Window {
   void finish(int chunk) {
     const int first = chunk * shape_.chunk, channels = block_.channels;
     const int last = std::min(first + shape_.chunk, shape_.positions);
-    const int pitch = up_to_columns(block_.hidden);
+    const int64_t pitch = up_to_columns(block_.hidden);
     keep(trace_.fc1_input, rows_.input, first, channels);
     keep(trace_.fc2_input, rows_.hidden, first, pitch);
     int count = 0;
     for (int i = first; i < last; i++)
       if (!is_outside(i)) rows_.inside[count++] = i;
-    const auto point = [&](const uint8_t *codes, int width, int from) {
+    const auto point = [&](const uint8_t *codes, int64_t width, int from) {
       for (int r = 0; r < count; r++)
-        rows_.rows[r] = codes + (int64_t)(rows_.inside[r] - from) * width;
+        rows_.rows[r] = codes + (rows_.inside[r] - from) * width;
     };
     point(window_.mixed, channels, 0);
     multiply_rows(block_.proj, rows_.rows, count,
@@ -210,10 +210,12 @@ class Window {
     for (int r = 0; r < count; r++)
       norm_codes(block_.norm2, encode, rows_.middle + r * channels,
                  rows_.input + (int64_t)(rows_.inside[r] - first) * channels);
-    if (block_.fc2_input.steps.depth == 5)
-      activate(StepCodes<5>(block_.fc2_input.steps), first, count);
-    else
-      activate(GeluEncoder(block_.fc2_input), first, count);
+    const GeluEncoder encode_gelu(block_.fc2_input);
+    multiply_rows(block_.fc1, rows_.rows, count,
+                  [&](int r, int n, const Floats16 &y) ISVIT_INLINE {
+                    encode_gelu(y, rows_.hidden + n * COLUMNS +
+                                       (rows_.inside[r] - first) * pitch);
+                  });
     point(rows_.hidden, pitch, first);
     multiply_rows(block_.fc2, rows_.rows, count,
                   [&](int r, int n, const Floats16 &y) ISVIT_INLINE {
@@ -240,16 +242,6 @@ class Window {
                         (int64_t)(first + r) * block_.channels + n * COLUMNS;
                     encode(y, codes + at);
                     if (reals != nullptr) store16(reals + at, y);
-                  });
-  }
-
-  template <class Gelu>
-  void activate(const Gelu &encode, int first, int count) const {
-    const int64_t pitch = up_to_columns(block_.hidden);
-    multiply_rows(block_.fc1, rows_.rows, count,
-                  [&](int r, int n, const Floats16 &y) ISVIT_INLINE {
-                    encode(y, rows_.hidden + (rows_.inside[r] - first) * pitch +
-                                  n * COLUMNS);
                   });
   }
 

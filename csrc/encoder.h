@@ -1,55 +1,72 @@
-// Quantization of sixteen floats at a time, and of their GELU.
+// Quantization of sixteen floats at a time to codes, or to a table's entries.
 #pragma once
 
 #include "steps.h"
 
 namespace {
 
-// Codes, or the table entries nearest to the floats. Maps are divided by the
-// scale, exactly as the simulation does it; a layer's outputs are multiplied by
-// its inverse, which is faster.
+constexpr float ZEROS[COLUMNS] = {};
+constexpr isvit_steps NO_STEPS = {ZEROS, ZEROS, 0};
+
+// Without steps, maps are divided by the scale, exactly as the simulation does
+// it; a layer's outputs are multiplied by its inverse, which is faster.
 template <bool DIVIDE>
-struct Encoder {
-  Floats factor, low, high;
-  Ints zero_point;
-  const uint8_t *entries;
-  bool is_stepped;
-  StepCodes<4> steps;
+class Encoder {
+ public:
+  const int depth;  // of the steps; 0: there are none
 
   explicit Encoder(const isvit_quantizer &q)
-      : entries(q.entries), is_stepped(q.steps.depth == 4), steps(q.steps) {
-    const float step = entries ? .5f * q.scale : q.scale;
-    const int32_t zero = entries ? 2 * q.zero_point : q.zero_point;
-    factor = splat(DIVIDE ? step : 1.f / step);
-    low = splat((float)-zero);
-    high = splat((float)(q.top - zero));
-    zero_point = splat(zero);
+      : depth(q.steps.depth), factor_(splat(DIVIDE ? q.scale : 1.f / q.scale)),
+        low_(splat((float)-q.zero_point)),
+        high_(splat((float)(q.top - q.zero_point))),
+        zero_point_(splat(q.zero_point)), steps_(depth ? q.steps : NO_STEPS) {
+    const float *values = steps_.steps.values;
+    values_[0] = narrow(map16(whole, load16<Floats>(values)));
+    if (depth > 4) values += COLUMNS;
+    values_[1] = narrow(map16(whole, load16<Floats>(values)));
   }
 
   ISVIT_INLINE void operator()(const Floats16 &x, uint8_t *to) const {
-    if (is_stepped) return steps(x, to);
-    store(to, narrow(map16([&](Floats v) ISVIT_INLINE {
-      // Clamped first, since the range of `nearest` is limited.
-      const Floats scaled = DIVIDE ? v / factor : v * factor;
-      const Floats inside = smaller(larger(scaled, low), high);
-      Ints code = nearest(inside);
-      // Cells begin at integers, so that they are found by rounding down.
-      if (entries != nullptr) code += (Ints)(to_float(code) > inside);
-      return code + zero_point;
-    }, x)));
-    if (entries != nullptr)
-      for (int i = 0; i < COLUMNS; i++) to[i] = entries[to[i]];
+    store(to, depth == 0   ? by_scale(x)
+              : depth == 4 ? pick(values_[0], find<4>(x))
+              : depth == 5 ? pick(values_, find<5>(x))
+                           : by_steps(x));
   }
+
+ private:
+  ISVIT_INLINE Bytes by_scale(const Floats16 &x) const {
+    return narrow(map16([&](Floats v) ISVIT_INLINE {
+      // Clamped first, since the range of `nearest` is limited.
+      const Floats scaled = DIVIDE ? v / factor_ : v * factor_;
+      return nearest(smaller(larger(scaled, low_), high_)) + zero_point_;
+    }, x));
+  }
+  template <int LEVELS>
+  ISVIT_INLINE Bytes find(const Floats16 &x) const {
+    return narrow(map16([&](Floats v) ISVIT_INLINE {
+      return steps_.tree.template find<LEVELS>(v);
+    }, x));
+  }
+  ISVIT_APART Bytes by_steps(const Floats16 &x) const {
+    return narrow(map16([&](Floats v) { return whole(steps_(v)); }, x));
+  }
+
+  Floats factor_, low_, high_;
+  Ints zero_point_;
+  LargeSteps steps_;
+  Bytes values_[2];  // of the first 32 steps
 };
 
-// Codes of gelu(y), computed where there are too many steps.
+// Quantizes gelu(y), which is computed unless steps are those of y.
 struct GeluEncoder {
   Encoder<false> encode;
 
   explicit GeluEncoder(const isvit_quantizer &q) : encode(q) {}
 
-  ISVIT_INLINE void operator()(const Floats16 &y, uint8_t *to) const {
-    encode(map16([](Floats v) ISVIT_INLINE { return gelu(v); }, y), to);
+  ISVIT_INLINE void operator()(Floats16 y, uint8_t *to) const {
+    if (encode.depth == 0)
+      y = map16([](Floats v) ISVIT_INLINE { return gelu(v); }, y);
+    encode(y, to);
   }
 };
 

@@ -40,20 +40,16 @@ struct isvit_product {
 // is limits[1], the children of limits[i] are limits[2i] and limits[2i + 1].
 // depth is at least 4, so that sixteen entries can be read.
 struct isvit_steps {
-  const float *limits, *values;  // [2^depth], or null
-  int32_t depth;
+  const float *limits, *values;  // [2^depth]
+  int32_t depth;                 // 0 where there are none
 };
 
-// code = clamp(round(x / scale) + zero_point, 0, top). If there are `entries`,
-// the entry nearest to x / scale + zero_point is stored: entries[cell], cell =
-// clamp(floor(2 * x / scale) + 2 * zero_point, 0, top), half a step each. If
-// there are `steps`, the value of the step that x lies in is stored: for up to
-// 16 entries, of depth 4. Those of a GELU's output have its input as x and
-// depth 5; without them, GELU is computed.
+// code = clamp(round(x / scale) + zero_point, 0, top). If there are steps, what
+// is stored is the value of the step that x lies in: an entry of a table, or
+// where x is the input of a GELU, what its output is quantized to.
 struct isvit_quantizer {
   float scale;
   int32_t zero_point, top;
-  const uint8_t *entries;      // [top + 1], or null
   isvit_steps steps;
 };
 

@@ -223,7 +223,7 @@ inline ISVIT_INLINE Bytes narrow(const Ints16 &x) {
 #endif
 }
 
-// table[index % 16] of each index.
+// table[index % 16] and table[index % 32] of each index.
 inline ISVIT_INLINE Bytes pick(Bytes table, Bytes index) {
 #if defined(__AVX2__)
   return (Bytes)_mm_shuffle_epi8((__m128i)table, (__m128i)(index & 15));
@@ -232,6 +232,10 @@ inline ISVIT_INLINE Bytes pick(Bytes table, Bytes index) {
   for (int i = 0; i < COLUMNS; i++) found[i] = table[index[i] & 15];
   return found;
 #endif
+}
+inline ISVIT_INLINE Bytes pick(const Bytes (&table)[2], Bytes index) {
+  const Bytes is_high = (Bytes)((index & 16) != 0);
+  return (pick(table[1], index) & is_high) | (pick(table[0], index) & ~is_high);
 }
 
 // Transpose 4 x 4 floats; strides are between rows.

@@ -44,72 +44,53 @@ inline Floats gather(const float *table, Ints index) {
   return found;
 }
 
-// Finds the step of each number among 2^DEPTH, 16 or 32, whose limits are held
-// in registers. The result has the step's number in its low DEPTH bits.
-template <int DEPTH>
+// The upper levels of a tree, held in registers.
 struct Tree {
   Floats root;
-  Floats16 limits, lowest;
+  Floats16 limits, fifth;  // those of the first four levels, and the fifth
 
-  explicit Tree(const float *from)
-      : root(splat(from[1])), limits(load16<Floats>(from)),
-        lowest(load16<Floats>(from + (DEPTH == 5 ? 16 : 0))) {}
+  explicit Tree(const isvit_steps &steps)
+      : root(splat(steps.limits[1])), limits(load16<Floats>(steps.limits)),
+        fifth(load16<Floats>(steps.limits + (steps.depth > 4 ? 16 : 0))) {}
 
-  ISVIT_INLINE Ints operator()(Floats x) const {
+  // Index of the node, or the step, that is reached LEVELS levels down.
+  template <int LEVELS>
+  ISVIT_INLINE Ints find(Floats x) const {
     // A comparison that holds is -1, so i -> 2 i - (x >= limit) descends.
     Ints i = 2 - (Ints)(x >= root);
     i = i + i - (Ints)(x >= pick_half<0>(limits, i));
     i = i + i - (Ints)(x >= pick_half<0>(limits, i));
     i = i + i - (Ints)(x >= pick_half<1>(limits, i));
-    return DEPTH == 4 ? i : i + i - (Ints)(x >= pick(lowest, i));
+    return LEVELS == 4 ? i : i + i - (Ints)(x >= pick(fifth, i));
   }
 };
 
-// Sixteen steps of floats.
+// Sixteen steps.
 struct SmallSteps {
-  Tree<4> tree;
+  Tree tree;
   Floats16 values;
 
   explicit SmallSteps(const isvit_steps &steps)
-      : tree(steps.limits), values(load16<Floats>(steps.values)) {}
+      : tree(steps), values(load16<Floats>(steps.values)) {}
 
   ISVIT_INLINE Floats operator()(Floats x) const {
-    return pick(values, tree(x));
+    return pick(values, tree.find<4>(x));
   }
 };
 
-// Any number of steps, read from memory.
+// More steps, whose lower levels are read from memory.
 struct LargeSteps {
+  Tree tree;
   const isvit_steps &steps;
-  Floats operator()(Floats x) const {
-    Ints i = splat(1);
-    for (int level = 0; level < steps.depth; level++)
+
+  explicit LargeSteps(const isvit_steps &all) : tree(all), steps(all) {}
+
+  ISVIT_INLINE Floats operator()(Floats x) const {
+    Ints i = tree.find<5>(x);
+    for (int level = 5; level < steps.depth; level++)
       i = i + i - (Ints)(x >= gather(steps.limits, i));
     return gather(steps.values, i - (1 << steps.depth));
   }
-};
-
-// Up to 2^DEPTH steps of bytes: codes, or entries of a table.
-template <int DEPTH>
-struct StepCodes {
-  Tree<DEPTH> tree;
-  Bytes values[DEPTH - 3] = {};
-
-  explicit StepCodes(const isvit_steps &steps)
-      : tree(steps.limits ? steps.limits : NONE) {
-    if (steps.limits == nullptr) return;
-    for (int k = 0; k < DEPTH - 3; k++)
-      values[k] = narrow(map16(whole, load16<Floats>(steps.values + 16 * k)));
-  }
-
-  ISVIT_INLINE void operator()(const Floats16 &x, uint8_t *to) const {
-    const Bytes step = narrow(map16(tree, x));
-    const Bytes found = pick(values[0], step);
-    store(to, DEPTH == 4 ? found
-                         : step & 16 ? pick(values[DEPTH - 4], step) : found);
-  }
-
-  static constexpr float NONE[1 << DEPTH] = {};
 };
 
 }  // namespace

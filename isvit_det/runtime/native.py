@@ -5,7 +5,7 @@ The structures mirror those of csrc/runtime.h.
 import ctypes
 import enum
 import functools
-from typing import Any, Callable, List, NamedTuple, Optional, Tuple
+from typing import Callable, List, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -48,7 +48,7 @@ class StepTree(ctypes.Structure):
 class Quantizer(ctypes.Structure):
     """``isvit_quantizer``."""
     _fields_ = [('scale', ctypes.c_float), ('zero_point', INT), ('top', INT),
-                ('entries', POINTER), ('steps', StepTree)]
+                ('steps', StepTree)]
 
 
 class _Map(ctypes.Structure):
@@ -182,8 +182,9 @@ def steps_structure(steps: Optional[Steps]) -> StepTree:
 
 
 @functools.lru_cache(maxsize=1024)
-def quantizer_structure(codes: InputCodes,
-                        is_gelu: bool = False) -> Tuple[Quantizer, Any]:
+def quantizer_structure(
+        codes: InputCodes,
+        is_gelu: bool = False) -> Tuple[Quantizer, Optional[Steps]]:
     """``isvit_quantizer``, and what it points to.
 
     Args:
@@ -191,11 +192,5 @@ def quantizer_structure(codes: InputCodes,
         is_gelu: whether it quantizes the GELU of what it is given.
     """
     steps = gelu_steps(codes) if is_gelu else table_steps(codes)
-    tree = steps_structure(steps)
-    if codes.entries is None:
-        return Quantizer(codes.scale, codes.zero_point, codes.top, None,
-                         tree), steps
-    entries = codes.stored(codes.cells())
-    return Quantizer(codes.scale, codes.zero_point,
-                     len(entries) - 1, entries.data_ptr(),
-                     tree), (steps, entries)
+    return Quantizer(codes.scale, codes.zero_point, codes.top,
+                     steps_structure(steps)), steps

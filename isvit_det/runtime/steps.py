@@ -19,9 +19,8 @@ from isvit_det.core.quantizers import (AttentionQuantizer, Quantizer,
                                        UniformQuantizer)
 from isvit_det.runtime.plan import InputCodes, Unsupported
 
-# The kernels keep 2**4 steps in registers, and 2**5 of GELU.
-SMALL_DEPTH = 4
-GELU_DEPTH = 5
+# The kernels keep between 2**4 and 2**5 steps in registers.
+SMALL_DEPTH, LARGE_DEPTH = 4, 5
 # Where GELU has its minimum: it decreases to the left of it.
 GELU_MINIMUM = -.7517915
 # Nearly the largest float32.
@@ -45,21 +44,18 @@ class Steps:
     depth: int
 
 
-def make_steps(limits: Tensor,
-               values: Tensor,
-               depth: int = SMALL_DEPTH) -> Steps:
+def make_steps(limits: Tensor, values: Tensor) -> Steps:
     """Build a step function.
 
     Args:
         limits: where each step but the lowest begins, ascending, shape (n,).
         values: value of each step, shape (n + 1,).
-        depth: of the tree, at least; it is as deep as ``values`` need.
 
     >>> steps = make_steps(torch.tensor([.5]), torch.tensor([3., 4.]))
     >>> steps.depth, steps.limits[8].item(), steps.values[:3].tolist()
     (4, 0.5, [3.0, 4.0, 4.0])
     """
-    depth = max(depth, (len(values) - 1).bit_length())
+    depth = max(SMALL_DEPTH, (len(values) - 1).bit_length())
     num_missing = 2**depth - len(values)
     limits = F.pad(limits, (0, num_missing), value=torch.inf)
     values = torch.cat([values, values[-1:].expand(num_missing)])
@@ -97,9 +93,9 @@ def table_steps(codes: InputCodes) -> Optional[Steps]:
     """The entry in a table as a step function of the quantized number.
 
     Returns:
-        None without a table, or with more than 16 entries.
+        None without a table.
     """
-    if codes.entries is None or codes.bits > SMALL_DEPTH:
+    if codes.entries is None:
         return None
     entries = torch.tensor(codes.entries, dtype=torch.float64)
     # The middle of each two neighbours.
@@ -119,7 +115,8 @@ def gelu_steps(codes: InputCodes) -> Optional[Steps]:
         codes: how the output is quantized.
 
     Returns:
-        None where GELU is computed, since there are more than 32 steps.
+        None where GELU is computed: without a table, if there are more than
+        32 steps.
     """
 
     def encode(x: Tensor) -> Tensor:
@@ -130,13 +127,12 @@ def gelu_steps(codes: InputCodes) -> Optional[Steps]:
     order = torch.cat(
         [torch.arange(far, lowest, -1),
          torch.arange(lowest, 2**codes.bits)])
-    if len(order) > 2**GELU_DEPTH:
+    if codes.entries is None and len(order) > 2**LARGE_DEPTH:
         return None
     falls = find_limits(lambda x: far - encode(x), -LARGEST, GELU_MINIMUM,
                         codes.bits)[:far - lowest]
     rises = find_limits(encode, GELU_MINIMUM, LARGEST, codes.bits)[lowest:]
-    return make_steps(
-        torch.cat([falls, rises]), codes.stored(order), GELU_DEPTH)
+    return make_steps(torch.cat([falls, rises]), codes.stored(order))
 
 
 def find_limits(encode: Callable[[Tensor], Tensor], low: float, high: float,

@@ -89,6 +89,8 @@ DENSE = (0, 1, 2, 3, 4, 5, 7, 9, 12, 16, 22, 30, 41, 58, 80, 127)
     (4, .011, 15, DENSE, True),
     (3, .1, 2, DENSE[::2], True),
     (5, .3, 1, None, False),
+    (5, .011, 30, tuple(range(0, 128, 4)), True),
+    (7, .02, 30, tuple(range(128)), True),
     (5, .3, 0, None, True),
     (2, 1., 1, None, True),
 ])
@@ -107,27 +109,23 @@ def test_steps_of_gelu_are_its_codes_in_float64(bits, scale, zero_point,
     found = steps.values[step_of(steps, x)]
     expected = codes.stored(codes.encode(F.gelu(x.double())))
     assert torch.equal(found, expected.float())
-    assert steps.depth == 5
 
 
 @pytest.mark.parametrize('scale', [.3, 1., .011, 1e-6])
 @pytest.mark.parametrize('zero_point', [0, 15, 127, -1000, 2**20])
-def test_steps_of_a_table_are_its_codes_in_float64(scale, zero_point):
+@pytest.mark.parametrize('entries', [DENSE, tuple(range(0, 128, 2))])
+def test_steps_of_a_table_are_its_codes_in_float64(scale, zero_point, entries):
     scale = torch.tensor(scale).item()
-    codes = InputCodes(4, scale, zero_point, DENSE)
+    bits = len(entries).bit_length() - 1
+    codes = InputCodes(bits, scale, zero_point, entries)
     steps = table_steps(codes)
-    assert steps.depth == 4
+    assert steps.depth == bits
     limits = neighbours(steps)
     middles = torch.rand(2000) * 150 - 10 - zero_point
     x = torch.cat([limits, middles * scale, torch.tensor([-1e30, 0., 1e30])])
     found = steps.values[step_of(steps, x)]
     assert torch.equal(found, codes.stored(codes.encode(x.double())).float())
-    assert found.unique().tolist() == list(DENSE)
-
-
-def test_what_has_no_small_table_has_no_steps():
-    assert table_steps(InputCodes(4, 1., 0)) is None
-    assert table_steps(InputCodes(5, 1., 0, tuple(range(0, 64, 2)))) is None
+    assert found.unique().tolist() == list(entries)
 
 
 @pytest.mark.parametrize('count', [1, 3, 15, 16, 255])
