@@ -12,7 +12,6 @@
 namespace {
 
 constexpr int GROUP = 4;        // inputs whose weights lie side by side
-constexpr int MAX_WIDTH = 256;  // channels of a head
 
 inline int up_to_columns(int count) {
   return (count + COLUMNS - 1) / COLUMNS * COLUMNS;
@@ -38,31 +37,23 @@ struct Scores {
 
 // Pack keys as the weights of a product, and compute the term that the zero
 // point of the queries adds to the products with each key.
+template <class Weight>
 void pack_keys(const isvit_block &block, const Head &head, int positions,
                int width) {
-  int8_t narrow[MAX_WIDTH];
-  int16_t wide[MAX_WIDTH];
   for (int j = 0; j < up_to_columns(positions); j++) {
     const uint8_t *key = head.key + (int64_t)j * block.channels;
+    const int column = j % COLUMNS;
+    Weight *to = (Weight *)head.packed_keys + (int64_t)(j - column) * width;
     int sum = 0;
     for (int c = 0; c < width; c++) {
       const int weight = j < positions ? key[c] - block.key_center : 0;
-      narrow[c] = (int8_t)weight;
-      wide[c] = (int16_t)weight;
+      const int k = c % GROUP, group = (c - k) * COLUMNS;
       sum += weight;
+      to[sizeof(Weight) == 1
+             ? group + column * GROUP + k
+             : group + (k % 2 * COLUMNS + column) * 2 + k / 2] = (Weight)weight;
     }
     head.correction[j] = -block.query_codes.zero_point * sum;
-    const int column = j % COLUMNS;
-    int8_t *to =
-        head.packed_keys + (int64_t)(j - column) * width * block.key_bytes;
-    for (int c = 0; c < width; c += GROUP) {
-      int16_t *pairs = (int16_t *)to + c * COLUMNS + column * 2;
-      if (block.key_bytes == 1)
-        std::memcpy(to + c * COLUMNS + column * GROUP, narrow + c, GROUP);
-      else
-        for (int k = 0; k < GROUP; k++)
-          pairs[k % 2 * COLUMNS * 2 + k / 2] = wide[c + k];
-    }
   }
 }
 
@@ -111,36 +102,11 @@ void find_logits(const isvit_block &block, const Head &head,
   }
 }
 
-// Softmax of one row of logits; its probabilities are quantized and decoded.
-template <class Steps>
-inline void quantize_row(float *row, int vectors, const Steps &steps) {
-  Floats highest = load<Floats>(row);
-  for (int t = 1; t < vectors; t++)
-    highest = larger(highest, load<Floats>(row + t * LANES));
-  float maximum = highest[0];
-  for (int i = 1; i < LANES; i++) maximum = std::max(maximum, highest[i]);
-  // Summed in sixteen lanes on every CPU, so that all round alike.
-  Floats16 sum = {};
-  for (int t = 0; t < vectors; t += PARTS)
-    repeat<PARTS>([&](auto j) ISVIT_INLINE {
-      if (t + j >= vectors) return;
-      float *at = row + (t + j) * LANES;
-      const Floats power = exponential(load<Floats>(at) - maximum);
-      store(at, power);
-      sum.part[j] += power;
-    });
-  const float inverse = 1.f / total(sum);
-  for (int t = 0; t < vectors; t++) {
-    float *at = row + t * LANES;
-    store(at, steps(load<Floats>(at) * inverse));
-  }
-}
-
-template <class Steps>
+// Softmax of each row of logits; its probabilities are quantized and decoded.
 ISVIT_APART void quantize_rows(const isvit_block &block, const Scores &scores,
-                   const int32_t *region) {
+                               const int32_t *region) {
   const int vectors = (scores.positions + LANES - 1) / LANES;
-  const Steps steps{block.attention};
+  const Steps steps(block.attention);
   for (int i = 0; i < scores.count; i++) {
     float *row = scores.row + (int64_t)i * scores.columns;
     if (region != nullptr) {
@@ -151,7 +117,26 @@ ISVIT_APART void quantize_rows(const isvit_block &block, const Scores &scores,
         store(row + j, load<Floats>(row + j) + to_float(apart) * 100.f);
       }
     }
-    quantize_row(row, vectors, steps);
+    Floats highest = load<Floats>(row);
+    for (int t = 1; t < vectors; t++)
+      highest = larger(highest, load<Floats>(row + t * LANES));
+    float maximum = highest[0];
+    for (int i = 1; i < LANES; i++) maximum = std::max(maximum, highest[i]);
+    // Summed in sixteen lanes on every CPU, so that all round alike.
+    Floats16 sum = {};
+    for (int t = 0; t < vectors; t += PARTS)
+      repeat<PARTS>([&](auto j) ISVIT_INLINE {
+        if (t + j >= vectors) return;
+        float *at = row + (t + j) * LANES;
+        const Floats power = exponential(load<Floats>(at) - maximum);
+        store(at, power);
+        sum.part[j] += power;
+      });
+    const float inverse = 1.f / total(sum);
+    for (int t = 0; t < vectors; t++) {
+      float *at = row + t * LANES;
+      store(at, steps(load<Floats>(at) * inverse));
+    }
   }
 }
 
@@ -199,10 +184,7 @@ ISVIT_APART void mix_all(const isvit_block &block, const Head &head,
 void attend(const isvit_block &block, const Head &head, const Scores &scores,
             const int32_t *region, int width) {
   find_logits(block, head, scores, width);
-  if (block.attention.depth == 4)
-    quantize_rows<SmallSteps>(block, scores, region);
-  else
-    quantize_rows<LargeSteps>(block, scores, region);
+  quantize_rows(block, scores, region);
   mix_all(block, head, scores, width);
 }
 

@@ -83,28 +83,21 @@ struct Shape {
   void take(const isvit_block &block, int heads, WindowMemory &memory,
             Scratch &from) const {
     const int64_t codes = (int64_t)positions * block.channels;
-    from.take(memory.query, codes);
-    from.take(memory.key, codes);
-    from.take(memory.value, codes);
-    from.take(memory.mixed, codes);
-    from.take(memory.reals, is_relative ? codes : 0);
-    from.take(memory.packed_keys,
-              (int64_t)heads * columns * width * block.key_bytes);
-    from.take(memory.correction, (int64_t)heads * columns);
-    from.take(memory.values,
-              (int64_t)heads * positions * up_to_columns(width));
+    from.take(codes, memory.query, memory.key, memory.value, memory.mixed);
+    from.take(is_relative ? codes : 0, memory.reals);
+    from.take((int64_t)heads * columns * width * block.key_bytes,
+              memory.packed_keys);
+    from.take((int64_t)heads * columns, memory.correction);
+    from.take((int64_t)heads * positions * up_to_columns(width), memory.values);
   }
   void take(const isvit_block &block, const isvit_windows &windows,
             RowMemory &memory, Scratch &from) const {
-    from.take(memory.input, (int64_t)chunk * block.channels);
-    from.take(memory.hidden, (int64_t)chunk * up_to_columns(block.hidden));
-    from.take(memory.middle, (int64_t)chunk * block.channels);
-    from.take(memory.rows, chunk);
-    from.take(memory.inside, chunk);
-    from.take(memory.logits, (int64_t)queries * columns);
-    from.take(memory.bias, (int64_t)queries * columns + COLUMNS);
-    from.take(memory.line,
-              up_to_columns(windows.height) + up_to_columns(windows.width));
+    from.take((int64_t)chunk * block.channels, memory.input, memory.middle);
+    from.take((int64_t)chunk * up_to_columns(block.hidden), memory.hidden);
+    from.take(chunk, memory.rows, memory.inside);
+    from.take((int64_t)queries * columns + COLUMNS, memory.logits, memory.bias);
+    from.take(up_to_columns(windows.height) + up_to_columns(windows.width),
+              memory.line);
   }
 };
 
@@ -155,7 +148,8 @@ class Window {
   // Pack the keys and decode the values of head h into slot `place`.
   void prepare(int h, int place) {
     const Head head = head_of(h, place);
-    pack_keys(block_, head, shape_.positions, shape_.width);
+    (block_.key_bytes == 1 ? pack_keys<int8_t> : pack_keys<int16_t>)(
+        block_, head, shape_.positions, shape_.width);
     decode_values(block_, head, shape_.positions, shape_.width);
   }
 

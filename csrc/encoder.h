@@ -20,7 +20,7 @@ class Encoder {
         low_(splat((float)-q.zero_point)),
         high_(splat((float)(q.top - q.zero_point))),
         zero_point_(splat(q.zero_point)), steps_(depth ? q.steps : NO_STEPS) {
-    const float *values = steps_.steps.values;
+    const float *values = steps_.all.values;
     values_[0] = narrow(map16(whole, load16<Floats>(values)));
     if (depth > 4) values += COLUMNS;
     values_[1] = narrow(map16(whole, load16<Floats>(values)));
@@ -44,7 +44,7 @@ class Encoder {
   template <int LEVELS>
   ISVIT_INLINE Bytes find(const Floats16 &x) const {
     return narrow(map16([&](Floats v) ISVIT_INLINE {
-      return steps_.tree.template find<LEVELS>(v);
+      return steps_.find<LEVELS>(v);
     }, x));
   }
   ISVIT_APART Bytes by_steps(const Floats16 &x) const {
@@ -53,7 +53,7 @@ class Encoder {
 
   Floats factor_, low_, high_;
   Ints zero_point_;
-  LargeSteps steps_;
+  Steps steps_;
   Bytes values_[2];  // of the first 32 steps
 };
 

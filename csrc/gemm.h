@@ -1,9 +1,9 @@
 // Integer matrix product of rows of codes and a layer's packed weights.
 //
 // `multiply_block` multiplies up to PANEL rows by one block of 16 outputs and
-// passes the int32 sums of each row to an epilogue of the caller: `Affine` makes
-// them the layer's float outputs, `Encoder` (encoder.h) quantizes those. Callers loop over the blocks of a layer for one panel of
-// rows, so that the panel stays in the L2 cache and a block in L1.
+// passes the int32 sums of each row to an epilogue of the caller: `Affine`
+// makes them floats, `Encoder` quantizes those. Callers loop over the blocks
+// for one panel of rows, which stays in the L2 cache while a block is in L1.
 #pragma once
 
 #include "tile.h"
@@ -12,34 +12,29 @@ namespace {
 
 constexpr int PANEL = 48;
 
-// Set `sums` of ROWS rows to those over one run, or add these to them.
-template <int ROWS>
-inline ISVIT_INLINE int sum_tile(
-    const uint8_t *const *rows, const int64_t *segments, const isvit_run &run,
-    const int8_t *weight, bool is_first, int32_t *sums) {
-  Ints16 sum[ROWS];
-  if (ROWS <= WIDE_ROWS && run.is_wide)
-    sum_groups(rows, segments, run, weight, 128, sum, add_wide_group);
-  else
-    sum_run<ROWS>(rows, segments, run, weight, sum);
-  repeat<ROWS>([&](auto i) ISVIT_INLINE {
-    int32_t *to = sums + i * COLUMNS;
-    store16(to, is_first ? sum[i] : sum[i] + load16<Ints>(to));
-  });
-  return ROWS;
-}
-
-// The same for as many of num_rows rows as a tile can have, which is returned.
-ISVIT_APART int sum_rows(
+// Set `sums` of as many of num_rows rows as a tile holds to those over one run,
+// or add these to them. Returns the number of rows.
+ISVIT_APART int sum_tile(
     const uint8_t *const *rows, int num_rows, const int64_t *segments,
     const isvit_run &run, const int8_t *weight, bool is_first, int32_t *sums) {
+  const auto sum_rows = [&](auto count) ISVIT_INLINE {
+    constexpr int ROWS = count;
+    Ints16 sum[ROWS];
+    if (ROWS <= WIDE_ROWS && run.is_wide)
+      sum_groups(rows, segments, run, weight, 128, sum, add_wide_group);
+    else
+      sum_run<ROWS>(rows, segments, run, weight, sum);
+    repeat<ROWS>([&](auto i) ISVIT_INLINE {
+      int32_t *to = sums + i * COLUMNS;
+      store16(to, is_first ? sum[i] : sum[i] + load16<Ints>(to));
+    });
+    return ROWS;
+  };
   if (num_rows >= TILE_ROWS && !run.is_wide)
-    return sum_tile<TILE_ROWS>(rows, segments, run, weight, is_first, sums);
-  if (num_rows >= 4)
-    return sum_tile<4>(rows, segments, run, weight, is_first, sums);
-  if (num_rows >= 2)
-    return sum_tile<2>(rows, segments, run, weight, is_first, sums);
-  return sum_tile<1>(rows, segments, run, weight, is_first, sums);
+    return sum_rows(Constant<TILE_ROWS>());
+  if (num_rows >= 4) return sum_rows(Constant<4>());
+  if (num_rows >= 2) return sum_rows(Constant<2>());
+  return sum_rows(Constant<1>());
 }
 
 // Call use(r, sums) with the sums of row r, for r in 0 .. num_rows - 1.
@@ -55,7 +50,7 @@ inline ISVIT_INLINE void multiply_block(
   for (int k = 0; k < product.num_runs; k++) {
     const isvit_run &run = product.runs[k];
     for (int first = 0, r = 0; r < num_rows; first = r) {
-      r += sum_rows(rows + r, num_rows - r, segments, run, weight, k == 0,
+      r += sum_tile(rows + r, num_rows - r, segments, run, weight, k == 0,
                     sums + r * COLUMNS);
       // Tile by tile, so that stores to memory overlap with products.
       if (k + 1 == product.num_runs)

@@ -151,18 +151,16 @@ void multiply_panel(const isvit_product &product, const isvit_rows &rows,
   const int64_t stride = out.channel_stride, *at = panel.output;
   const int count = std::min(COLUMNS, product.outputs - block * COLUMNS);
   float *first = out.values + block * COLUMNS * stride;
-  if (count == COLUMNS && stride == 1)
-    return multiply_block(panel.row, panel.num_rows, rows.segments, product,
-                          block, [&](int r, const Ints16 &sums) {
-                            store16(first + at[r], affine(sums));
-                            // Where the next block stores.
-                            __builtin_prefetch(first + at[r] + COLUMNS, 1);
-                          });
+  const bool is_direct = count == COLUMNS && stride == 1;
   alignas(64) float values[PANEL][COLUMNS];
   multiply_block(panel.row, panel.num_rows, rows.segments, product, block,
                  [&](int r, const Ints16 &sums) {
-                   store16(values[r], affine(sums));
+                   float *to = is_direct ? first + at[r] : values[r];
+                   store16(to, affine(sums));
+                   // Where the next block stores.
+                   __builtin_prefetch(to + COLUMNS, 1);
                  });
+  if (is_direct) return;
   int r = 0;
   if (count == COLUMNS)
     for (; r + 4 <= panel.num_rows && at[r + 3] == at[r] + 3; r += 4)

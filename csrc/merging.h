@@ -12,8 +12,8 @@ void merge_panel(const isvit_merging &merging, const isvit_merged &merged,
   uint8_t *codes;
   float *line;
   row_scratch.lay_out([&] {
-    row_scratch.take(codes, (int64_t)PANEL * total);
-    row_scratch.take(line, total);
+    row_scratch.take((int64_t)PANEL * total, codes);
+    row_scratch.take(total, line);
   });
   const Encoder<false> encode(merging.input);
   const uint8_t *rows[PANEL];

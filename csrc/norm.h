@@ -10,12 +10,12 @@ namespace {
 
 // Sum of sixteen numbers, in an order that does not depend on LANES.
 inline float total(const Floats16 &x) {
-  typedef float Four __attribute__((vector_size(16)));
   float lane[COLUMNS];
   store16(lane, x);
-  const Four sum = (load<Four>(lane) + load<Four>(lane + 8)) +
-                   (load<Four>(lane + 4) + load<Four>(lane + 12));
-  return (sum[0] + sum[2]) + (sum[1] + sum[3]);
+  for (int half = COLUMNS / 2; half > 0; half /= 2)
+#pragma GCC unroll 8
+    for (int i = 0; i < half; i++) lane[i] += lane[i + half];
+  return lane[0];
 }
 
 inline void norm_codes(const isvit_norm &norm, const Encoder<false> &encode,

@@ -38,10 +38,9 @@ struct isvit_product {
 // A step function with 2^depth steps: its value is values[k] where x is at
 // least k of the limits. These are a binary search tree in heap order: the root
 // is limits[1], the children of limits[i] are limits[2i] and limits[2i + 1].
-// depth is at least 4, so that sixteen entries can be read.
 struct isvit_steps {
   const float *limits, *values;  // [2^depth]
-  int32_t depth;                 // 0 where there are none
+  int32_t depth;                 // 4 or more, or 0: there are none
 };
 
 // code = clamp(round(x / scale) + zero_point, 0, top). If there are steps, what

@@ -8,12 +8,9 @@ namespace {
 
 class Scratch {
  public:
-  // Set `array` to the next `count` elements, aligned to 64 bytes.
-  template <class T>
-  void take(T *&array, int64_t count) {
-    array = base_ == nullptr ? nullptr : (T *)(base_ + next_);
-    next_ += (count * (int64_t)sizeof(T) + 63) / 64 * 64;
-  }
+  // Set each array to the next `count` elements, aligned to 64 bytes.
+  template <class... T>
+  void take(int64_t count, T *&...arrays) { (take_one(count, arrays), ...); }
   // Run `layout`, which takes the arrays: first to measure their total size,
   // then to set their addresses.
   template <class F>
@@ -28,6 +25,12 @@ class Scratch {
   }
 
  private:
+  template <class T>
+  void take_one(int64_t count, T *&array) {
+    array = base_ == nullptr ? nullptr : (T *)(base_ + next_);
+    next_ += (count * (int64_t)sizeof(T) + 63) / 64 * 64;
+  }
+
   std::vector<uint8_t> memory_;
   uint8_t *base_ = nullptr;
   int64_t next_ = 0;

@@ -11,7 +11,9 @@
 #include <immintrin.h>
 #endif
 
+#ifndef ISVIT_INLINE
 #define ISVIT_INLINE __attribute__((always_inline))
+#endif
 // For functions whose loops need all registers: inlined, they would share them.
 #define ISVIT_APART __attribute__((noinline))
 
@@ -136,11 +138,6 @@ inline ISVIT_INLINE Sixteen<V> operator*(const Sixteen<V> &a, const T &b) {
 inline ISVIT_INLINE Floats16 to_float(const Ints16 &x) {
   return map16([](Ints v) ISVIT_INLINE { return to_float(v); }, x);
 }
-inline ISVIT_INLINE Ints16 multiply_pairs(Ints a, const Ints16 &b) {
-  return map16([](Ints x, Ints y) ISVIT_INLINE {
-    return multiply_pairs(x, y);
-  }, a, b);
-}
 template <class A, class B>
 inline ISVIT_INLINE Floats16 multiply_add(const A &a, const B &b,
                                           const Floats16 &c) {
@@ -234,8 +231,7 @@ inline ISVIT_INLINE Bytes pick(Bytes table, Bytes index) {
 #endif
 }
 inline ISVIT_INLINE Bytes pick(const Bytes (&table)[2], Bytes index) {
-  const Bytes is_high = (Bytes)((index & 16) != 0);
-  return (pick(table[1], index) & is_high) | (pick(table[0], index) & ~is_high);
+  return (index & 16) != 0 ? pick(table[1], index) : pick(table[0], index);
 }
 
 // Transpose 4 x 4 floats; strides are between rows.

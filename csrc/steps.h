@@ -44,14 +44,16 @@ inline Floats gather(const float *table, Ints index) {
   return found;
 }
 
-// The upper levels of a tree, held in registers.
-struct Tree {
+// The upper levels of the tree are held in registers, the others in memory.
+struct Steps {
   Floats root;
-  Floats16 limits, fifth;  // those of the first four levels, and the fifth
+  Floats16 limits, fifth, values;  // of the first four levels and the fifth
+  const isvit_steps &all;
 
-  explicit Tree(const isvit_steps &steps)
+  explicit Steps(const isvit_steps &steps)
       : root(splat(steps.limits[1])), limits(load16<Floats>(steps.limits)),
-        fifth(load16<Floats>(steps.limits + (steps.depth > 4 ? 16 : 0))) {}
+        fifth(load16<Floats>(steps.limits + (steps.depth > 4 ? 16 : 0))),
+        values(load16<Floats>(steps.values)), all(steps) {}
 
   // Index of the node, or the step, that is reached LEVELS levels down.
   template <int LEVELS>
@@ -63,33 +65,13 @@ struct Tree {
     i = i + i - (Ints)(x >= pick_half<1>(limits, i));
     return LEVELS == 4 ? i : i + i - (Ints)(x >= pick(fifth, i));
   }
-};
-
-// Sixteen steps.
-struct SmallSteps {
-  Tree tree;
-  Floats16 values;
-
-  explicit SmallSteps(const isvit_steps &steps)
-      : tree(steps), values(load16<Floats>(steps.values)) {}
 
   ISVIT_INLINE Floats operator()(Floats x) const {
-    return pick(values, tree.find<4>(x));
-  }
-};
-
-// More steps, whose lower levels are read from memory.
-struct LargeSteps {
-  Tree tree;
-  const isvit_steps &steps;
-
-  explicit LargeSteps(const isvit_steps &all) : tree(all), steps(all) {}
-
-  ISVIT_INLINE Floats operator()(Floats x) const {
-    Ints i = tree.find<5>(x);
-    for (int level = 5; level < steps.depth; level++)
-      i = i + i - (Ints)(x >= gather(steps.limits, i));
-    return gather(steps.values, i - (1 << steps.depth));
+    if (all.depth == 4) return pick(values, find<4>(x));
+    Ints i = find<5>(x);
+    for (int level = 5; level < all.depth; level++)
+      i = i + i - (Ints)(x >= gather(all.limits, i));
+    return gather(all.values, i - (1 << all.depth));
   }
 };
 

@@ -41,9 +41,9 @@ inline ISVIT_INLINE void add_wide_group(
     Ints16 &sum, const uint8_t *codes, const int8_t *weight) {
   const int32_t *pairs = (const int32_t *)weight;
   const Ints spread = spread_codes(codes);
-  sum = sum + multiply_pairs(spread & 0xFF00FF, load16<Ints>(pairs)) +
-        multiply_pairs((spread >> 8) & 0xFF00FF,
-                       load16<Ints>(pairs + COLUMNS));
+  sum = sum + map16(multiply_pairs, spread & 0xFF00FF, load16<Ints>(pairs));
+  sum = sum + map16(multiply_pairs, (spread >> 8) & 0xFF00FF,
+                    load16<Ints>(pairs + COLUMNS));
 }
 
 #if defined(__AVX2__) && !defined(__AVX512VNNI__) && !defined(__AVXVNNI__)
@@ -57,10 +57,8 @@ inline ISVIT_INLINE void sum_run(
     const uint8_t *const *rows, const int64_t *segments, const isvit_run &run,
     const int8_t *weight, Ints16 (&sums)[ROWS]) {
   __m256i low[ROWS], high[ROWS];
-  const uint8_t *row[ROWS];
   repeat<ROWS>([&](auto i) ISVIT_INLINE {
     low[i] = high[i] = _mm256_setzero_si256();
-    row[i] = rows[i];
   });
   const auto add_group = [&](int64_t at, auto k) ISVIT_INLINE {
     const __m256i first = load<__m256i>(weight + 64 * k);
@@ -75,7 +73,7 @@ inline ISVIT_INLINE void sum_run(
           "vpaddw %[codes], %[high], %[high]"
           : [codes] "=&x"(codes), [products] "=&x"(products),
             [low] "+x"(low[i]), [high] "+x"(high[i])
-          : [row] "m"(*(const int32_t *)(row[i] + at + 4 * k)),
+          : [row] "m"(*(const int32_t *)(rows[i] + at + 4 * k)),
             [first] "x"(first), [second] "x"(second));
     });
   };

@@ -70,17 +70,22 @@ def test_weights_may_lie_far_from_their_zero_point(isa):
 
 
 @every_isa
-def test_codes_may_index_a_table(isa):
-    entries = (0, 1, 5, 9, 20, 33, 60, 63)
-    plan = draw_plan(act_bits=3, zero_point=2)
-    plan = dataclasses.replace(plan, input=InputCodes(3, 1., 2, entries))
-    assert plan.top == 63
+@pytest.mark.parametrize('entries', [
+    (0, 1, 5, 9, 20, 33, 60, 63),
+    (*range(16), *range(17, 64, 3)),
+    (*range(32), *range(33, 127, 3)),
+])
+def test_codes_may_index_a_table(isa, entries):
+    bits = len(entries).bit_length() - 1
+    plan = draw_plan(act_bits=bits, zero_point=2)
+    plan = dataclasses.replace(plan, input=InputCodes(bits, 1., 2, entries))
+    assert plan.top == entries[-1]
     # Also on the middles between entries and beyond the first and the last.
-    x = torch.randn(1, 50, 1, 30) * 30
+    x = torch.randn(1, 50, 1, 60) * 60
     x[0, :25] = (2 * x[0, :25]).round() / 2
     codes = native.encode_map(isa, x, plan.input)[0, 0]
     expected = plan.input.encode(x[0, :, 0].T.double())
-    assert expected.unique().tolist() == list(range(8))
+    assert expected.unique().tolist() == list(range(2**bits))
     assert torch.equal(codes[:, :50], plan.input.stored(expected))
     assert torch.equal(
         multiply(isa, plan, codes).long(), exact_sums(plan, codes))
