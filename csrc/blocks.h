@@ -52,7 +52,7 @@ struct isvit_windows {
 // Where tests want the codes within a block written to; each may be null. Rows
 // of proj to fc2 that belong to padding tokens are not written.
 struct isvit_trace {
-  // [windows of all images][positions][channels].
+  // [windows of all images][positions][channels], and 16 bytes that are read.
   uint8_t *qkv_input, *query, *key, *value, *proj_input, *fc1_input;
   uint8_t *fc2_input;  // the same, of hidden channels up to a multiple of 16
   // [windows][heads][positions][positions up to a multiple of 16], decoded.

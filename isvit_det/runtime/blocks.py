@@ -186,8 +186,12 @@ class NativeBlock:
     def _new_trace(self, x: Tensor, windows: Windows) -> Dict[str, Tensor]:
         number, positions = windows.token.shape
         rows = (len(x) * number, positions)
+        size = len(x) * number * positions * x.shape[2]
+        # Kernels read whole vectors: beyond the end where heads are narrow.
         kept = {
-            name: x.new_zeros((*rows, x.shape[2]), dtype=torch.uint8)
+            name:
+            x.new_zeros(size + BLOCK,
+                        dtype=torch.uint8)[:size].view(*rows, x.shape[2])
             for name in TRACED
         }
         filled = -(-self.hidden // BLOCK) * BLOCK
