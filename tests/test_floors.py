@@ -24,6 +24,7 @@ FLOORS = (
     {'inputs'},
     {'evaluation'},
     {'report'},
+    {'page'},
     {'engine'},
     {'sensitivity'},
     {'classifiers', 'apis'},

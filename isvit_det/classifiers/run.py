@@ -29,6 +29,7 @@ from isvit_det.engine.calibrate import WORKSPACE
 from isvit_det.inputs.datasets import find_overlap, refuse_overlap
 from isvit_det.packed.state import packed_config
 from isvit_det.report.progress import CalibrationProgress, announcement
+from isvit_det.report.classifier_table import classifier_rows
 from isvit_det.report.provenance import describe_origin, fingerprint
 from isvit_det.report.tables import (count_calls, format_table, list_sites_run,
                                      peak_memory, silent_sites, weight_bytes,
@@ -349,29 +350,4 @@ class ClassifierRun:
 
 def table(result: Mapping[str, Any]) -> str:
     """A result as a table: the float and the quantized classifier."""
-    scores = result['scores']
-
-    def percent(key: str) -> str:
-        return f'{100 * scores[key]:.2f}' if key in scores else '-'
-
-    def row(kind: str, bits: str, method: str,
-            more: Sequence[str]) -> Dict[str, str]:
-        size = result['bytes']['float' if kind == 'float' else 'packed']
-        cells = [
-            kind, bits, method,
-            percent(f'{kind}_top1'),
-            percent(f'{kind}_top5'), *more, f'{size / 1e6:.1f}'
-        ]
-        names = [
-            'model', 'bits', 'method', 'top-1', 'top-5', 'agreement', 'KL',
-            'MB'
-        ]
-        return dict(zip(names, cells))
-
-    quantized = [
-        percent('agreement'), f'{scores["kl"]:.4f}' if 'kl' in scores else '-'
-    ]
-    return format_table([
-        row('float', '32', '-', ['-', '-']),
-        row('quantized', result['bits'], result['method'], quantized)
-    ])
+    return format_table(classifier_rows(result))

@@ -2,6 +2,7 @@
 import contextlib
 import logging
 import sys
+from pathlib import Path
 from typing import (Any, Callable, Dict, Iterator, List, Mapping, NamedTuple,
                     Optional, Sequence, Set)
 
@@ -10,6 +11,7 @@ import torch
 from isvit_det.core.errors import QuantError
 from isvit_det.core.files import disk_error
 from isvit_det.core.overrides import parse_override
+from isvit_det.screen.output import say
 
 
 def given(**values: Any) -> Dict[str, Any]:
@@ -76,6 +78,19 @@ def check_device(device: str) -> None:
     except (RuntimeError, AssertionError, ImportError) as error:
         raise QuantError(f'--device: {device!r} is not available here; give '
                          'cpu, cuda or cuda:N.') from error
+
+
+def show_files(packed: Any, figures: Path, page: Optional[Path]) -> None:
+    """Show where the files of a run are, the report last.
+
+    Args:
+        packed: path of the packed file.
+        figures: the JSON file of all figures.
+        page: the report; None if it was not written.
+    """
+    say(f'packed checkpoint: {packed}\nfigures: {figures}')
+    if page is not None:
+        say(f'report: {page}')
 
 
 @contextlib.contextmanager

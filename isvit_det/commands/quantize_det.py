@@ -3,6 +3,7 @@ import argparse
 import contextlib
 import copy
 import os
+import sys
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional
 
@@ -16,7 +17,7 @@ from isvit_det.checkpoint import (is_packed, read_checkpoint,
                                   refuse_other_layouts)
 from isvit_det.commands import parsers
 from isvit_det.commands.console import (check_device, given, layer_bits,
-                                        run_command, settings)
+                                        run_command, settings, show_files)
 from isvit_det.commands.launch import joined
 from isvit_det.core.errors import QuantError
 from isvit_det.core.files import alone_in, local_checkpoint
@@ -41,7 +42,10 @@ LOG = 'quantize_det.log'
 
 
 def parse_args(argv: Optional[List[str]]) -> argparse.Namespace:
-    return parsers.quantize_det().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    args = parsers.quantize_det().parse_args(argv)
+    args.command = ['quantize_det', *argv]
+    return args
 
 
 def configure(args: argparse.Namespace) -> Config:
@@ -220,7 +224,7 @@ def quantize(args: argparse.Namespace) -> None:
             chooser = chooser_of(args,
                                  QuantizationRun(copy.deepcopy(cfg), device))
             cfg.model.quant['overrides'] = chooser.choose().overrides
-        run = QuantizationRun(cfg, device)
+        run = QuantizationRun(cfg, device, args.command)
         result = run.run(
             float_eval=not args.no_float_eval,
             both_engines=args.engine == BOTH)
@@ -229,11 +233,14 @@ def quantize(args: argparse.Namespace) -> None:
             write_result(run.report, result)
         if is_main_process():
             show(run, result)
+        page = run.write_page()
+        if is_main_process():
+            show_files(run.packed, run.report, page)
         run.close()
 
 
 def show(run: QuantizationRun, result: Mapping[str, Any]) -> None:
-    """Show the results of a run, and where its files are."""
+    """Show the results of a run."""
     say(f'\n{format_table(table_rows(result))}\n')
     for line in further_lines(result):
         say(line)
@@ -253,7 +260,6 @@ def show(run: QuantizationRun, result: Mapping[str, Any]) -> None:
     if result['hooks_left_out']:
         say('left out, since they change weights when a test begins: '
             f'{", ".join(result["hooks_left_out"])}')
-    say(f'packed checkpoint: {run.packed}\nreport: {run.report}')
 
 
 def main(argv: Optional[List[str]] = None) -> int:

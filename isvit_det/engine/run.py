@@ -4,15 +4,18 @@ import copy
 import shutil
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional
+from typing import (Any, Callable, Dict, Iterator, List, Mapping, Optional,
+                    Sequence)
 
 from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
 from mmengine.dist import is_main_process
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner, ValLoop
 from mmengine.runner.checkpoint import load_state_dict
 
 from isvit_det.checkpoint import read_checkpoint
+from isvit_det.core.distributed import all_gather
 from isvit_det.core.errors import QuantError
 from isvit_det.core.files import check_writable
 from isvit_det.core.layers import is_calibrated
@@ -22,6 +25,8 @@ from isvit_det.engine.calibrate import WORKSPACE
 from isvit_det.engine.float_metrics import (FloatMetrics, prediction_key,
                                             sources_of)
 from isvit_det.engine.hook import SOSCalibrationHook, bare_model
+from isvit_det.engine.layer_statistics import (measure_layers, spread,
+                                               time_parts)
 from isvit_det.engine.reported import REPORT
 from isvit_det.evaluation.agreement import plan_evaluation
 from isvit_det.evaluation.data_checks import check_test_data, test_data_errors
@@ -30,10 +35,13 @@ from isvit_det.evaluation.ground_truth import read_truth
 from isvit_det.evaluation.loop import PREDICTIONS, Evaluation
 from isvit_det.evaluation.predictions import PredictionFile
 from isvit_det.evaluation.stopwatch import Stopwatch
+from isvit_det.evaluation.tasks import describe_truth
 from isvit_det.evaluation.trial import try_log, try_metrics
 from isvit_det.inputs.configs import config_errors
 from isvit_det.inputs.data_errors import TestWatch, read
 from isvit_det.inputs.hooks import hook_errors
+from isvit_det.page.write import unless_it_fails, write_page_or_warn
+from isvit_det.report.layer_file import LAYERS, LAYERS_PACKED
 from isvit_det.report.tables import (ERROR_IMAGES, backbone_error, count_calls,
                                      list_sites_run, peak_memory, sum_calls,
                                      weight_bytes, write_result)
@@ -63,13 +71,18 @@ class QuantizationRun:
         cfg: a quantized config with a ``SOSCalibrationHook``, ``work_dir``
             and ``load_from``, a local file.
         device: where the model runs; None leaves it to MMEngine.
+        command: what the user gave, for the report.
 
     Raises:
         QuantError: if anything in the config or its files cannot be used.
     """
 
-    def __init__(self, cfg: Config, device: Optional[str] = None) -> None:
+    def __init__(self,
+                 cfg: Config,
+                 device: Optional[str] = None,
+                 command: Sequence[str] = ()) -> None:
         self.start = time.perf_counter()
+        self.command = list(command)
         self.seconds: Dict[str, float] = {}
         # Predictions of which no report is written yet.
         self.unsettled: List[PredictionFile] = []
@@ -189,6 +202,43 @@ class QuantizationRun:
             file.settle()
         return result
 
+    def write_page(self) -> Optional[Path]:
+        """Write the report for people, after ``run``; its path.
+
+        All processes call this. What was measured is written before, and is
+        not lost if this fails: then a warning says why, and names the command
+        that makes the report again.
+
+        Returns:
+            None if it was not written, and in processes other than the first.
+        """
+        # All of them have kept their predictions.
+        all_gather(None)
+        if not is_main_process():
+            return None
+        self._measure_layers()
+        return write_page_or_warn(self.report, self.runner.logger)
+
+    def _measure_layers(self) -> None:
+        """Write the statistics of the layers, or warn."""
+        name = LAYERS_PACKED if self.calibrated else LAYERS
+        self.runner.logger.info('measuring the layers for the report')
+        dataset = self.loader.dataset
+        indices = spread(self.plan.indices)
+
+        def predict(place: int) -> None:
+            batch = pseudo_collate([dataset[indices[place]]])
+            self.model.test_step(batch)
+
+        with unless_it_fails('the layers are not in the report',
+                             self.runner.logger):
+            (self.work_dir / name).unlink(missing_ok=True)
+            found = measure_layers(self.model, predict, len(indices))
+            found.seconds = time_parts(self.model, predict, len(indices))
+            found.engine = describe_engine(self.model)['engine']
+            found.key = self.key
+            found.save(self.work_dir / name)
+
     def _both_engines(self) -> List[str]:
         """The simulation, and then the native kernels if there are any."""
         self.model.runtime.engine = 'native'
@@ -221,8 +271,10 @@ class QuantizationRun:
             lambda: dict(sites=list_sites_run(self.model, calls)))
         figures = evaluation.run()
         self.unsettled.append(evaluation.file)
+        self.key = evaluation.file.key
         return dict(
             quantized=figures,
+            predictions=dict(name=name, key=self.key),
             engine=how,
             sites=sum_calls(evaluation.about['sites']),
             seconds=evaluation.seconds,
@@ -266,7 +318,9 @@ class QuantizationRun:
                 memory.keep(result)
             evaluation.file.settle()
         self.seconds['float_evaluation'] = result['seconds']
-        return result
+        return dict(
+            result,
+            predictions=dict(name='float', key=evaluation.file.key))
 
     def _result(self, results: Mapping[str, Any]) -> Dict[str, Any]:
         outcome = self.hook.outcome
@@ -309,6 +363,9 @@ class QuantizationRun:
                     for ids in self.plan.annotated
                 ]),
             notes=self.plan.notes + explain_gaps(results, self.plan.nothing),
+            command=self.command,
+            predictions=results['predictions'],
+            truth=[describe_truth(task) for task in self.plan.tasks],
             provenance=origin)
 
     @property

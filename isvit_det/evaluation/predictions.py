@@ -2,6 +2,7 @@
 import contextlib
 import io
 import json
+import re
 import zipfile
 import zlib
 from pathlib import Path
@@ -141,6 +142,54 @@ class PredictionFile:
             self.abandon()
             MMLogger.get_current_instance().warning(
                 f'the predictions are not kept in {self.kept}: {error}')
+
+
+def read_kept(directory: Path, name: str,
+              key: str) -> Iterator[Dict[str, Any]]:
+    """The kept predictions of a model, image by image, as ``encode`` has them.
+
+    Args:
+        directory: of the files.
+        name: of the model.
+        key: that the predictions must have.
+
+    Raises:
+        FileNotFoundError: if there is no file.
+        ValueError: if the files are damaged, incomplete or of another key.
+    """
+    pattern = re.compile(rf'{re.escape(name)}(_\d+of(?P<num>\d+))?\.zip')
+    paths: Dict[int, List[Path]] = {}
+    for path in sorted(directory.glob('*.zip')):
+        match = pattern.fullmatch(path.name)
+        if match is not None:
+            paths.setdefault(int(match['num'] or 1), []).append(path)
+    if not paths:
+        raise FileNotFoundError(f'{directory / name}.zip is not there')
+    reason = f'{directory / name}.zip is of another run'
+    for num, parts in paths.items():
+        try:
+            if len(parts) < num:
+                raise ValueError(f'{num - len(parts)} of {num} files are '
+                                 'not there')
+            if all(_key_of(path) == key for path in parts):
+                for path in parts:
+                    yield from _encoded(path)
+                return
+        except UNREADABLE as error:
+            reason = f'{parts[0]} is damaged ({error})'
+    raise ValueError(reason)
+
+
+def _key_of(path: Path) -> str:
+    with zipfile.ZipFile(path) as file:
+        return json.loads(file.read(ABOUT))['key']
+
+
+def _encoded(path: Path) -> Iterator[Dict[str, Any]]:
+    with zipfile.ZipFile(path) as file:
+        for index in range(len(file.namelist()) - 1):
+            memory = io.BytesIO(file.read(str(index)))
+            yield from torch.load(memory, weights_only=True)
 
 
 def encode(value: Any) -> Any:

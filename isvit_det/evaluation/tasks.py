@@ -3,7 +3,8 @@ import itertools
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
-from mmdet.evaluation import CocoMetric, MultiDatasetsEvaluator
+from mmdet.evaluation import (CocoMetric, LVISMetric,
+                              MultiDatasetsEvaluator)
 from mmdet.registry import METRICS
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
@@ -77,6 +78,27 @@ def list_tasks(runner: Runner) -> List[Task]:
             evaluator.metrics, configs, evaluator.dataset_prefixes, parts,
             starts)
     ]
+
+
+def describe_truth(task: Task) -> Dict[str, Any]:
+    """What a report needs to read the ground truth of a task.
+
+    Returns:
+        ``metric``: name of its class. ``coco``: whether it is a CocoMetric
+        and not of LVIS. ``split``:
+        whether other metrics score other data sets. ``ann_file``: path, or None. ``classes``:
+        names by label. ``cat_ids``: ids of categories by label, or None
+        before the metric has measured anything.
+    """
+    path = task.config.get('ann_file')
+    return dict(
+        metric=task.name,
+        coco=is_coco(type(task.metric))
+        and not isinstance(task.metric, LVISMetric),
+        split=task.split,
+        ann_file=path if isinstance(path, str) else None,
+        classes=list(task.object_classes),
+        cat_ids=getattr(task.metric, 'cat_ids', None))
 
 
 def is_split(evaluator: Any) -> bool:
