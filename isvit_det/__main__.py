@@ -11,6 +11,7 @@ from isvit_det.host import check_host, quiet_imports
 COMMANDS = {
     'quantize_det': 'a detector in 2 to 8 bits, and its COCO AP',
     'quantize_cls': "one of timm's classifiers in 2 to 8 bits",
+    'report': 'a finished run as an HTML page, or several side by side',
     'convert_swin_od': 'checkpoints of Swin-Transformer-Object-Detection',
     'convert_vitdet': "Detectron2's ViTDet checkpoints",
     'reproduce_table': 'a column of the table of published results',

@@ -26,10 +26,13 @@ from isvit_det.core.plain import plain
 from isvit_det.core.settings import QuantConfig, SOSConfig
 from isvit_det.detector import float_modules
 from isvit_det.engine.calibrate import WORKSPACE
+from isvit_det.engine.layer_statistics import keep_statistics, spread
 from isvit_det.inputs.datasets import find_overlap, refuse_overlap
 from isvit_det.packed.state import packed_config
-from isvit_det.report.progress import CalibrationProgress, announcement
+from isvit_det.page.write import write_page_or_warn
 from isvit_det.report.classifier_table import classifier_rows
+from isvit_det.report.layer_file import LAYERS, LAYERS_PACKED
+from isvit_det.report.progress import CalibrationProgress, announcement
 from isvit_det.report.provenance import describe_origin, fingerprint
 from isvit_det.report.tables import (count_calls, format_table, list_sites_run,
                                      peak_memory, silent_sites, weight_bytes,
@@ -111,6 +114,7 @@ class ClassifierRun:
         workers: processes that read evaluation images.
         engine: what runs the quantized classifier when it is evaluated, see
             ``attach_runtime_``.
+        command: what the user gave, for the report.
 
     Attributes:
         report: path of the JSON file that ``run`` writes.
@@ -131,8 +135,10 @@ class ClassifierRun:
                  store_gb: Optional[float] = None,
                  batch: int = 32,
                  workers: int = 0,
-                 engine: str = 'auto') -> None:
+                 engine: str = 'auto',
+                 command: Sequence[str] = ()) -> None:
         check_writable(work_dir)
+        self.command = list(command)
         # The constructor checks the budget.
         ActivationPool(work_dir, store_gb)
         for option, value, low, high in (('--eval-batch', batch, 1, MAX_BATCH),
@@ -294,12 +300,44 @@ class ClassifierRun:
                 for name, kind in float_modules(self.model)
             ],
             packed=str(packed),
+            command=self.command,
             provenance=origin)
+        self.layers.unlink(missing_ok=True)
         write_result(self.report, result)
         if not self.packed:
             # There is nothing left to resume.
             shutil.rmtree(self.work_dir / WORKSPACE, ignore_errors=True)
         return result
+
+    @property
+    def layers(self) -> Path:
+        """Path of the statistics of the layers."""
+        return self.work_dir / (LAYERS_PACKED if self.packed else LAYERS)
+
+    def write_page(self) -> Optional[Path]:
+        """Write the report for people, after ``run``; its path.
+
+        Returns:
+            None if it was not written; a warning says why.
+        """
+        images = self.evaluated if len(self.evaluated) else self.sample
+        if images is not None:
+            indices = spread(range(len(images)))
+
+            def predict(place: int) -> None:
+                self.model(self._image(indices[place]))
+
+            keep_statistics(self.model, predict, len(indices), self.layers, '',
+                            self.logger)
+        return write_page_or_warn(self.report, self.logger)
+
+    def _image(self, index: int) -> Tensor:
+        """An evaluated image, or if there is none one of the calibration."""
+        if len(self.evaluated):
+            return self.evaluated[index][0][None].to(self.device)
+        assert self.sample is not None
+        path = self.sample.paths()[index]
+        return ImageList([path], self.transform)[0][0][None].to(self.device)
 
     def _calibrate(self, origin: Mapping[str, Any]) -> List[UnitRecord]:
         assert self.sample is not None

@@ -31,6 +31,9 @@ fails, the table says so, the others go on, and the exit status is 1.
 
 Before it starts, it shows about how long all of it takes on this machine, from
 runs of two to four images."""
+REPORT = """\
+Make the report of a finished run again, WORK_DIR/report.html, from what lies
+in its work directory; or put several runs side by side."""
 BENCHMARK_DET = """\
 Measure a packed detector on this machine: seconds of a prediction and peak
 memory, in float by torch, in the simulation and on the native kernels. They
@@ -252,6 +255,29 @@ def quantize_cls() -> Parser:
         metavar='N',
         help='processes that read evaluation images')
     parser.add_engine()
+    return parser
+
+
+def report() -> Parser:
+    """The command line of report."""
+    parser = Parser(REPORT)
+    add = parser.add_argument
+    add('work_dir',
+        metavar='WORK_DIR',
+        nargs='?',
+        type=some_path,
+        help='of a finished run of quantize_det or quantize_cls')
+    add('--compare',
+        nargs='+',
+        default=[],
+        type=some_path,
+        metavar='DIR',
+        help='put these runs side by side, after WORK_DIR if it is given; the '
+        'accuracy and the pictures are of the same images in all')
+    add('--out',
+        type=some_path,
+        metavar='FILE',
+        help='of --compare; default: comparison.html in the first folder')
     return parser
 
 

@@ -1,5 +1,6 @@
 """A classifier in low bits, beside the float one."""
 import argparse
+import sys
 from pathlib import Path
 from typing import Any, List, Mapping, Optional
 
@@ -8,7 +9,7 @@ from mmengine.device import get_device
 from isvit_det.classifiers.run import ClassifierRun, table
 from isvit_det.commands import parsers
 from isvit_det.commands.console import (check_device, given, layer_bits,
-                                        run_command, settings)
+                                        run_command, settings, show_files)
 from isvit_det.core.errors import QuantError
 from isvit_det.core.files import alone_in
 from isvit_det.host import said_at_import
@@ -21,7 +22,10 @@ LOG = 'quantize_cls.log'
 
 
 def parse_args(argv: Optional[List[str]]) -> argparse.Namespace:
-    return parsers.quantize_cls().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    args = parsers.quantize_cls().parse_args(argv)
+    args.command = ['quantize_cls', *argv]
+    return args
 
 
 def quantize(args: argparse.Namespace) -> None:
@@ -63,12 +67,15 @@ def quantize(args: argparse.Namespace) -> None:
             store_gb=args.store_gb,
             batch=args.eval_batch,
             workers=args.workers,
-            engine=args.engine or 'auto')
-        show(run, run.run())
+            engine=args.engine or 'auto',
+            command=args.command)
+        result = run.run()
+        show(result)
+        show_files(result['packed'], run.report, run.write_page())
 
 
-def show(run: ClassifierRun, result: Mapping[str, Any]) -> None:
-    """Show the results of a run, and where its files are."""
+def show(result: Mapping[str, Any]) -> None:
+    """Show the results of a run."""
     scores = result['scores']
     say(f'\n{table(result)}\n\n{scores["images"]} images evaluated')
     say(engine_line(result['engine']))
@@ -80,7 +87,6 @@ def show(run: ClassifierRun, result: Mapping[str, Any]) -> None:
         say(f'{result["provenance"]["images_used"]} calibration images, '
             f'{sos["iters"]} iterations per unit and stage, learning rate '
             f'{sos["lr"]:g}, {result["seconds"]["calibration"]:.0f} s')
-    say(f'packed checkpoint: {result["packed"]}\nreport: {run.report}')
 
 
 def main(argv: Optional[List[str]] = None) -> int:

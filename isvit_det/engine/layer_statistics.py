@@ -3,18 +3,22 @@ import contextlib
 import statistics
 import time
 from collections import defaultdict
+from pathlib import Path
 from typing import (Any, Callable, Dict, Iterator, List, Optional, Sequence,
                     Tuple)
 
 import numpy as np
 import torch
+from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
 from isvit_det.core.layers import (QuantConv2d, QuantLinear, QuantMatMul,
                                    simulation)
 from isvit_det.core.quantizers import AttentionQuantizer, Quantizer
+from isvit_det.page.write import unless_it_fails
 from isvit_det.report.layer_file import (NUM_BINS, LayerFile, LayerRecord,
                                          SiteRecord)
+from isvit_det.runtime.engine import describe_engine
 
 # Images on which layers are measured.
 NUM_IMAGES = 4
@@ -23,6 +27,30 @@ MARGIN = .25
 # Attention below 2**-MAX_EXPONENT counts as that.
 MAX_EXPONENT = 24
 FLOAT_LAYERS = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
+
+
+def keep_statistics(model: nn.Module, predict: Callable[[int],
+                                                        Any], num_images: int,
+                    path: Path, key: str, logger: MMLogger) -> None:
+    """Measure layers and parts of a model for the report; or warn.
+
+    Args:
+        model: calibrated, in eval mode.
+        predict: predicts the image of an index below ``num_images``.
+        num_images: at least 1.
+        path: of the file to write.
+        key: of the predictions of the model.
+        logger: gets a warning if that fails.
+    """
+    logger.info('measuring the layers for the report')
+    with unless_it_fails('the layers are not in the report', logger):
+        # What an earlier run has left is not of this one.
+        path.unlink(missing_ok=True)
+        found = measure_layers(model, predict, num_images)
+        found.seconds = time_parts(model, predict, num_images)
+        found.engine = describe_engine(model)['engine']
+        found.key = key
+        found.save(path)
 
 
 def measure_layers(model: nn.Module, predict: Callable[[int], Any],
@@ -106,26 +134,23 @@ class _Meter:
             return
         for site, values in zip(self.sites, args):
             site.update(values)
-        plain, acts_alone = self._compute(0), self._compute(len(self.sites))
-        plain = plain(*args).double()
-        errors = [output.double() - plain, acts_alone(*args).double() - plain]
+        plain = self._compute(0, args).double()
+        acts_alone = self._compute(len(self.sites), args)
+        errors = [output.double() - plain, acts_alone.double() - plain]
         self.sums += torch.stack(
             [x.square().sum().cpu() for x in (plain, *errors)])
 
-    def _compute(self, num_kept: int) -> Callable[..., Tensor]:
+    def _compute(self, num_kept: int, args: Tuple[Tensor, ...]) -> Tensor:
         """What the layer computes with its first quantizers alone."""
-
-        def forward(*args: Tensor) -> Tensor:
-            before = [q.enabled for q in self.quantizers]
-            for quantizer in self.quantizers[num_kept:]:
-                quantizer.enabled = False
-            try:
-                return self.module.forward(*args)
-            finally:
-                for quantizer, enabled in zip(self.quantizers, before):
-                    quantizer.enabled = enabled
-
-        return forward
+        quantizers = self.quantizers
+        before = [q.enabled for q in quantizers]
+        for quantizer in quantizers[num_kept:]:
+            quantizer.enabled = False
+        try:
+            return self.module.forward(*args)
+        finally:
+            for quantizer, enabled in zip(quantizers, before):
+                quantizer.enabled = enabled
 
     def finish(self, num_images: int) -> LayerRecord:
         """The record of what was measured."""
@@ -149,8 +174,9 @@ class _SiteMeter:
     def __init__(self, place: str, quantizer: Quantizer) -> None:
         self.quantizer = quantizer
         is_log = isinstance(quantizer, AttentionQuantizer)
-        self.record = record = SiteRecord(
-            place, type(quantizer).__name__, quantizer.bits, is_log)
+        self.record = record = SiteRecord(place,
+                                          type(quantizer).__name__,
+                                          quantizer.bits, is_log)
         if quantizer.granularity == 'channel':
             return
         with torch.no_grad():

@@ -25,8 +25,7 @@ from isvit_det.engine.calibrate import WORKSPACE
 from isvit_det.engine.float_metrics import (FloatMetrics, prediction_key,
                                             sources_of)
 from isvit_det.engine.hook import SOSCalibrationHook, bare_model
-from isvit_det.engine.layer_statistics import (measure_layers, spread,
-                                               time_parts)
+from isvit_det.engine.layer_statistics import keep_statistics, spread
 from isvit_det.engine.reported import REPORT
 from isvit_det.evaluation.agreement import plan_evaluation
 from isvit_det.evaluation.data_checks import check_test_data, test_data_errors
@@ -40,7 +39,7 @@ from isvit_det.evaluation.trial import try_log, try_metrics
 from isvit_det.inputs.configs import config_errors
 from isvit_det.inputs.data_errors import TestWatch, read
 from isvit_det.inputs.hooks import hook_errors
-from isvit_det.page.write import unless_it_fails, write_page_or_warn
+from isvit_det.page.write import write_page_or_warn
 from isvit_det.report.layer_file import LAYERS, LAYERS_PACKED
 from isvit_det.report.tables import (ERROR_IMAGES, backbone_error, count_calls,
                                      list_sites_run, peak_memory, sum_calls,
@@ -80,9 +79,9 @@ class QuantizationRun:
     def __init__(self,
                  cfg: Config,
                  device: Optional[str] = None,
-                 command: Sequence[str] = ()) -> None:
+                 command: Optional[Sequence[str]] = None) -> None:
         self.start = time.perf_counter()
-        self.command = list(command)
+        self.command = list(command or ())
         self.seconds: Dict[str, float] = {}
         # Predictions of which no report is written yet.
         self.unsettled: List[PredictionFile] = []
@@ -216,28 +215,16 @@ class QuantizationRun:
         all_gather(None)
         if not is_main_process():
             return None
-        self._measure_layers()
-        return write_page_or_warn(self.report, self.runner.logger)
-
-    def _measure_layers(self) -> None:
-        """Write the statistics of the layers, or warn."""
         name = LAYERS_PACKED if self.calibrated else LAYERS
-        self.runner.logger.info('measuring the layers for the report')
-        dataset = self.loader.dataset
-        indices = spread(self.plan.indices)
+        dataset, indices = self.loader.dataset, spread(self.plan.indices)
 
         def predict(place: int) -> None:
             batch = pseudo_collate([dataset[indices[place]]])
             self.model.test_step(batch)
 
-        with unless_it_fails('the layers are not in the report',
-                             self.runner.logger):
-            (self.work_dir / name).unlink(missing_ok=True)
-            found = measure_layers(self.model, predict, len(indices))
-            found.seconds = time_parts(self.model, predict, len(indices))
-            found.engine = describe_engine(self.model)['engine']
-            found.key = self.key
-            found.save(self.work_dir / name)
+        keep_statistics(self.model, predict, len(indices),
+                        self.work_dir / name, self.key, self.runner.logger)
+        return write_page_or_warn(self.report, self.runner.logger)
 
     def _both_engines(self) -> List[str]:
         """The simulation, and then the native kernels if there are any."""
@@ -319,8 +306,7 @@ class QuantizationRun:
             evaluation.file.settle()
         self.seconds['float_evaluation'] = result['seconds']
         return dict(
-            result,
-            predictions=dict(name='float', key=evaluation.file.key))
+            result, predictions=dict(name='float', key=evaluation.file.key))
 
     def _result(self, results: Mapping[str, Any]) -> Dict[str, Any]:
         outcome = self.hook.outcome
@@ -363,6 +349,7 @@ class QuantizationRun:
                     for ids in self.plan.annotated
                 ]),
             notes=self.plan.notes + explain_gaps(results, self.plan.nothing),
+            packed=str(self.packed),
             command=self.command,
             predictions=results['predictions'],
             truth=[describe_truth(task) for task in self.plan.tasks],

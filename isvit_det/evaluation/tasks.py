@@ -3,8 +3,7 @@ import itertools
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
-from mmdet.evaluation import (CocoMetric, LVISMetric,
-                              MultiDatasetsEvaluator)
+from mmdet.evaluation import CocoMetric, LVISMetric, MultiDatasetsEvaluator
 from mmdet.registry import METRICS
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
@@ -85,10 +84,10 @@ def describe_truth(task: Task) -> Dict[str, Any]:
 
     Returns:
         ``metric``: name of its class. ``coco``: whether it is a CocoMetric
-        and not of LVIS. ``split``:
-        whether other metrics score other data sets. ``ann_file``: path, or None. ``classes``:
-        names by label. ``cat_ids``: ids of categories by label, or None
-        before the metric has measured anything.
+        and not of LVIS. ``split``: whether other metrics score other data
+        sets. ``ann_file``: path, or None. ``classes``: names by label.
+        ``cat_ids``: ids of categories by label, or None before the metric
+        has measured anything.
     """
     path = task.config.get('ann_file')
     return dict(

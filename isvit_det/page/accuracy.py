@@ -145,13 +145,12 @@ def _by_class(parts: Dict[str, Breakdown], truth: Truth) -> Table:
             *_changes([one.by_class[label] for one in every], worst),
             *[points(one.recall[label]) for one in every]
         ])
-    return Table(
-        [
-            'class', 'objects', *_columns(parts),
-            *[f'recall, {title}' for title in parts]
-        ],
-        rows,
-        limit=LIMIT)
+    return Table([
+        'class', 'objects', *_columns(parts),
+        *[f'recall, {title}' for title in parts]
+    ],
+                 rows,
+                 limit=LIMIT)
 
 
 def _errors(kinds: Dict[str, ErrorKinds]) -> Table:

@@ -56,8 +56,8 @@ def break_down(truth: Truth, predictions: Mapping[Any, Prediction],
     Returns:
         None if there is nothing to measure: no object, no masks.
     """
-    if not truth.is_coco or not truth.coco.anns or (
-            kind == 'segm' and not truth.has_masks):
+    if not truth.is_coco or not truth.coco.anns or (kind == 'segm'
+                                                    and not truth.has_masks):
         return None
     entries = _entries(truth, predictions, kind)
     if entries is None:
@@ -69,8 +69,8 @@ def break_down(truth: Truth, predictions: Mapping[Any, Prediction],
         if entries:
             found = truth.coco.loadRes(entries)
         measured = COCOeval(truth.coco, found, kind)
-        measured.params.imgIds = sorted(
-            image for image in predictions if image in truth.images)
+        measured.params.imgIds = sorted(image for image in predictions
+                                        if image in truth.images)
         measured.params.catIds = truth.cat_ids
         measured.params.maxDets = [1, 10, MAX_DETECTIONS]
         # They are taken as they are: the order is that of the labels.

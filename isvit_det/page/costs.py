@@ -36,8 +36,8 @@ class Layers:
     plots: List[Plot] = field(default_factory=list)
 
 
-def describe_units(units: Optional[List[Mapping[str, Any]]]
-                   ) -> Optional[Table]:
+def describe_units(
+        units: Optional[List[Mapping[str, Any]]]) -> Optional[Table]:
     """Units of the calibration, largest final error first."""
     if not units:
         return None
@@ -92,12 +92,10 @@ def describe_layers(file: Optional[LayerFile]) -> Optional[Layers]:
                   limit=LIMIT)
     chosen = layers[:NUM_PLOTS]
     attention = [one for one in layers if _has_attention(one)]
-    chosen += [
-        one for one in attention[:NUM_ATTENTION] if one not in chosen
-    ]
+    chosen += [one for one in attention[:NUM_ATTENTION] if one not in chosen]
     return Layers(table, [
-        Plot(one.name, _note(one), plots.layer(one)) for one in chosen
-        if all(len(site.levels) and site.total for site in one.sites)
+        Plot(one.name, _note(one), plots.layer(one)) for one in chosen if all(
+            len(site.levels) and site.total for site in one.sites)
     ])
 
 
@@ -155,8 +153,8 @@ def describe_parts(file: Optional[LayerFile], bytes_packed: int,
     def row(title: str, layers: List[LayerRecord],
             seconds: Optional[float]) -> list:
         weights = sum(one.num_weights for one in layers)
-        size = sum(
-            one.num_weights * (one.weight_bits or 0) for one in layers) / 8e6
+        size = sum(one.num_weights * (one.weight_bits or 0)
+                   for one in layers) / 8e6
         bops = sum(one.bops for one in layers)
         return [
             name(title),
@@ -164,8 +162,7 @@ def describe_parts(file: Optional[LayerFile], bytes_packed: int,
             number(4 * weights / 1e6, '.2f'),
             number(size, '.2f'),
             number(sum(one.macs for one in layers) / 1e9, '.3f'),
-            number(
-                sum(one.macs for one in layers) * 1024 / 1e9, '.0f'),
+            number(sum(one.macs for one in layers) * 1024 / 1e9, '.0f'),
             number(bops / 1e9, '.1f', share=bops / total),
             number(seconds, '.4f'),
             number(
@@ -183,8 +180,10 @@ def describe_parts(file: Optional[LayerFile], bytes_packed: int,
         known = sum(s for part, s in file.seconds.items() if part != 'all')
         rows.append(row('all else', [], max(0., whole - known)))
     rows.append(row('all', file.layers, whole))
-    sizes = [f'The packed file has {bytes_packed / 1e6:.2f} MB: weights as '
-             'codes, and scales, norms, biases and the header beside them']
+    sizes = [
+        f'The packed file has {bytes_packed / 1e6:.2f} MB: weights as '
+        'codes, and scales, norms, biases and the header beside them'
+    ]
     if bytes_float:
         sizes.append(f'the float weights have {bytes_float / 1e6:.2f} MB')
     return Table([

@@ -12,7 +12,7 @@ SHOWN = .3
 # Most detections of an image that count and are drawn.
 MAX_SHOWN = 60
 # A pair whose boxes or masks have a smaller IoU is drawn as moved.
-MOVED = .8
+MOVED = .7
 
 EXPLAINED = (
     f'Detections with a score of {SHOWN:g} or more count. Those of the two '
@@ -72,8 +72,8 @@ def compare(before: Objects, after: Objects) -> Disagreement:
     boxes, masks = box_iou(before, after), mask_iou(before, after, pairs)
     for (i, j), of_masks in zip(pairs, masks):
         least = min(boxes[i, j], of_masks)
-        found.before_marks[i] = found.after_marks[j] = (
-            'same' if least >= MOVED else 'moved')
+        found.before_marks[i] = found.after_marks[j] = ('same' if least
+                                                        >= MOVED else 'moved')
         found.score += (2 - boxes[i, j] - of_masks +
                         abs(before.scores[i] - after.scores[j]))
     _mark_classes_(found, boxes)

@@ -152,7 +152,10 @@ def _precision(every: _Sorted, mended: str) -> float:
     if mended == 'missed':
         for label in every.missed:
             num[label] -= 1
-    by_class: Dict[int, List[Tuple[float, bool]]] = {label: [] for label in num}
+    by_class: Dict[int, List[Tuple[float, bool]]] = {
+        label: []
+        for label in num
+    }
     taken = set(every.matched)
     for one in sorted(every.found, key=lambda one: -one.score):
         label, is_right = one.label, not one.kind
@@ -164,8 +167,8 @@ def _precision(every: _Sorted, mended: str) -> float:
         if label in by_class:
             by_class[label].append((one.score, is_right))
     values = [
-        average_precision(np.array([is_right for _, is_right in found], bool),
-                          num[label])
+        average_precision(
+            np.array([is_right for _, is_right in found], bool), num[label])
         for label, found in by_class.items() if num[label] > 0
     ]
     return float(np.mean(values)) if values else 0.

@@ -21,8 +21,9 @@ def box_iou(one: Objects, other: Objects) -> np.ndarray:
         return np.zeros((len(one), len(other)))
     crowd = other.crowd if other.crowd is not None else np.zeros(len(other))
     return np.asarray(
-        coco_mask.iou(_corner_size(one), _corner_size(other),
-                      crowd.astype(np.uint8).tolist()))
+        coco_mask.iou(
+            _corner_size(one), _corner_size(other),
+            crowd.astype(np.uint8).tolist()))
 
 
 def _corner_size(objects: Objects) -> np.ndarray:

@@ -71,7 +71,8 @@ class Picture:
 
 
 def make_picture(prediction: Prediction, truth: Optional[Truth], image: Any,
-                 models: Dict[str, Objects], classes: Sequence[str]) -> Picture:
+                 models: Dict[str,
+                              Objects], classes: Sequence[str]) -> Picture:
     """The picture of an image with what models detect on it.
 
     Args:
@@ -90,15 +91,15 @@ def make_picture(prediction: Prediction, truth: Optional[Truth], image: Any,
 
     def panel(name: str, kind: str, objects: Objects,
               marks: Sequence[str]) -> Panel:
-        return Panel(name, kind,
-                     _shapes(objects, marks, scale, classes, there))
+        return Panel(name, kind, _shapes(objects, marks, scale, classes,
+                                         there))
 
     if there is not None:
         panels.append(
             panel('ground truth', 'truth', there, ['truth'] * len(there)))
     if not others:
         kept = shown(first)
-        panels.append(panel(title, 'after', kept, ['same'] * len(kept)))
+        panels.append(panel(title, 'alone', kept, ['same'] * len(kept)))
     for place, (name, objects) in enumerate(others):
         found = compare(first, objects)
         if place == 0:
@@ -130,7 +131,8 @@ def _shapes(objects: Objects, marks: Sequence[str], scale: float,
             outline = trace(objects.masks[place], scale)
         is_annotated = mark == 'truth'
         shapes.append(
-            Shape(mark, [left, top, max(far - left, 0.),
+            Shape(mark, [left, top,
+                         max(far - left, 0.),
                          max(low - top, 0.)], outline, str(name),
                   None if is_annotated else float(objects.scores[place]),
                   None if right is None else right[place]))
@@ -162,7 +164,7 @@ def _encode(path: str, width: int, height: int) -> str:
     """An image as an address with its data; '' if it cannot be read."""
     try:
         content = np.fromfile(path, np.uint8)
-        pixels = cv2.imdecode(content, cv2.IMREAD_COLOR)
+        pixels: Any = cv2.imdecode(content, cv2.IMREAD_COLOR)
         pixels = cv2.resize(
             pixels, (max(width, 1), max(height, 1)),
             interpolation=cv2.INTER_AREA)

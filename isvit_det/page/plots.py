@@ -1,7 +1,7 @@
 """Plots of the report, as SVG that takes the page's colours."""
 import io
 import re
-from typing import List, Mapping, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Tuple
 
 import matplotlib
 import numpy as np
@@ -14,7 +14,7 @@ from isvit_det.report.layer_file import LayerRecord, SiteRecord
 TEXT = '#010203'
 # Colours that are told apart by all, on light and on dark ground.
 COLORS = ('#8a8f98', '#1f7ae0', '#e0731f', '#2f9e63', '#b04ad8', '#c9a400')
-STYLE = {
+STYLE: Dict[Any, Any] = {
     'svg.fonttype': 'none',
     'svg.hashsalt': 'isvit_det',
     'font.family': 'sans-serif',
@@ -58,8 +58,8 @@ def _axes(width: float, height: float, count: int = 1) -> Tuple[Figure, list]:
     return figure, list(np.atleast_1d(figure.subplots(1, count)))
 
 
-def by_threshold(curves: Mapping[str, Tuple[Sequence[float],
-                                            Sequence[float]]]) -> Markup:
+def by_threshold(
+        curves: Mapping[str, Tuple[np.ndarray, np.ndarray]]) -> Markup:
     """AP in points over the IoU that a detection must have.
 
     Args:
@@ -81,8 +81,7 @@ def by_threshold(curves: Mapping[str, Tuple[Sequence[float],
         return _svg(figure, 'AP by IoU')
 
 
-def precision_recall(curves: Mapping[str, Mapping[str, Sequence[float]]]
-                     ) -> Markup:
+def precision_recall(curves: Mapping[str, Mapping[str, np.ndarray]]) -> Markup:
     """Precision over recall at IoU .50 (solid) and .75 (dashed).
 
     Args:
@@ -134,11 +133,18 @@ def _site(axes: matplotlib.axes.Axes, site: SiteRecord) -> None:
     axes.stairs(heights, edges, fill=True, color='#1f7ae0', alpha=.45)
     if len(levels) <= 64:
         axes.vlines(
-            levels, 0, 1, transform=axes.get_xaxis_transform(),
-            color='#e0731f', linewidth=.6)
+            levels,
+            0,
+            1,
+            transform=axes.get_xaxis_transform(),
+            color='#e0731f',
+            linewidth=.6)
     else:
         axes.axvspan(levels.min(), levels.max(), color='#e0731f', alpha=.1)
-    axes.set_yscale('log' if _is_steep(heights) else 'linear')
+    if _is_steep(heights):
+        axes.set_yscale('log')
+        # The own one needs mathematical text, which STYLE forbids.
+        axes.yaxis.set_major_formatter(lambda value, place: f'{value:g}')
     axes.set(
         xlabel='log2 of attention' if site.is_log else f'{site.place}',
         ylabel='share')

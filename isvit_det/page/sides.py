@@ -62,8 +62,7 @@ def name_runs(runs: List[Run]) -> List[str]:
     """
     for depth in (1, 2, 3):
         names = [
-            '/'.join(run.path.absolute().parent.parts[-depth:])
-            for run in runs
+            '/'.join(run.path.absolute().parent.parts[-depth:]) for run in runs
         ]
         if len(set(names)) == len(names):
             return names
@@ -103,9 +102,8 @@ def _units(runs: List[Run], titles: List[str]) -> Optional[Table]:
     names = list(dict.fromkeys(key for one in every for key in one))
     if not names:
         return None
-    rows = [[
-        name(unit), *(number(one.get(unit), '.3g') for one in every)
-    ] for unit in names]
+    rows = [[name(unit), *(number(one.get(unit), '.3g') for one in every)]
+            for unit in names]
     rows.sort(key=lambda cells: -max(cell.value or 0. for cell in cells[1:]))
     return Table(['unit', *titles], rows, limit=LIMIT)
 

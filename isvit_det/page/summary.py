@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, Tuple
 
 from isvit_det.evaluation.figures import Figures
-from isvit_det.page.table import Cell, Table, name
+from isvit_det.page.table import NOTHING, Cell, Table, name
 from isvit_det.page.work_dir import Run
 from isvit_det.report.classifier_table import classifier_rows
 from isvit_det.report.tables import silent_sites, table_rows
@@ -63,23 +63,33 @@ def describe_run(run: Run) -> Summary:
 
 
 def as_table(rows: List[Dict[str, str]]) -> Table:
-    """Rows of text as a table of the page."""
-    return Table(
-        list(rows[0]),
-        [[cell(key, text) for key, text in row.items()] for row in rows])
+    """Rows of text as a table of the page.
+
+    >>> table = as_table([{'model': 'float', 'box AP': '61.2'},
+    ...                   {'model': 'quantized', 'box AP': '-'}])
+    >>> [(cell.text, cell.value, cell.is_name) for cell in table.rows[0]]
+    [('float', None, True), ('61.2', 61.2, False)]
+    """
+    every = [[cell(text) for text in row.values()] for row in rows]
+    for column in zip(*every):
+        # A peak of memory names a place.
+        is_name = any(one.value is None and one.text != NOTHING
+                      and not one.text[:1].isdigit() for one in column)
+        for one in column:
+            one.is_name = is_name
+    return Table(list(rows[0]), every)
 
 
-def cell(title: str, text: str) -> Cell:
+def cell(text: str) -> Cell:
     """A cell of the table of results.
 
-    >>> cell('box AP', '61.2').value, cell('bits', 'w4a4').is_name
-    (61.2, True)
+    >>> cell('61.2').value, cell('-').text
+    (61.2, '–')
     """
     try:
         return Cell(text, float(text))
     except ValueError:
-        is_name = text != '-' and title != 'peak GB'
-        return Cell('–' if text == '-' else text, is_name=is_name)
+        return Cell(NOTHING if text == '-' else text)
 
 
 def _more(run: Run) -> Table:
@@ -88,19 +98,22 @@ def _more(run: Run) -> Table:
     results = [one.figures for one in run.evaluated]
     figures = Figures(*results)
     rows = [[
-        name(metric),
-        *(cell(metric, figures.cell(each, metric) or '-') for each in results)
+        name(metric), *(cell(figures.cell(each, metric) or '-')
+                        for each in results)
     ] for metric in figures.rest]
     return Table(['metric', *(one.title for one in run.evaluated)], rows)
 
 
 def _quantizers(sites: List[Mapping[str, Any]]) -> Table:
-    counts = Counter((site['role'], site['kind'], site['bits'],
-                      site['granularity']) for site in sites)
+    counts = Counter(
+        (site['role'], site['kind'], site['bits'], site['granularity'])
+        for site in sites)
     rows = [[
         name('weights' if role == 'weight' else 'activations'),
-        name(kind), Cell(str(bits), bits),
-        name(f'one scale per {granularity}'), Cell(str(num), num)
+        name(kind),
+        Cell(str(bits), bits),
+        name(f'one scale per {granularity}'),
+        Cell(str(num), num)
     ] for (role, kind, bits, granularity), num in counts.items()]
     return Table(['of', 'quantizer', 'bits', 'granularity', 'number'], rows)
 
@@ -155,9 +168,9 @@ def _commands(run: Run) -> Pairs:
     result, folder = run.result, run.path.parent
     commands: Pairs = []
     if result.get('command'):
-        commands.append(
-            ('Run it again', _shell('python', '-m', 'isvit_det',
-                                    *result['command'])))
+        commands.append(('Run it again',
+                         _shell('python', '-m', 'isvit_det',
+                                *result['command'])))
     packed = str(result.get('packed') or folder / 'packed.pth')
     if run.is_detector:
         config = str(folder / result['config'])
@@ -172,9 +185,9 @@ def _commands(run: Run) -> Pairs:
              f"model = init_detector({config!r}, {packed!r}, device='cpu')\n"
              "found = inference_detector(model, 'IMAGE')")
         ]
-    commands.append(
-        ('Make this report again',
-         _shell('python', '-m', 'isvit_det', 'report', str(folder))))
+    commands.append(('Make this report again',
+                     _shell('python', '-m', 'isvit_det', 'report',
+                            str(folder))))
     return commands
 
 

@@ -52,8 +52,10 @@ def number(value: Optional[float],
            **more: Any) -> Cell:
     """A cell with a number; None and NaN are nothing.
 
-    >>> number(.1234).text, number(float('nan')).text, number(2, 'd', ' s').text
-    ('0.1234', '–', '2 s')
+    >>> number(.1234).text, number(float('nan')).text
+    ('0.1234', '–')
+    >>> number(2, 'd', ' s').text
+    '2 s'
     """
     if value is None or math.isnan(value):
         return Cell(NOTHING)

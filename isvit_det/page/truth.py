@@ -56,7 +56,8 @@ def read_truth(recorded: Optional[Sequence[Mapping[str, Any]]],
             return _read(one, ids), ''
         except (OSError, ValueError, KeyError, TypeError, IndexError,
                 AttributeError) as error:
-            reason = f'{one["ann_file"]} cannot be used ({describe_error(error)})'
+            reason = (f'{one["ann_file"]} cannot be used '
+                      f'({describe_error(error)})')
     return None, reason
 
 
@@ -79,12 +80,13 @@ def _read(recorded: Mapping[str, Any], ids: Set[Any]) -> Truth:
         coco = COCO()
         coco.dataset = content
         coco.createIndex()
-    images = {one['id']: _objects(coco, one, cat_ids)
-              for one in content['images']}
-    return Truth(
-        classes, list(cat_ids), images, coco,
-        all('segmentation' in one for one in content['annotations']),
-        bool(recorded['coco']))
+    images = {
+        one['id']: _objects(coco, one, cat_ids)
+        for one in content['images']
+    }
+    return Truth(classes, list(cat_ids), images, coco,
+                 all('segmentation' in one for one in content['annotations']),
+                 bool(recorded['coco']))
 
 
 def _objects(coco: COCO, image: Mapping[str, Any],

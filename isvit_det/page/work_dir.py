@@ -119,10 +119,7 @@ def _read_evaluations(run: Run) -> None:
         f'Predictions of the {one.title} model: {one.missing}.'
         for one in run.evaluated if one.missing
     ]
-    ids = {
-        key
-        for one in run.evaluated for key in one.predictions or {}
-    }
+    ids = {key for one in run.evaluated for key in one.predictions or {}}
     if ids:
         run.truth, reason = read_truth(result.get('truth'), ids)
         if reason:
@@ -142,10 +139,10 @@ def _read_predictions(title: str, figures: Mapping[str, Any],
                                                  source['key'])
     except (OSError, ValueError) as error:
         evaluated.missing = (
-            f'{error}; '
-            + ('delete float_metrics.json and give the same command again to '
-               'have them' if title == 'float' else
-               'the same command evaluates the model again'))
+            f'{error}; ' +
+            ('delete float_metrics.json and give the same command again to '
+             'have them' if title == 'float' else
+             'the same command evaluates the model again'))
     return evaluated
 
 

@@ -1,4 +1,5 @@
 """The file of layer statistics: what each layer of a quantized model does."""
+import io
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -151,12 +152,13 @@ class LayerFile:
                     plain(layer), sites=[plain(site) for site in layer.sites])
                 for layer in self.layers
             ])
-        arrays = dict(
+        arrays: Dict[str, Any] = dict(
             about=np.array(json.dumps(about)),
             histograms=np.array(histograms).reshape(-1, NUM_BINS),
             codes=np.array(codes).reshape(-1, MAX_CODES))
-        write_atomically(path, lambda file: np.savez_compressed(
-            file, **arrays))
+        memory = io.BytesIO()
+        np.savez_compressed(memory, **arrays)
+        write_atomically(path, lambda file: file.write(memory.getvalue()))
 
     @classmethod
     def load(cls, path: Path) -> 'LayerFile':
