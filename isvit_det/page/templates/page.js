@@ -49,7 +49,7 @@
   for (const button of modes) button.addEventListener('click', () => choose(button.dataset.mode));
   for (const slider of document.querySelectorAll('.slider')) {
     const range = slider.querySelector('input');
-    const move = () => slider.parentElement.style.setProperty('--at', `${range.value}%`);
+    const move = () => slider.closest('.picture').style.setProperty('--at', `${range.value}%`);
     range.addEventListener('input', move);
     for (const button of slider.querySelectorAll('button')) {
       button.addEventListener('click', () => { range.value = button.dataset.at; move(); });
