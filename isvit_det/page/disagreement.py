@@ -1,6 +1,6 @@
 """How much two models disagree on an image, and what it consists of."""
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -98,13 +98,14 @@ def _mark_classes_(found: Disagreement, iou: np.ndarray) -> None:
             found.after_marks[max(free, key=lambda j: iou[i, j])] = 'class'
 
 
-def choose(before: Mapping[Any, Prediction], after: Mapping[Any, Prediction],
-           num_most: int, num_least: int) -> Tuple[List[Any], List[Any]]:
-    """The images on which two models differ most, and least.
+def choose(before: Mapping[Any, Prediction],
+           others: Sequence[Mapping[Any, Prediction]], num_most: int,
+           num_least: int) -> Tuple[List[Any], List[Any]]:
+    """The images on which models differ most, and least, from the first one.
 
     Args:
         before: predictions of the first model by id of the image.
-        after: of the second.
+        others: of the others; the one that differs most counts.
         num_most: number of images that differ most.
         num_least: number of those that differ least, among those on which
             something is detected.
@@ -115,11 +116,14 @@ def choose(before: Mapping[Any, Prediction], after: Mapping[Any, Prediction],
     """
     scores: Dict[Any, float] = {}
     empty = set()
-    for image in before:
-        if image in after:
-            found = compare(before[image].objects, after[image].objects)
-            scores[image] = found.score
-            if not len(found.before) and not len(found.after):
+    for image, first in before.items():
+        found = [
+            compare(first.objects, after[image].objects) for after in others
+            if image in after
+        ]
+        if found:
+            scores[image] = max(one.score for one in found)
+            if not any(len(one.before) + len(one.after) for one in found):
                 empty.add(image)
     # Ties are broken by the order of the images.
     order = sorted(scores, key=lambda image: -scores[image])

@@ -87,7 +87,9 @@ def make_picture(prediction: Prediction, truth: Optional[Truth], image: Any,
     scale = min(1., MAX_SIDE / max(height, width, 1))
     there = None if truth is None else truth.images.get(image)
     (title, first), *others = models.items()
-    panels, score, caption = [], None, ''
+    panels: List[Panel] = []
+    score: Optional[float] = None
+    captions: List[str] = []
 
     def panel(name: str, kind: str, objects: Objects,
               marks: Sequence[str]) -> Panel:
@@ -108,12 +110,15 @@ def make_picture(prediction: Prediction, truth: Optional[Truth], image: Any,
                 found.before_marks if len(others) == 1 else ['same'] *
                 len(found.before))
             panels.append(panel(title, 'before', found.before, marks))
-            score, caption = found.score, found.describe()
+        score = max(score or 0., found.score)
+        of_whom = f'{name}: ' if len(others) > 1 else ''
+        captions.append(of_whom + found.describe())
         panels.append(panel(name, 'after', found.after, found.after_marks))
     width, height = round(width * scale), round(height * scale)
     return Picture(
         Path(prediction.path).name or str(image), width, height,
-        _encode(prediction.path, width, height), caption, score, panels)
+        _encode(prediction.path, width, height), '; '.join(captions), score,
+        panels)
 
 
 def _shapes(objects: Objects, marks: Sequence[str], scale: float,

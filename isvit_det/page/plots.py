@@ -46,15 +46,25 @@ def _svg(figure: Figure, title: str) -> Markup:
         })
     text = stream.getvalue()
     text = text[text.index('<svg'):].replace(TEXT, 'currentColor')
-    # The page gives the font; metadata is of no use.
-    text = re.sub(r'<metadata>.*?</metadata>', '', text, flags=re.DOTALL)
+    # Metadata is of no use, and styles would be those of the whole page.
+    text = re.sub(
+        r'<(metadata|style).*?</\1>', '', text, flags=re.DOTALL)
+    # The page gives the font.
     text = re.sub(r"font(-family)?: [^;\"]*'[^;\"]*", 'font-size: 9px', text)
     start = Markup('<svg role="img" aria-label="{}"').format(title)
     return start + Markup(text[len('<svg'):])
 
 
 def _axes(width: float, height: float, count: int = 1) -> Tuple[Figure, list]:
-    figure = Figure(figsize=(width, height), layout='constrained')
+    figure = Figure(figsize=(width, height))
+    # matplotlib's own layouts take half of the time of a report.
+    left, right, bottom, top = .55, .08, .42, .1
+    figure.subplots_adjust(
+        left / width,
+        bottom / height,
+        1 - right / width,
+        1 - top / height,
+        wspace=.75 / (width / count - .75))
     return figure, list(np.atleast_1d(figure.subplots(1, count)))
 
 

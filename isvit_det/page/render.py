@@ -86,7 +86,7 @@ def _classes(run: Run) -> List[str]:
 
 def choose_pictures(models: Models, truth: Optional[Truth],
                     classes: List[str]) -> Dict[str, List[Picture]]:
-    """Pictures on which the first model and the last one differ.
+    """Pictures on which the other models differ from the first one.
 
     Args:
         models: predictions by title. Of a single one, the images with the
@@ -102,17 +102,17 @@ def choose_pictures(models: Models, truth: Optional[Truth],
     if not models:
         return found
     titles = list(models)
-    first, last = models[titles[0]], models[titles[-1]]
+    first, *others = (models[title] for title in titles)
     if len(models) == 1:
         order = sorted(
             first, key=lambda image: -first[image].objects.scores.sum())
         chosen: Any = (order[:NUM_MOST], [])
     else:
-        chosen = choose(first, last, NUM_MOST, NUM_LEAST)
+        chosen = choose(first, others, NUM_MOST, NUM_LEAST)
     for key, images in zip(found, chosen):
         found[key] = [
             make_picture(
-                last[image], truth, image, {
+                first[image], truth, image, {
                     title: models[title][image].objects
                     for title in titles if image in models[title]
                 }, classes) for image in images

@@ -23,6 +23,7 @@ class Sides:
         table: results.
         differences: settings and facts that are not the same in all runs.
         units: final errors of the units, by run.
+        has_detectors: whether any run is of a detector.
         models: predictions on the images that all have, by title.
         truth: of these images.
         classes: names by label.
@@ -32,6 +33,7 @@ class Sides:
     table: Table
     differences: Table
     units: Optional[Table]
+    has_detectors: bool
     models: Dict[str, Mapping[Any, Prediction]] = field(default_factory=dict)
     truth: Optional[Truth] = None
     classes: List[str] = field(default_factory=list)
@@ -46,7 +48,8 @@ def describe_sides(runs: List[Run]) -> Sides:
     """
     titles = name_runs(runs)
     sides = Sides(titles, _results(runs, titles), _differences(runs, titles),
-                  _units(runs, titles))
+                  _units(runs, titles),
+                  any(run.is_detector for run in runs))
     for title, run in zip(titles, runs):
         sides.notes += [(title, note) for note in run.missing]
     _choose_models_(sides, runs)
