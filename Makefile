@@ -6,7 +6,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .PHONY: help demo picture methods accuracy bench-calibration bench-scaling \
 	bench-memory bench-runtime bench-engines learn-coco60 bench-coco60 test \
-	test-openmmlab test-slow test-sanitizers test-vnni test-arm fuzz wheel \
+	test-openmmlab test-slow test-sanitizers test-vnni test-arm test-browser fuzz wheel \
 	platform-wheel torture check train format clean
 
 # The demo's detector: MODEL=mask with BACKBONE=swin or deit, or MODEL=cascade.
@@ -148,6 +148,13 @@ test-vnni:  ## the kernels' tests, VNNI emulated where the CPU lacks it
 
 test-arm:  ## the portable kernels on an emulated ARM, to the bit
 	@$(IN_ENV) pytest -q -rs -m slow tests/runtime/test_replay.py $(ARGS)
+
+test-browser:  ## reports in a headless Chromium: toggles, sorting, no request
+	@$(IN_ENV) \
+	command -v chromium chromium-browser google-chrome >/dev/null || { \
+	echo 'skipped: there is no Chromium; the package chromium of Debian has it'; \
+	exit 0; }; \
+	OMP_NUM_THREADS=1 pytest -q -rs -m slow tests/page/test_browser.py $(ARGS)
 
 fuzz:  ## kernels on layers of random shapes; SECONDS=N, SANITIZERS=1, VNNI=1
 	@$(IN_ENV) $(if $(SANITIZERS),$(SANITIZED)) $(if $(VNNI),$(EMULATED)) \

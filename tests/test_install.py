@@ -65,6 +65,11 @@ def test_the_wheel_holds_every_module_and_config(wheel):
     assert any(name.endswith('LICENSE') for name in packed)
     sources = {f'isvit_det/csrc/{path.name}' for path in SOURCES.iterdir()}
     assert len(sources) > 5 and sources <= packed
+    templates = {
+        str(path.relative_to(REPO))
+        for path in (REPO / 'isvit_det/page/templates').iterdir()
+    }
+    assert len(templates) > 4 and templates <= packed
     configs = {
         f'isvit_det/.mim/{path.relative_to(REPO)}'
         for kind in ('py', 'yml')

@@ -172,7 +172,7 @@ case $stack in
     openmmlab) versions=$requirements/openmmlab ;;
     *) die "STACK=$stack is not allowed; give forks or openmmlab" ;;
 esac
-files=("$requirements"/build.txt "$requirements"/dev.txt
+files=("$requirements"/{build,dev,report}.txt
     "$versions"/{opencv,openmmlab,torch}.txt)
 hash=$({ echo "${found##* }"; cat "${files[@]}"; } |
     sha256sum | cut -c1-12)
@@ -258,7 +258,8 @@ fi
 step "installing OpenMMLab's packages and the developer tools"
 pip_install --no-build-isolation --only-binary "${mmcv%==*}" \
     -c "$versions/torch.txt" -c "$versions/opencv.txt" \
-    -r "$versions/openmmlab.txt" -r "$requirements/dev.txt"
+    -r "$versions/openmmlab.txt" -r "$requirements/dev.txt" \
+    -r "$requirements/report.txt"
 # The packages above ask for two OpenCV distributions that overwrite each
 # other's files: keep the one that runs without libGL.
 logged "$env/bin/python" -m pip uninstall --yes opencv-python

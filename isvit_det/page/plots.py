@@ -47,8 +47,7 @@ def _svg(figure: Figure, title: str) -> Markup:
     text = stream.getvalue()
     text = text[text.index('<svg'):].replace(TEXT, 'currentColor')
     # Metadata is of no use, and styles would be those of the whole page.
-    text = re.sub(
-        r'<(metadata|style).*?</\1>', '', text, flags=re.DOTALL)
+    text = re.sub(r'<(metadata|style).*?</\1>', '', text, flags=re.DOTALL)
     # The page gives the font.
     text = re.sub(r"font(-family)?: [^;\"]*'[^;\"]*", 'font-size: 9px', text)
     start = Markup('<svg role="img" aria-label="{}"').format(title)

@@ -48,8 +48,7 @@ def describe_sides(runs: List[Run]) -> Sides:
     """
     titles = name_runs(runs)
     sides = Sides(titles, _results(runs, titles), _differences(runs, titles),
-                  _units(runs, titles),
-                  any(run.is_detector for run in runs))
+                  _units(runs, titles), any(run.is_detector for run in runs))
     for title, run in zip(titles, runs):
         sides.notes += [(title, note) for note in run.missing]
     _choose_models_(sides, runs)

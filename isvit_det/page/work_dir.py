@@ -6,10 +6,10 @@ from typing import Any, Dict, List, Mapping, Optional
 
 from isvit_det.core.errors import QuantError, describe_error
 from isvit_det.evaluation.loop import PREDICTIONS
+from isvit_det.evaluation.predictions import UNREADABLE
 from isvit_det.page.detections import Prediction, read_predictions
 from isvit_det.page.truth import Truth, read_truth
-from isvit_det.report.layer_file import (LAYERS, LAYERS_PACKED, UNREADABLE,
-                                         LayerFile)
+from isvit_det.report.layer_file import LAYERS, LAYERS_PACKED, LayerFile
 
 # Files of figures that runs write.
 RESULTS = ('result.json', 'result_packed.json')

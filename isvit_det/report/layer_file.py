@@ -15,8 +15,6 @@ LAYERS = 'layers.npz'
 LAYERS_PACKED = 'layers_packed.npz'
 NUM_BINS = 96
 MAX_CODES = 256
-# Exceptions when a damaged file is read.
-UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError)
 
 
 @dataclass
@@ -165,8 +163,7 @@ class LayerFile:
         """Read a file.
 
         Raises:
-            OSError, EOFError, ValueError, KeyError or TypeError: if it is
-                not there or damaged.
+            UNREADABLE: if it is not there or damaged.
         """
         with np.load(path, allow_pickle=False) as file:
             about = json.loads(str(file['about']))

@@ -137,6 +137,5 @@ class Browser:
 
     def picture(self, path, whole=False):
         """Write what the page looks like as a PNG file."""
-        shot = self.call(
-            'Page.captureScreenshot', captureBeyondViewport=whole)
+        shot = self.call('Page.captureScreenshot', captureBeyondViewport=whole)
         Path(path).write_bytes(base64.b64decode(shot['data']))

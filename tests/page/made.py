@@ -76,8 +76,7 @@ def detections(annotations, move=0, drop=0, score=.9):
                 one['bbox'][1] + one['bbox'][3]
             ],
             label=one['category_id'] - 10,
-            score=score - .01 * place)
-        for place, one in enumerate(annotations)
+            score=score - .01 * place) for place, one in enumerate(annotations)
     ][drop:]
 
 
@@ -211,12 +210,9 @@ def make_layers():
     values = SiteRecord('right', 'UniformQuantizer', 8, False, -1., 1., 0, 50,
                         np.linspace(-1, 1, 256), counts)
     return LayerFile(
-        4,
-        'key',
-        'simulation',
-        dict(backbone=.1, roi_head=.05, all=.2), [
-            LayerRecord('backbone.fc', 'backbone', 'linear', 4, 1000, 1e6,
-                        .02, .01, [acts], counts, np.arange(16)),
+        4, 'key', 'simulation', dict(backbone=.1, roi_head=.05, all=.2), [
+            LayerRecord('backbone.fc', 'backbone', 'linear', 4, 1000, 1e6, .02,
+                        .01, [acts], counts, np.arange(16)),
             LayerRecord('backbone.attention_value', 'backbone', 'matmul', None,
                         0, 2e6, .03, .03, [attention, values]),
             LayerRecord('roi_head.up', 'roi_head', 'conv', 32, 500, 1e6)

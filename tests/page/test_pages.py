@@ -54,9 +54,9 @@ def read(path):
     outline.feed(text)
     outline.close()
     assert not outline.open
-    assert all(
-        one.startswith(('#', 'data:')) for one in outline.addresses), set(
-            one[:40] for one in outline.addresses)
+    assert all(one.startswith(('#', 'data:'))
+               for one in outline.addresses), set(one[:40]
+                                                  for one in outline.addresses)
     assert outline.num['script'] == outline.num['style'] == 1
     outline.text = ' '.join(' '.join(outline.text).split())
     return outline
@@ -212,8 +212,10 @@ def test_predictions_that_are_missing(run, damage, reason):
 
 def test_predictions_of_another_run(run):
     result = json.loads((run / 'result.json').read_text())
-    change(run, float=dict(result['float'], predictions=dict(
-        name='float', key='other')))
+    change(
+        run,
+        float=dict(
+            result['float'], predictions=dict(name='float', key='other')))
     assert 'is of another run' in page(run).text
 
 

@@ -27,6 +27,8 @@ from isvit_det.datasets import drawn
 from isvit_det.datasets.drawing import CLASSES
 from isvit_det.inputs.configs import (configure_hook_, load_config,
                                       quantize_config_)
+from isvit_det.page.breakdown import break_down
+from isvit_det.page.work_dir import read_run
 from isvit_det.runtime.engine import engine_line
 from isvit_det.version import __version__
 from tests.engine.tiny import NUM_PICTURES, REPO, make_tiny, same_file_state
@@ -122,7 +124,7 @@ def test_phases_are_shown_and_the_rest_is_logged(done, scope):
         f'log: {done / LOG}', 'evaluating the float model on 4 images',
         'float model: box AP', 'calibrating w4a5', 'unit 1/8', 'left\n',
         'unit 8/8', 'packed checkpoint: ',
-        'evaluating the quantized model on 4', '| model', 'report: '
+        'evaluating the quantized model on 4', '| model', 'figures: '
     ]
     places = [out.index(words) for words in phases]
     assert places == sorted(places)
@@ -138,6 +140,34 @@ def test_phases_are_shown_and_the_rest_is_logged(done, scope):
         spec = importlib.util.find_spec(
             'mmdet.evaluation.metrics.faster_coco_metric')
         assert (spec is not None) == ('faster_coco_eval' in log)
+
+
+def test_the_report_for_people_comes_last(done, scope):
+    """In a process of its own; other tests leave it out."""
+    if scope == 'backbone':
+        pytest.skip('reports of runs in this process are left out')
+    out = (done / 'stdout').read_text()
+    assert out.endswith(f'figures: {done}/result.json\n'
+                        f'report: {done}/report.html\n')
+    text = (done / 'report.html').read_text()
+    result = report(done)
+    run = read_run(done / 'result.json')
+    assert run.missing == []
+    for one, found in zip(run.evaluated,
+                          (result['float'], result['quantized'])):
+        for kind, name in (('bbox', 'box_ap'), ('segm', 'mask_ap')):
+            # MMDetection rounds to three digits.
+            ap = break_down(run.truth, one.predictions, kind).ap
+            assert round(ap, 3) == pytest.approx(found[name], abs=1e-9)
+            assert f'>{100 * ap:.1f}</span>' in text
+    # Every quantizer was measured, and every layer has an error.
+    sites = [s for s in result['sites'] if s['role'] == 'act']
+    assert sum(len(one.sites) for one in run.layers.layers) == len(sites)
+    assert all(0 < one.error < 1 for one in run.layers.layers
+               if one.is_quantized)
+    assert {'backbone', 'neck', 'rpn_head', 'roi_head',
+            'all'} <= run.layers.seconds.keys()
+    assert ' quantize_det ' in text and 'layers.npz' not in text
 
 
 def test_the_engine_is_named(done):
