@@ -6,8 +6,8 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .PHONY: help demo picture methods accuracy bench-calibration bench-scaling \
 	bench-memory bench-runtime bench-engines learn-coco60 bench-coco60 test \
-	test-openmmlab test-slow test-sanitizers test-vnni test-arm test-browser fuzz wheel \
-	platform-wheel torture check train format clean
+	test-openmmlab test-slow test-sanitizers test-vnni test-arm test-browser \
+	fuzz wheel platform-wheel torture check train format clean
 
 # The demo's detector: MODEL=mask with BACKBONE=swin or deit, or MODEL=cascade.
 MODEL := mask

@@ -45,7 +45,7 @@ def counting(model: nn.Module) -> Iterator[Dict[str, Operations]]:
     def noting(name: str, quantized: bool) -> Callable[..., None]:
 
         def note(module: Any, args: Tuple[Tensor, ...], out: Tensor) -> None:
-            macs = _macs(module, args, out)
+            macs = multiplications(module, args, out)
             earlier = found[name].macs if name in found else 0
             found[name] = Operations(earlier + macs, quantized)
 
@@ -65,7 +65,14 @@ def counting(model: nn.Module) -> Iterator[Dict[str, Operations]]:
             handle.remove()
 
 
-def _macs(module: Any, args: Tuple[Tensor, ...], out: Tensor) -> int:
+def multiplications(module: Any, args: Tuple[Tensor, ...], out: Tensor) -> int:
+    """Multiplications with an addition in one call of a layer or product.
+
+    Args:
+        module: quantized, or one of ``FLOAT_LAYERS``.
+        args: its inputs.
+        out: its output.
+    """
     if isinstance(module, QuantMatMul):
         return out.numel() * args[0].shape[-1]
     if isinstance(module, nn.ConvTranspose2d):

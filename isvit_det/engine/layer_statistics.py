@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from isvit_det.core.layers import (QuantConv2d, QuantLinear, QuantMatMul,
                                    simulation)
 from isvit_det.core.quantizers import AttentionQuantizer, Quantizer
+from isvit_det.costs.operations import (FLOAT_LAYERS, factor_bits,
+                                        multiplications)
 from isvit_det.page.write import unless_it_fails
 from isvit_det.report.layer_file import (NUM_BINS, LayerFile, LayerRecord,
                                          SiteRecord)
@@ -26,7 +28,6 @@ NUM_IMAGES = 4
 MARGIN = .25
 # Attention below 2**-MAX_EXPONENT counts as that.
 MAX_EXPONENT = 24
-FLOAT_LAYERS = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 
 
 def keep_statistics(model: nn.Module, predict: Callable[[int],
@@ -97,6 +98,8 @@ class _Meter:
         # Squared norms of the output, of its error, and of that by
         # activations alone.
         self.sums = torch.zeros(3, dtype=torch.float64)
+        if isinstance(module, (QuantLinear, QuantConv2d, QuantMatMul)):
+            self.record.factor_bits = factor_bits(module)
         if isinstance(module, QuantMatMul):
             self.record.kind = 'matmul'
             self.sites = [
@@ -122,14 +125,7 @@ class _Meter:
         """Count a call; a forward hook."""
         if not output.numel():
             return
-        if isinstance(module, QuantMatMul):
-            inner = args[0].shape[-1]
-        else:
-            # A transposed convolution multiplies each input by its kernel.
-            inner = module.weight[0].numel()
-        grown = isinstance(module, nn.ConvTranspose2d)
-        of = args[0] if grown else output
-        self.record.macs += of.numel() * inner
+        self.record.macs += multiplications(module, args, output)
         if not self.sites:
             return
         for site, values in zip(self.sites, args):

@@ -4,6 +4,7 @@ from typing import Any, Dict, List, Mapping, Optional
 
 from markupsafe import Markup
 
+from isvit_det.costs.operations import FLOAT_BITS
 from isvit_det.page import plots
 from isvit_det.page.table import Table, name, number
 from isvit_det.report.layer_file import LayerFile, LayerRecord
@@ -12,6 +13,8 @@ from isvit_det.report.layer_file import LayerFile, LayerRecord
 NUM_PLOTS = 12
 NUM_ATTENTION = 4
 LIMIT = 20
+# Bit operations of a multiplication in float32.
+FLOAT_FACTOR = FLOAT_BITS**2
 STAGES = {
     'before_stage_1': 'stage 1, before',
     'after_stage_1': 'after',
@@ -147,7 +150,7 @@ def describe_parts(file: Optional[LayerFile], bytes_packed: int,
         parts.setdefault(one.part, []).append(one)
     rows = []
     total = sum(one.bops for one in file.layers) or 1.
-    in_float = sum(one.macs * 1024 for one in file.layers) or 1.
+    in_float = sum(one.macs for one in file.layers) * FLOAT_FACTOR or 1.
     whole = file.seconds.get('all')
 
     def row(title: str, layers: List[LayerRecord],
@@ -162,7 +165,8 @@ def describe_parts(file: Optional[LayerFile], bytes_packed: int,
             number(4 * weights / 1e6, '.2f'),
             number(size, '.2f'),
             number(sum(one.macs for one in layers) / 1e9, '.3f'),
-            number(sum(one.macs for one in layers) * 1024 / 1e9, '.0f'),
+            number(
+                sum(one.macs for one in layers) * FLOAT_FACTOR / 1e9, '.0f'),
             number(bops / 1e9, '.1f', share=bops / total),
             number(seconds, '.4f'),
             number(

@@ -75,6 +75,7 @@ class LayerRecord:
             to 2**bits - 1/2, shape (96,); empty without weights, and in
             float.
         code_counts: how many weights have each code, shape (2**bits,).
+        factor_bits: product of the widths of what is multiplied.
     """
     name: str
     part: str
@@ -87,6 +88,7 @@ class LayerRecord:
     sites: List[SiteRecord] = field(default_factory=list)
     weight_counts: np.ndarray = field(default_factory=lambda: np.zeros(0))
     code_counts: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    factor_bits: int = 32 * 32
 
     @property
     def is_quantized(self) -> bool:
@@ -95,13 +97,8 @@ class LayerRecord:
 
     @property
     def bops(self) -> float:
-        """Bit operations of one image: multiplications times both widths."""
-        if not self.sites:
-            return self.macs * 32 * 32
-        widths = [site.bits for site in self.sites]
-        if self.weight_bits is not None:
-            widths.append(self.weight_bits)
-        return self.macs * widths[0] * widths[-1]
+        """Bit operations of one image."""
+        return self.macs * self.factor_bits
 
 
 @dataclass
