@@ -16,6 +16,8 @@ Predictions = Mapping[Any, Prediction]
 TITLES = {'bbox': 'Boxes', 'segm': 'Masks'}
 # Rows of a table that are not folded.
 LIMIT = 20
+# Most images on which errors are sorted, evenly spread.
+MAX_IMAGES = 1000
 
 
 @dataclass
@@ -41,10 +43,12 @@ class Accuracy:
     Attributes:
         kinds: of boxes, and of masks if there are any.
         errors: table of the kinds of errors; None without ground truth.
+        num_images: on which these are counted.
         missing: why there is nothing, or ''.
     """
     kinds: List[Kind] = field(default_factory=list)
     errors: Optional[Table] = None
+    num_images: int = 0
     missing: str = ''
 
 
@@ -74,10 +78,18 @@ def describe_accuracy(models: Mapping[str, Predictions],
         known = {key: one for key, one in parts.items() if one is not None}
         if known:
             found.kinds.append(_kind(TITLES[kind], known, truth))
+    images = sorted(truth.images)
+    chosen = set(images[::max(1, -(-len(images) // MAX_IMAGES))])
     found.errors = _errors({
-        title: find_error_kinds(truth, predictions)
+        title:
+        find_error_kinds(
+            truth, {
+                image: prediction
+                for image, prediction in predictions.items() if image in chosen
+            })
         for title, predictions in models.items()
     })
+    found.num_images = len(chosen)
     return found
 
 

@@ -127,6 +127,9 @@ def _entries(truth: Truth, predictions: Mapping[Any, Prediction],
         boxes = np.concatenate(
             [corners[:, :2], corners[:, 2:] - corners[:, :2]], 1)
         for place in range(len(found)):
+            # A detector that reads text may name more than is annotated.
+            if found.labels[place] >= len(truth.cat_ids):
+                continue
             entry = dict(
                 image_id=image,
                 category_id=truth.cat_ids[found.labels[place]],

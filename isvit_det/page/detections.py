@@ -58,6 +58,10 @@ class Prediction:
     objects: Objects
 
 
+class NotShown(Exception):
+    """Predictions of a kind that reports do not show."""
+
+
 def read_predictions(folder: Path, name: str,
                      key: str) -> Dict[Any, Prediction]:
     """Detections by the id of the image, each image once.
@@ -68,14 +72,14 @@ def read_predictions(folder: Path, name: str,
         key: of the predictions.
 
     Raises:
-        FileNotFoundError, ValueError: as ``read_kept``; also if they are no
-            detections of boxes.
+        FileNotFoundError, ValueError: as ``read_kept``.
+        NotShown: if they are no detections of upright boxes.
     """
     found: Dict[Any, Prediction] = {}
     for sample in read_kept(folder, name, key):
         instances = sample.get('pred_instances')
         if instances is None or 'bboxes' not in instances:
-            raise ValueError('they are no boxes, which alone are shown here')
+            raise NotShown('they are no boxes, which alone are shown here')
         path, size = sample.get('img_path') or '', sample['ori_shape'][:2]
         found.setdefault(
             sample.get('img_id'),
@@ -90,7 +94,7 @@ def _objects(instances: Mapping[str, Any]) -> Objects:
     boxes = boxes.double().numpy().reshape(-1, boxes.shape[-1])
     labels = instances['labels'].numpy()
     if boxes.shape[1] != 4:
-        raise ValueError('their boxes are not upright rectangles')
+        raise NotShown('their boxes are not upright rectangles')
     scores = instances['scores'].double().numpy()
     masks = None
     kept = instances.get('masks')

@@ -7,7 +7,7 @@ from typing import Any, Dict, List, Mapping, Optional
 from isvit_det.core.errors import QuantError, describe_error
 from isvit_det.evaluation.loop import PREDICTIONS
 from isvit_det.evaluation.predictions import UNREADABLE
-from isvit_det.page.detections import Prediction, read_predictions
+from isvit_det.page.detections import NotShown, Prediction, read_predictions
 from isvit_det.page.truth import Truth, read_truth
 from isvit_det.report.layer_file import LAYERS, LAYERS_PACKED, LayerFile
 
@@ -137,6 +137,8 @@ def _read_predictions(title: str, figures: Mapping[str, Any],
     try:
         evaluated.predictions = read_predictions(folder, source['name'],
                                                  source['key'])
+    except NotShown as error:
+        evaluated.missing = str(error)
     except (OSError, ValueError) as error:
         evaluated.missing = (
             f'{error}; ' +

@@ -87,7 +87,7 @@ def write_comparison(work_dirs: Sequence[Path],
 
 @contextlib.contextmanager
 def unless_it_fails(what: str, logger: MMLogger) -> Iterator[None]:
-    """Warn of an exception in this context, and go on.
+    """Warn of an exception or an interruption in this context, and go on.
 
     Args:
         what: a sentence on what is lost by it.
@@ -96,7 +96,7 @@ def unless_it_fails(what: str, logger: MMLogger) -> Iterator[None]:
     try:
         yield
     # A finished run is not lost for its report, whatever is wrong with it.
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         text = ' '.join(str(error).split()) if isinstance(
             error, QuantError) else describe_error(error)
         logger.warning(f'{what}: {text}')
@@ -114,5 +114,7 @@ def write_page_or_warn(result: Path, logger: MMLogger) -> Optional[Path]:
     with unless_it_fails(
             f'the report was not written, and "{again}" makes it '
             'again', logger):
+        # What an earlier run has left is not of this one.
+        page_path(result).unlink(missing_ok=True)
         return write_page(result)
     return None

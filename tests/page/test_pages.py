@@ -1,12 +1,13 @@
 """Reports open whatever a run has left, and say what is missing."""
 import json
+import logging
 import shutil
 from html.parser import HTMLParser
 
 import pytest
 
 from isvit_det.commands.report import main
-from isvit_det.page import plots
+from isvit_det.page import plots, write
 from isvit_det.page.write import write_page
 from isvit_det.report.layer_file import LAYERS
 from tests.page.made import make_result, make_run
@@ -298,3 +299,31 @@ def test_figures_that_are_none_are_refused(text, tmp_path, capsys):
     assert main([str(tmp_path)]) == 2
     line, = capsys.readouterr().err.splitlines()
     assert 'result.json' in line and 'give the work directory' in line
+
+
+class Broken:
+    """Stands for what a report is made from."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __call__(self, *_):
+        raise self.error
+
+
+@pytest.mark.parametrize('error, told', [
+    (RuntimeError('no <b> such thing'), 'RuntimeError: no <b> such thing'),
+    (KeyboardInterrupt(), 'KeyboardInterrupt'),
+    (MemoryError(), 'MemoryError'),
+])
+def test_a_finished_run_outlives_a_report_that_fails(run, error, told,
+                                                     monkeypatch, caplog):
+    monkeypatch.setattr(write, 'read_run', Broken(error))
+    logger = logging.getLogger('test of reports')
+    with caplog.at_level('INFO', 'test of reports'):
+        assert write.write_page_or_warn(run / 'result.json', logger) is None
+    line = caplog.records[-1]
+    assert line.levelname == 'WARNING' and told in line.message
+    assert f'python -m isvit_det report {run}' in line.message
+    assert (run / 'result.json').exists()
+    assert not (run / 'report.html').exists()

@@ -16,6 +16,8 @@ from isvit_det.classifiers.images import (FolderSample, class_labels,
 from isvit_det.commands.quantize_cls import main
 from isvit_det.core.rotation import rotate_heads_
 from isvit_det.datasets.drawn import generate
+from isvit_det.engine import layer_statistics
+from isvit_det.page import plots, write
 from tests.engine.classifiers import swin_drawn_32, vit_small_drawn_32
 from tests.engine.tiny import REPO, same_file_state
 
@@ -62,6 +64,26 @@ def run(data, work_dir, *args, status=0, weights='w.pth', model=MODEL):
 def short(data, *more):
     return ('--calib', data / 'train', '--calib-images', 6, '--iters', 2,
             '--bits', 'w6a6', *more)
+
+
+def test_a_report_for_people(data, tmp_path, monkeypatch, capsys):
+    """Which other runs in this process leave out."""
+    monkeypatch.setattr(classifier_run, 'keep_statistics',
+                        layer_statistics.keep_statistics)
+    monkeypatch.setattr(classifier_run, 'write_page_or_warn',
+                        write.write_page_or_warn)
+    monkeypatch.setattr(plots, 'layer', lambda record: '(a plot)')
+    for folder, weights, more in (('one', 'w.pth', short(data)),
+                                  ('two', tmp_path / 'one/packed.pth', ())):
+        work_dir = tmp_path / folder
+        run(data, work_dir, '--val', data / 'val', *more, weights=weights)
+        page, = work_dir.glob('report*.html')
+        out = capsys.readouterr().out
+        assert out.endswith(f'report: {page}\n')
+        text = page.read_text()
+        assert 'attn.attention_value' in text and 'Layers' in text
+        assert 'cannot be read' not in text
+        assert ('Calibration, unit by unit' in text) == (folder == 'one')
 
 
 def test_a_flat_folder_gives_agreement_and_divergence(data, tmp_path, capsys):
