@@ -49,7 +49,8 @@ def _svg(figure: Figure, title: str) -> Markup:
     # Metadata is of no use, and styles would be those of the whole page.
     text = re.sub(r'<(metadata|style).*?</\1>', '', text, flags=re.DOTALL)
     # The page gives the font.
-    text = re.sub(r"font(-family)?: [^;\"]*'[^;\"]*", 'font-size: 9px', text)
+    text = re.sub(r'font-family: [^;"]*(; )?', '', text)
+    text = re.sub(r'font: ([\d.]+px)[^;"]*', r'font-size: \1', text)
     start = Markup('<svg role="img" aria-label="{}"').format(title)
     return start + Markup(text[len('<svg'):])
 

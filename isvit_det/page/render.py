@@ -9,7 +9,7 @@ from isvit_det.page.accuracy import describe_accuracy
 from isvit_det.page.costs import (describe_layers, describe_parts,
                                   describe_units)
 from isvit_det.page.detections import Prediction
-from isvit_det.page.disagreement import EXPLAINED, choose
+from isvit_det.page.disagreement import EXPLAINED, SHOWN, choose
 from isvit_det.page.pictures import Picture, make_picture
 from isvit_det.page.sides import describe_sides
 from isvit_det.page.summary import describe_run
@@ -36,7 +36,7 @@ def _render(template: str, **parts: Any) -> str:
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='.*missing from.*font.*')
         return _environment().get_template(template).render(
-            version=__version__, **parts)
+            version=__version__, least_score=SHOWN, **parts)
 
 
 def render_run(run: Run) -> str:
