@@ -1,11 +1,12 @@
 """Cutting maps into windows and patches, and the unit of windowed blocks."""
 import functools
-from typing import NamedTuple, Optional, Tuple
+from typing import Any, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from isvit_det.core.padding import Padding
 from isvit_det.core.units import State, Unit
 
 
@@ -107,14 +108,29 @@ class WindowItems(NamedTuple):
 class WindowUnit(Unit):
     """A block with attention within windows; its items are windows.
 
-    Subclasses define the layout and run the windows. At positions outside of
-    the map, ``gather`` returns arbitrary tokens; ``run`` has to replace them
-    by the padding value after the norm.
+    Subclasses name the attention, define the layout and run the windows. At
+    positions outside of the map, ``gather`` returns arbitrary tokens; ``run``
+    has to replace them by the padding value after the norm.
     """
+
+    def attention(self) -> Any:
+        """The module that runs on windows."""
+        raise NotImplementedError
 
     def layout(self, size: Tuple[int, int]) -> WindowLayout:
         """Layout of a map of ``size`` (H, W)."""
         raise NotImplementedError
+
+    def padding(self, size: Tuple[int, int]) -> Optional[Padding]:
+        inside = self.layout(size).tokens < size[0] * size[1]
+        if inside.all():
+            return None
+        attn = self.attention()
+        # Not those of its keys and values, which tokens attend to.
+        return Padding([
+            attn.query_key.left_quantizer, attn.attention_value.left_quantizer,
+            attn.proj.input_quantizer
+        ], inside)
 
     def num_items(self, size: Tuple[int, int]) -> int:
         return len(self.layout(size).tokens)

@@ -101,6 +101,9 @@ class WindowBlockUnit(BlockUnit, WindowUnit):
         super().__init__(name, block,
                          max(1, TOKENS_PER_STEP // block.window_size**2))
 
+    def attention(self) -> Any:
+        return self.module.attn
+
     def layout(self, size: Tuple[int, int]) -> WindowLayout:
         return self.module.layout(size)
 

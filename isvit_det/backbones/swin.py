@@ -205,6 +205,9 @@ class SwinBlockUnit(WindowUnit):
     def forward(self, state: State) -> State:
         return State(self.module(state.x, state.size), state.size)
 
+    def attention(self) -> QuantWindowMSA:
+        return self.module.attn.w_msa
+
     def layout(self, size: Tuple[int, int]) -> WindowLayout:
         return self.module.attn.layout(size)
 

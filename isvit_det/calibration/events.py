@@ -1,5 +1,5 @@
 """What a calibration reports: events while it runs, a record for each unit."""
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Dict
 
 
@@ -43,12 +43,15 @@ class UnitRecord:
             whole images.
         num_iters: mean of the iterations of stages 1 and 3.
         resumed: whether an earlier run had finished the unit.
+        undone: by stage, such as ``stage_3``, the errors at which iterations
+            ended that were taken back; ``errors`` has those of what was kept.
     """
     name: str
     errors: Dict[str, float]
     seconds: float
     num_iters: int
     resumed: bool = False
+    undone: Dict[str, float] = field(default_factory=dict)
 
     def describe(self) -> str:
         """The record in one line."""
@@ -59,4 +62,7 @@ class UnitRecord:
         # Without optimization stage 3 changes nothing.
         change = f'{before:.4g} -> {after:.4g}' if self.num_iters else (
             f'{after:.4g}')
+        for stage, error in self.undone.items():
+            change += (f', {stage.replace("_", " ")} undone, which ended at '
+                       f'{error:.4g}')
         return f'error {change} ({self.seconds:.1f} s)'

@@ -162,7 +162,14 @@ class MomentCollector:
             return
         q = layer.input_quantizer.represent(x)
         views = [view_rows(layer, values) for values in (x, q)]
-        rows, weights = self._draw_rows(layer, *views[0].shape[:3])
+        inside = layer.input_quantizer.inside_map
+        if inside is None:
+            rows, weights = self._draw_rows(layer, *views[0].shape[:3])
+        else:
+            # Tokens without the padding of windows.
+            tokens = inside.flatten().nonzero()[:, 0]
+            drawn, weights = self._draw_rows(layer, len(tokens), 1, 1)
+            rows = tokens[drawn.to(tokens.device)]
         x, q = (take_rows(view, rows) for view in views)
         weights = weights.to(q)
         if self.residual_given:

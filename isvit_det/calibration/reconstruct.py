@@ -32,6 +32,8 @@ class ItemSampler:
         generator: of the random numbers.
         importance: weight of an error of a prefix token, relative to that of
             a patch.
+        images: numbers of the images that items are drawn from, among those
+            of all processes; None draws from all.
     """
 
     def __init__(self,
@@ -41,7 +43,8 @@ class ItemSampler:
                  targets: ActivationStore,
                  sos: SOSConfig,
                  generator: torch.Generator,
-                 importance: float = 1.) -> None:
+                 importance: float = 1.,
+                 images: Optional[Sequence[int]] = None) -> None:
         self.unit = unit
         self.inputs = inputs
         self.sizes = sizes
@@ -49,7 +52,9 @@ class ItemSampler:
         self.generator = generator
         self.importance = importance
         self.counts = torch.tensor([unit.num_items(size) for size in sizes])
-        self.ends = self.counts.cumsum(0)
+        self.images = torch.tensor(
+            range(len(sizes)) if images is None else images)
+        self.ends = self.counts[self.images].cumsum(0)
         self.device = next(unit.module.parameters()).device
         self.batch = sos.batch or unit.batch
         # Number of images of a minibatch and of items drawn from each; 0
@@ -62,7 +67,7 @@ class ItemSampler:
                                  self.batch)
             self.num_images = (
                 sos.batch // self.per_image
-                or self.batch * len(sizes) // int(self.ends[-1]) or 1)
+                or self.batch * len(self.images) // int(self.ends[-1]) or 1)
 
     def draw(self) -> Optional[Tuple[Any, Tensor, Optional[Tensor]]]:
         """Draw a minibatch.
@@ -77,16 +82,18 @@ class ItemSampler:
         flat = torch.randint(
             int(self.ends[-1]), (self.batch, ),
             generator=self.generator).sort().values
-        images = torch.searchsorted(self.ends, flat, right=True)
+        places = torch.searchsorted(self.ends, flat, right=True)
         chosen = []
-        for image in images.unique().tolist():
-            start = self.ends[image] - self.counts[image]
-            chosen.append((image, flat[images == image] - start))
+        for place in places.unique().tolist():
+            image = int(self.images[place])
+            start = self.ends[place] - self.counts[image]
+            chosen.append((image, flat[places == place] - start))
         return self._collect(chosen)
 
     def _draw_images(self) -> List[Tuple[int, Tensor]]:
         """Random images, in ascending order, and random items of each."""
-        drawn = self._permutation(len(self.sizes))[:self.num_images]
+        order = self._permutation(len(self.images))[:self.num_images]
+        drawn = self.images[order]
         chosen = []
         for image in drawn.sort().values.tolist():
             count = int(self.counts[image])

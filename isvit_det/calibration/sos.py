@@ -172,13 +172,18 @@ class _Calibration:
                                             teacher_inputs, sizes, is_last_use)
         record = self._resume(index)
         if record is None:
-            errors = UnitCalibration(
+            calibration = UnitCalibration(
                 unit, index,
                 UnitActivations(teacher_inputs, student_inputs, targets,
                                 sizes), self.quant, self.sos,
                 self.importance[index], self.num_images,
-                lambda *step: self._report_step(index, *step)).run()
-            record = UnitRecord(unit.name, errors, 0., self.sos.iters)
+                lambda *step: self._report_step(index, *step))
+            record = UnitRecord(
+                unit.name,
+                calibration.run(),
+                0.,
+                self.sos.iters,
+                undone=calibration.undone)
         if not is_shared:
             teacher_inputs.close()
         outputs, _ = self._advance(unit, student_inputs, sizes, True)

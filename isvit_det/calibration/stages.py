@@ -1,5 +1,5 @@
 """The three stages of one unit (I&S-ViT, section 3.3)."""
-from typing import Any, Callable, Dict, List, NamedTuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
 import torch
 from torch import nn
@@ -11,6 +11,7 @@ from isvit_det.calibration.reconstruct import (ErrorMeter, ItemSampler,
 from isvit_det.calibration.store import ActivationStore, Sizes, own_states
 from isvit_det.core.layers import (fit_weights_, observe, precision,
                                    quantized_layers, set_precision_)
+from isvit_det.core.padding import leave_out
 from isvit_det.core.quantizers import Quantizer
 from isvit_det.core.reparam import (NormLinear, fold_channel_scales_,
                                     use_channel_scales_,
@@ -19,6 +20,9 @@ from isvit_det.core.rotation import rotate_heads_
 from isvit_det.core.settings import QuantConfig, SOSConfig
 from isvit_det.core.table_quantizer import TableQuantizer
 from isvit_det.core.units import State, Unit
+
+# Of a stage that may be undone, errors are measured on one image in this many.
+HELD_OUT = 8
 
 
 class UnitActivations(NamedTuple):
@@ -59,6 +63,9 @@ class UnitCalibration:
             hold several views.
         on_step: is called with the stage, the iterations done and their
             number.
+
+    Attributes:
+        undone: see ``UnitRecord``.
     """
 
     def __init__(self, unit: Unit, index: int, activations: UnitActivations,
@@ -73,6 +80,7 @@ class UnitCalibration:
         self.importance = importance
         self.num_images = num_images
         self.on_step = on_step
+        self.undone: Dict[str, float] = {}
         self.device = next(unit.module.parameters()).device
 
     def run(self) -> Dict[str, float]:
@@ -93,9 +101,7 @@ class UnitCalibration:
         for pair in pairs:
             widen_narrow_channels_(pair.linear.input_quantizer)
         with precision(unit.module, weights=False, acts=True):
-            errors['before_stage_1'] = meter.error()
-            self._reconstruct(1, stage_one_inputs)
-            errors['after_stage_1'] = meter.error()
+            errors.update(self._reconstruct(1, stage_one_inputs, meter))
             for pair in pairs:
                 fold_channel_scales_(pair)
             self._fit_tables(pairs, final, stage_one_inputs)
@@ -106,9 +112,7 @@ class UnitCalibration:
         else:
             fit_weights_(unit.module)
         set_precision_(unit.module, weights=True, acts=True)
-        errors['before_stage_3'] = last_meter.error()
-        self._reconstruct(3, student_inputs)
-        errors['after_stage_3'] = last_meter.error()
+        errors.update(self._reconstruct(3, student_inputs, last_meter))
         return errors
 
     def _fit_tables(self, pairs: List[NormLinear], final: List[Quantizer],
@@ -142,7 +146,15 @@ class UnitCalibration:
             with observe(observed):
                 for _, _, state in own_states(inputs, self.activations.sizes,
                                               self.device):
-                    self.unit.forward(state)
+                    self._forward(state)
+
+    def _forward(self, state: State) -> State:
+        """Run the unit on an image for observers or closed forms."""
+        padding = None
+        if self.sos.leave_out_padding:
+            padding = self.unit.padding(state.size)
+        with leave_out(padding):
+            return self.unit.forward(state)
 
     @torch.no_grad()
     def _correct(self) -> None:
@@ -152,9 +164,8 @@ class UnitCalibration:
         weights are rounded. It is fitted to the whole residual of the unit's
         output, which includes the errors of the units before.
         """
-        unit, module = self.unit, self.unit.module
+        module, last = self.unit.module, self.unit.last_layer()
         _, inputs, targets, sizes = self.activations
-        last = unit.last_layer()
         others = [
             layer for layer in quantized_layers(module) if layer is not last
         ]
@@ -163,8 +174,9 @@ class UnitCalibration:
                 with correct_(others, as_codes=False) as correction:
                     for _, image, state in own_states(inputs, sizes,
                                                       self.device):
-                        correction.start_image(image % self.num_images)
-                        unit.forward(state)
+                        correction.start_image(image % self.num_images,
+                                               num_prefix(state))
+                        self._forward(state)
             if last is None:
                 return
             for layer in others:
@@ -175,7 +187,7 @@ class UnitCalibration:
                         inputs, sizes, self.device):
                     correction.start_image(image % self.num_images,
                                            num_prefix(state))
-                    output = unit.forward(state)
+                    output = self._forward(state)
                     target = State(targets[position].to(self.device),
                                    output.size)
                     correction.add_residual(
@@ -188,13 +200,36 @@ class UnitCalibration:
             (self.sos.seed * 1000 + self.index) * 4 + stage)
         return ItemSampler(self.unit, inputs, self.activations.sizes,
                            self.activations.targets, self.sos, generator,
-                           self.importance)
+                           self.importance, self._images(stage == 0))
 
-    def _reconstruct(self, stage: int, inputs: ActivationStore) -> None:
+    def _images(self, measured: bool) -> Optional[List[int]]:
+        """Images for measuring errors, or for minibatches; None for all."""
+        if not self.sos.roll_back or self.num_images < HELD_OUT:
+            return None
+        return [
+            image for image in range(len(self.activations.sizes))
+            if (image % self.num_images % HELD_OUT == HELD_OUT - 1) == measured
+        ]
+
+    def _reconstruct(self, stage: int, inputs: ActivationStore,
+                     meter: ErrorMeter) -> Dict[str, float]:
+        """Run the iterations of a stage; its errors as in ``UnitRecord``."""
         iters = self.sos.iters_of(stage)
+        before = after = meter.error()
         if iters == 0:
             self.on_step(stage, 0, 0)
-            return
-        reconstruct(
-            self._sampler(stage, inputs), iters, self.sos.lr,
-            lambda step: self.on_step(stage, step, iters))
+        else:
+            params = list(self.unit.module.parameters())
+            saved = [param.detach().clone() for param in params]
+            reconstruct(
+                self._sampler(stage, inputs), iters, self.sos.lr,
+                lambda step: self.on_step(stage, step, iters))
+            after = meter.error()
+            # Not a number is no improvement either.
+            if self.sos.roll_back and not after <= before:
+                self.undone[f'stage_{stage}'] = after
+                after = before
+                with torch.no_grad():
+                    for param, value in zip(params, saved):
+                        param.copy_(value)
+        return {f'before_stage_{stage}': before, f'after_stage_{stage}': after}

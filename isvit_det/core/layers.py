@@ -285,7 +285,7 @@ def _keep_values(module: nn.Module, operands: tuple) -> None:
     """Give an attention observer the values that the attention multiplies."""
     left = module.left_quantizer
     if isinstance(left, AttentionQuantizer) and left.observer is not None:
-        left.observer.keep_(*operands)  # type: ignore
+        left.observer.keep_(*operands, left.inside_map)  # type: ignore
 
 
 def fit_weights_(model: nn.Module) -> None:

@@ -32,6 +32,19 @@ class Samples(NamedTuple):
     weights: Tensor
 
 
+class KeptAttention(NamedTuple):
+    """Rows of attention matrices, with the values that they multiply.
+
+    Attributes:
+        attention: shape (n, N, M).
+        values: shape (n, M, D).
+        inside: which rows are of no padding, (n, N, 1); None for all.
+    """
+    attention: Tensor
+    values: Tensor
+    inside: Optional[Tensor]
+
+
 class RangeObserver:
     """Histogram of each channel, whose bins depend on its extremes alone.
 
@@ -186,13 +199,13 @@ class AttentionObserver:
             first batch.
         low: minimum, scalar.
         high: maximum, scalar.
-        pairs: the rows kept (n, N, M) with their values (n, M, D).
+        pairs: the rows kept with their values.
     """
 
     def __init__(self, keep_values: bool = False) -> None:
         self.keep_values = keep_values
         self.counts: Optional[Tensor] = None
-        self.pairs: List[Tuple[Tensor, Tensor]] = []
+        self.pairs: List[KeptAttention] = []
         self._is_full = False
 
     def update(self, x: Tensor) -> None:
@@ -218,15 +231,27 @@ class AttentionObserver:
             index = index.clamp_(0, NUM_BINS).long()
             self.counts += torch.bincount(index, minlength=NUM_BINS + 1)
 
-    def keep_(self, x: Tensor, values: Tensor) -> None:
+    def keep_(self,
+              x: Tensor,
+              values: Tensor,
+              inside: Optional[Tensor] = None) -> None:
         """Keep a sample of attention (..., N, M) with values (..., M, D).
 
         Some attention matrices of a batch are kept, and some rows of large
         ones. Which ones changes from batch to batch, so that all heads are
         sampled. The first batch that exceeds the bound ends the sample.
+
+        Args:
+            x: attention.
+            values: that it multiplies.
+            inside: which rows are no padding, (windows, N), where ``x`` is
+                (windows, heads, N, M); None for all.
         """
         if not self.keep_values or self._is_full or x.numel() == 0:
             return
+        if inside is not None:
+            inside = inside.to(x.device)[:, None].expand(x.shape[:-1])
+            inside = inside.reshape(-1, x.shape[-2])
         x = x.detach().reshape(-1, *x.shape[-2:])
         values = values.detach().reshape(-1, *values.shape[-2:])
         num_kept = min(len(x), max(1, BATCH_SAMPLES // values[0].numel()))
@@ -236,7 +261,10 @@ class AttentionObserver:
         batch = len(self.pairs) * world_size() + rank()
         kept = (_spread(len(x), num_kept, x.device) + batch) % len(x)
         rows = (_spread(x.shape[1], num_rows, x.device) + batch) % x.shape[1]
-        self.pairs.append((x[kept[:, None], rows], values[kept]))
+        if inside is not None:
+            inside = inside[kept[:, None], rows][..., None]
+        self.pairs.append(
+            KeptAttention(x[kept[:, None], rows], values[kept], inside))
         self._truncate_([_sizes(self.pairs)], 0)
 
     def _truncate_(self, sizes: List[List[int]], own: int) -> None:
@@ -286,9 +314,11 @@ class AttentionObserver:
             table: value of every code, shape (2**bits,).
         """
         total = low.new_zeros(())
-        for attention, values in self.pairs:
+        for attention, values, inside in self.pairs:
             codes = log_encode(attention, shift, low, step, bits)
             error = (table_decode(codes, table) - attention) @ values
+            if inside is not None:
+                error = error * inside
             total = total + error.square().sum()
         return total
 
@@ -317,8 +347,8 @@ def _common_extremes(low: Tensor, high: Tensor) -> Tuple[Tensor, Tensor]:
             max_(high.double()).to(high.dtype))
 
 
-def _sizes(pairs: Sequence[Tuple[Tensor, Tensor]]) -> List[int]:
-    return [attention.numel() for attention, _ in pairs]
+def _sizes(pairs: Sequence[KeptAttention]) -> List[int]:
+    return [pair.attention.numel() for pair in pairs]
 
 
 def _spread(length: int, count: int, device: torch.device) -> Tensor:

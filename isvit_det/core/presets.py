@@ -69,7 +69,9 @@ METHODS: Mapping[str, Preset] = {
             closed_form_start=True,
             weigh_tokens=True,
             correct_heads=True,
-            weigh_locations=True),
+            weigh_locations=True,
+            roll_back=True,
+            leave_out_padding=True),
         # The output of a classifier depends on few tokens of an image, that
         # of a detector on all of them. Rotations lower the error of a ViT's
         # attention, but not that of a Swin detector.

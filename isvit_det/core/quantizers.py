@@ -30,6 +30,9 @@ class Quantizer(nn.Module):
         enabled: whether ``forward`` quantizes.
         observer: is given the input of ``forward`` while ranges are
             searched.
+        inside_map: which tokens of windows are no padding, booleans
+            (windows, N), for inputs (windows, ..., N, C); None for all. The
+            observer gets no others.
         num_calls: number of times that ``forward`` has quantized values; it
             proves that a site ran.
 
@@ -38,6 +41,7 @@ class Quantizer(nn.Module):
             is not.
     """
     fitted: Tensor
+    inside_map: Optional[Tensor] = None
 
     def __init__(self, bits: int, role: str) -> None:
         super().__init__()
@@ -83,6 +87,15 @@ class Quantizer(nn.Module):
         """Where ``x`` is not clipped, as booleans."""
         raise NotImplementedError
 
+    def without_padding(self, x: Tensor) -> Tensor:
+        """The values of tokens that are no padding, (tokens, ..., C).
+
+        Without padding, ``x`` itself.
+        """
+        if self.inside_map is None:
+            return x
+        return x.movedim(-2, 1)[self.inside_map.to(x.device)]
+
     def mark_fitted_(self) -> None:
         """Declare the parameters valid."""
         self.fitted.fill_(self.bits)
@@ -100,7 +113,7 @@ class Quantizer(nn.Module):
             RuntimeError: if it is enabled before ``fit_``.
         """
         if self.observer is not None:
-            self.observer.update(x)
+            self.observer.update(self.without_padding(x))
         if not self.enabled:
             return x
         if not self._is_fitted:

@@ -246,6 +246,14 @@ class SOSConfig:
             inputs in closed form, in scope ``'detector'``.
         weigh_locations: calibrate the convolutions of dense heads, such as an
             RPN, mostly at locations where these heads find objects.
+        roll_back: take back what a stage's iterations have changed where the
+            unit's error ends greater than it began. It is measured on every
+            eighth image, and minibatches are drawn from the others; from
+            fewer than 8 images both are drawn from all.
+        leave_out_padding: where maps are padded to whole windows, leave out
+            of ranges, tables and corrections what the padding computes for
+            itself: its queries, their attention and the result of it. Its
+            keys and values count, since the tokens of the map attend to them.
         seed: seed of the choice of images and of minibatches.
     """
     num_images: int = 1024
@@ -262,6 +270,8 @@ class SOSConfig:
     mirror_images: bool = False
     correct_heads: bool = False
     weigh_locations: bool = False
+    roll_back: bool = False
+    leave_out_padding: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -275,7 +285,8 @@ class SOSConfig:
         check_number('sos.stage_one_share', self.stage_one_share, 0., 1.,
                      (int, float))
         for key in ('rotate_heads', 'closed_form_start', 'weigh_tokens',
-                    'mirror_images', 'correct_heads', 'weigh_locations'):
+                    'mirror_images', 'correct_heads', 'weigh_locations',
+                    'roll_back', 'leave_out_padding'):
             check_choice(f'sos.{key}', getattr(self, key), (True, False))
 
     @property

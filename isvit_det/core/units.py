@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from isvit_det.core.layers import QuantLinear
+from isvit_det.core.padding import Padding
 from isvit_det.core.reparam import NormLinear
 from isvit_det.core.rotation import Heads
 
@@ -69,6 +70,10 @@ class Unit:
     def heads(self) -> List[Heads]:
         """Attention layers whose heads may be rotated."""
         return []
+
+    def padding(self, size: Tuple[int, int]) -> Optional[Padding]:
+        """The padding of windows of a map of this size (H, W), if any."""
+        return None
 
     def forward(self, state: State) -> State:
         """Run the unit on one image."""

@@ -1,9 +1,12 @@
 """Laws that every quantized backbone obeys, as checks on one of them."""
 import torch
 
+from isvit_det.calibration import closed_form
 from isvit_det.calibration.sos import calibrate
 from isvit_det.core.layers import (observe, precision, quantizers,
                                    set_precision_)
+from isvit_det.core.padding import leave_out
+from isvit_det.core.quantizers import UniformQuantizer
 from isvit_det.core.reparam import (fold_channel_scales_, use_channel_scales_,
                                     widen_narrow_channels_)
 from isvit_det.core.rotation import rotate_heads_
@@ -172,6 +175,131 @@ def check_calibrates(source, model, images, workspace, limit, **sos):
         with precision(model, weights=False, acts=False):
             for one, other in zip(model(images[0]), quantized, strict=True):
                 assert not torch.equal(one, other)
+
+
+@torch.no_grad()
+def check_padding_left_out(model, x):
+    """What does not reach the output is not observed, and all else is."""
+    states = units_forward(model, x)
+    found = 0
+    for unit, before, after in zip(model.units(), states, states[1:]):
+        padding = unit.padding(before.size)
+        if padding is None:
+            continue
+        found += 1
+        num_tokens, channels = before.x.shape[1:]
+        num_places = padding.inside.numel()
+        assert num_tokens == padding.inside.sum() < num_places
+        attention = unit.attention()
+        with torch.enable_grad():
+            check_gradients(unit, before, padding)
+        sites = {
+            name: quantizer
+            for name, quantizer in quantizers(attention).items()
+            if quantizer.role == 'act'
+        }
+        for quantizer in sites.values():
+            quantizer.observer = quantizer.new_observer()
+        with leave_out(padding):
+            assert torch.equal(unit.forward(before).x, after.x)
+        for name, quantizer in sites.items():
+            width = channels
+            if name == 'attention_value.left_quantizer':
+                width = attention.num_heads * padding.inside.shape[1]
+            left_out = any(quantizer is other for other in padding.quantizers)
+            count = num_tokens if left_out else num_places
+            assert quantizer.observer.counts.sum() == count * width, name
+            assert quantizer.inside_map is None
+            quantizer.observer = None
+    assert found
+
+
+def check_gradients(unit, before, padding):
+    """The output depends on padding at other sites than those named alone."""
+    seen = {}
+
+    def keep(quantizer, args):
+        seen[quantizer] = args[0]
+        args[0].retain_grad()
+
+    attention = unit.attention()
+    sites = [q for q in quantizers(attention).values() if q.role == 'act']
+    handles = [site.register_forward_pre_hook(keep) for site in sites]
+    x = before.x.clone().requires_grad_()
+    unit.forward(State(x, before.size)).x.square().sum().backward()
+    for handle in handles:
+        handle.remove()
+    for site, value in seen.items():
+        grad = value.grad
+        if site is attention.query_key.right_quantizer:
+            grad = grad.transpose(-1, -2)
+        of_padding = grad.movedim(-2, 1)[~padding.inside]
+        named = any(site is other for other in padding.quantizers)
+        assert bool((of_padding == 0).all()) == named
+
+
+class Beginning(torch.nn.Module):
+    """The first units of a backbone, up to the first block."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+        self.eval()
+
+    def units(self):
+        return self.model.units()[:2]
+
+
+def count_rows_calibrated(model, images, folder, monkeypatch, **sos):
+    """Rows of windows that decide the range of a projection, and its weights.
+
+    Args:
+        model: its first block has windows, whose projection it is.
+        images: with fewer rows than are drawn of one.
+        folder: to work in.
+        monkeypatch: of pytest.
+        **sos: settings.
+
+    Returns:
+        The number of rows that were observed, that which weights were
+        corrected by, that of tokens, and that with padding.
+    """
+    unit = model.units()[1]
+    proj = unit.attention().proj
+    found = {}
+    correct = closed_form._correct_layer_
+    fit = UniformQuantizer.fit_
+
+    def watched_fit(quantizer, observer):
+        if quantizer is proj.input_quantizer:
+            found['observed'] = int(observer.counts.sum()) / proj.in_features
+        fit(quantizer, observer)
+
+    def watched_correct(layer, collector, as_codes):
+        if layer is proj:
+            moments = collector.used + collector.held_out
+            found['corrected'] = sum(part.count for part in moments)
+        correct(layer, collector, as_codes)
+
+    monkeypatch.setattr(UniformQuantizer, 'fit_', watched_fit)
+    monkeypatch.setattr(closed_form, '_correct_layer_', watched_correct)
+    config = SOSConfig.from_dict(dict(iters=0, **sos), model.quant_config)
+    calibrate(
+        Beginning(model), images, model.quant_config, config, folder, 'x')
+    states = [units_forward(model, image)[1] for image in images]
+    return (found['observed'], found['corrected'],
+            sum(state.x.shape[1] for state in states),
+            sum(unit.layout(state.size).tokens.numel() for state in states))
+
+
+def check_calibration_leaves_padding_out(make, images, folder, monkeypatch):
+    """With the default method, and where it is not asked for it counts."""
+    for name, sos, left_out in (('default', {}, True),
+                                ('all', dict(leave_out_padding=False), False)):
+        observed, corrected, tokens, places = count_rows_calibrated(
+            make(), images, folder / name, monkeypatch, **sos)
+        assert tokens < places
+        assert observed == corrected == (tokens if left_out else places)
 
 
 @torch.no_grad()

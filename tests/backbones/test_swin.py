@@ -8,11 +8,12 @@ from isvit_det.backbones.swin import QuantSwinTransformer, QuantWindowMSA
 from isvit_det.core.errors import QuantError
 from isvit_det.core.layers import list_sites
 from isvit_det.core.settings import QuantConfig
-from tests.backbones.laws import (check_calibrates, check_equal_bit_for_bit,
-                                  check_every_item_covered_once,
-                                  check_items_run_alone, check_keys,
-                                  check_last_layers, check_rotation,
-                                  check_stage_two, pair_up, units_forward)
+from tests.backbones.laws import (
+    check_calibrates, check_calibration_leaves_padding_out,
+    check_equal_bit_for_bit, check_every_item_covered_once,
+    check_items_run_alone, check_keys, check_last_layers,
+    check_padding_left_out, check_rotation, check_stage_two, pair_up,
+    units_forward)
 from tests.marks import slow
 
 SMALL = dict(
@@ -101,6 +102,17 @@ def test_units_in_order_are_the_forward_pass(size):
 def test_items_run_alone_as_they_do_in_the_map(size, quantized, kwargs):
     check_items_run_alone(
         swins(**kwargs)[1], torch.randn(1, 3, *size), quantized)
+
+
+@pytest.mark.parametrize('size', SIZES[1:])
+def test_what_padding_computes_for_itself_is_not_observed(size):
+    check_padding_left_out(swins()[1], torch.randn(1, 3, *size))
+
+
+def test_a_calibration_leaves_padding_out(tmp_path, monkeypatch):
+    images = [torch.randn(1, 3, 33, 40 + 4 * i) for i in range(4)]
+    check_calibration_leaves_padding_out(lambda: swins()[1], images, tmp_path,
+                                         monkeypatch)
 
 
 def test_every_item_is_covered_once():

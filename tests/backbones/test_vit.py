@@ -10,14 +10,18 @@ from isvit_det.backbones.quant_vit import (GlobalBlockUnit, QuantDeiT,
 from isvit_det.backbones.vit import DeiT, VisionTransformer
 from isvit_det.backbones.vit_layers import Attention
 from isvit_det.backbones.vit_weights import fit_weights
+from isvit_det.calibration import moments
+from isvit_det.calibration.sos import calibrate
 from isvit_det.core.errors import QuantError
 from isvit_det.core.layers import list_sites
+from isvit_det.core.settings import SOSConfig
 from isvit_det.detector import float_modules
-from tests.backbones.laws import (check_calibrates, check_equal_bit_for_bit,
-                                  check_every_item_covered_once,
-                                  check_items_run_alone, check_keys,
-                                  check_last_layers, check_rotation,
-                                  check_stage_two, pair_up, units_forward)
+from tests.backbones.laws import (
+    check_calibrates, check_calibration_leaves_padding_out,
+    check_equal_bit_for_bit, check_every_item_covered_once,
+    check_items_run_alone, check_keys, check_last_layers,
+    check_padding_left_out, check_rotation, check_stage_two, pair_up,
+    units_forward)
 
 ARCH = dict(embed_dims=32, depth=3, num_heads=2)
 SMALL = dict(arch=ARCH, patch_size=8, pretrain_img_size=64, drop_path_rate=.3)
@@ -66,6 +70,40 @@ def test_rotated_heads_compute_the_same(kwargs):
 @pytest.mark.parametrize('kwargs', FORMS[:3])
 def test_last_layers_add_to_what_units_give(kwargs):
     check_last_layers(vits(**kwargs)[1], torch.randn(1, 3, 61, 83))
+
+
+@pytest.mark.parametrize('kwargs', [WINDOWED, RELATIVE])
+@pytest.mark.parametrize('size', SIZES[2:4])
+def test_what_padding_computes_for_itself_is_not_observed(kwargs, size):
+    check_padding_left_out(vits(**kwargs)[1], torch.randn(1, 3, *size))
+
+
+def test_a_calibration_leaves_padding_out(tmp_path, monkeypatch):
+    images = [torch.randn(1, 3, 52, 60 + 8 * i) for i in range(4)]
+    check_calibration_leaves_padding_out(lambda: vits(**WINDOWED)[1], images,
+                                         tmp_path, monkeypatch)
+
+
+def test_prefix_tokens_are_among_the_rows_of_every_layer(
+        tmp_path, monkeypatch):
+    """Of more rows than are drawn, too."""
+    found = []
+    take_rows = moments.take_rows
+
+    def watched(view, rows):
+        if len(view) > moments.ROWS_PER_CALL:
+            found.append(rows.tolist())
+        return take_rows(view, rows)
+
+    monkeypatch.setattr(moments, 'take_rows', watched)
+    model = vits(num_prefix_tokens=2)[1]
+    sos = SOSConfig.from_dict(dict(iters=0), model.quant_config)
+    calibrate(model,
+              torch.randn(2, 3, 136, 136).split(1), model.quant_config, sos,
+              tmp_path, 'x')
+    # Of four layers of three blocks, inputs as they are and quantized.
+    assert len(found) == 2 * 3 * 4 * 2
+    assert all(rows[:2] == [0, 1] and min(rows[2:]) > 1 for rows in found)
 
 
 def test_a_scaled_branch_has_no_last_layer():

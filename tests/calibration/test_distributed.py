@@ -98,7 +98,7 @@ def attention(folder, dtype):
     quantizer = ShiftUniformLog2Quantizer(
         4, QuantConfig(shift_error='output', percentiles=(1., )))
     quantizer.fit_(observer)
-    kept = [(len(rows), rows.sum().item()) for rows, _ in observer.pairs]
+    kept = [(len(rows), rows.sum().item()) for rows, *_ in observer.pairs]
     return dict(kept=kept, state=quantizer.state_dict())
 
 

@@ -30,7 +30,7 @@ class TokenUnit(Unit):
         return state.x[0, items]
 
 
-def draws(tmp_path, unit_batch, unit_rows, **sos):
+def draws(tmp_path, unit_batch, unit_rows, images=None, **sos):
     """Twenty draws: (image, position) of each item."""
     pool = ActivationPool(tmp_path)
     store = ActivationStore(pool)
@@ -39,8 +39,14 @@ def draws(tmp_path, unit_batch, unit_rows, **sos):
         store.append(
             torch.stack([torch.full_like(position, image), position], 1)[None])
     unit = TokenUnit('unit', nn.Linear(1, 1), unit_batch, unit_rows)
-    sampler = ItemSampler(unit, store, SIZES, store, SOSConfig(**sos),
-                          torch.Generator().manual_seed(0))
+    sampler = ItemSampler(
+        unit,
+        store,
+        SIZES,
+        store,
+        SOSConfig(**sos),
+        torch.Generator().manual_seed(0),
+        images=images)
     found = []
     for _ in range(20):
         items, target, _ = sampler.draw()
@@ -86,6 +92,19 @@ def test_some_items_of_a_few_images_where_they_share_work(
             seen.add(image)
         assert len(draw.unique(dim=0)) == len(draw)
     assert seen == set(range(len(SIZES)))
+
+
+@pytest.mark.parametrize('unit_rows', [0, 8])
+@pytest.mark.parametrize('items', ['unit', 'image'])
+def test_all_items_of_the_images_given_and_no_others(tmp_path, unit_rows,
+                                                     items):
+    found = torch.cat(
+        draws(tmp_path, 400, unit_rows, images=[1, 4], items=items))
+    for image in (1, 4):
+        height, width = SIZES[image]
+        seen = found[found[:, 0] == image, 1].unique()
+        assert len(seen) > .5 * height * width
+    assert found[:, 0].unique().tolist() == [1, 4]
 
 
 @pytest.mark.parametrize('batch', [0, 1, 3, 9])

@@ -4,7 +4,7 @@ from collections import Counter
 import pytest
 import torch
 
-from isvit_det.calibration import closed_form
+from isvit_det.calibration import closed_form, stages
 from isvit_det.calibration.sos import calibrate
 from isvit_det.calibration.store import ActivationStore
 from isvit_det.core.errors import QuantError
@@ -136,6 +136,62 @@ def test_weights_rounded_in_closed_form_start_closer(tmp_path):
             closed_form_start=start)[1]
     ] for start in (False, True))
     assert all(one < .8 * other for one, other in zip(solved, plain))
+
+
+@pytest.mark.parametrize('num_images', [4, 9])
+def test_iterations_that_raise_the_error_are_undone(tmp_path, num_images):
+    images = toy_images(num_images)
+    never, _ = calibrated(tmp_path / 'never', images=images, iters=0)
+    wild = dict(images=images, lr=.5)
+    undone, records = calibrated(tmp_path / 'undone', **wild)
+    assert same_state(never, undone)
+    _, kept = calibrated(tmp_path / 'kept', roll_back=False, **wild)
+    for record, other in zip(records, kept):
+        assert not other.undone
+        for stage in (1, 3):
+            before, after = (f'{time}_stage_{stage}'
+                             for time in ('before', 'after'))
+            assert other.errors[after] > other.errors[before]
+            assert record.errors[after] == record.errors[before]
+            assert record.undone[f'stage_{stage}'] > record.errors[before]
+
+
+def test_iterations_that_lower_the_error_stay(tmp_path):
+    _, records = calibrated(tmp_path, 'isvit_paper', roll_back=True)
+    assert not records[0].undone
+    for stage in (1, 3):
+        assert records[0].errors[f'after_stage_{stage}'] < records[0].errors[
+            f'before_stage_{stage}']
+
+
+@pytest.mark.parametrize('settings, seen', [
+    (dict(), {
+        0: [7, 16],
+        1: [*range(7), 8, *range(9, 16), 17]
+    }),
+    (dict(roll_back=False), {}),
+    (dict(method='isvit_paper'), {}),
+])
+def test_errors_are_measured_on_images_that_no_minibatch_has(
+        tmp_path, monkeypatch, settings, seen):
+    """In all views of them."""
+    pools = []
+    init = stages.ItemSampler.__init__
+
+    def spy(sampler, *args):
+        init(sampler, *args)
+        pools.append(sampler.images.tolist())
+
+    monkeypatch.setattr(stages.ItemSampler, '__init__', spy)
+    calibrated(
+        tmp_path,
+        images=toy_images(18),
+        iters=1,
+        mirror_images=True,
+        **settings)
+    meter, *minibatches = pools[:3]
+    assert meter == seen.get(0, list(range(18)))
+    assert all(pool == seen.get(1, list(range(18))) for pool in minibatches)
 
 
 def test_images_that_do_not_come_in_every_round_are_refused(tmp_path):

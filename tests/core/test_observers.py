@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from isvit_det.core.errors import QuantError
+from isvit_det.core.functional import log_table
 from isvit_det.core.observers import (BATCH_SAMPLES, NUM_SAMPLES,
                                       AttentionObserver, RangeObserver)
 from isvit_det.core.quantizers import UniformQuantizer
@@ -97,9 +98,9 @@ def test_of_large_attention_some_rows_are_kept_with_their_values():
     values = torch.randn(3, 1200, 9)
     for _ in range(120):
         observer.keep_(x, values)
-    assert 0 < sum(rows.numel() for rows, _ in observer.pairs) <= NUM_SAMPLES
+    assert 0 < sum(rows.numel() for rows, *_ in observer.pairs) <= NUM_SAMPLES
     heads, positions = set(), set()
-    for number, (rows, kept) in enumerate(observer.pairs):
+    for number, (rows, kept, _) in enumerate(observer.pairs):
         assert rows.numel() <= BATCH_SAMPLES and rows.shape[1] == 13
         head = number % 3
         assert torch.equal(kept[0], values[head])
@@ -109,3 +110,26 @@ def test_of_large_attention_some_rows_are_kept_with_their_values():
             positions.add(position)
     # Every batch adds another head and other rows.
     assert heads == {0, 1, 2} and len(positions) > 500
+
+
+def test_rows_of_padding_do_not_change_the_error_of_attention():
+    torch.manual_seed(0)
+    x = torch.rand(6, 2, 5, 5).softmax(-1)
+    values = torch.randn(6, 2, 5, 3)
+    inside = torch.rand(6, 5) > .4
+    padded = torch.where(inside[:, None, :, None], x, torch.rand_like(x))
+    step = torch.tensor(.5)
+    table = log_table(step, step, 3)
+    errors = []
+    for attention in (x, padded):
+        observer = AttentionObserver(keep_values=True)
+        observer.update(attention)
+        observer.keep_(attention, values, inside)
+        errors.append(
+            observer.output_error(torch.zeros(()), step, step, table, 3))
+    assert errors[0] == errors[1] > 0
+    every = AttentionObserver(keep_values=True)
+    every.update(x)
+    every.keep_(x, values)
+    assert every.output_error(torch.zeros(()), step, step, table,
+                              3) > errors[0]

@@ -143,3 +143,10 @@ def test_a_unit_names_the_error_before_iterations_if_there_were_any(
         iters, line):
     errors = dict(before_stage_3=.5, after_stage_3=.25)
     assert UnitRecord('a', errors, 3., iters).describe() == line
+
+
+def test_a_unit_says_which_stages_were_undone():
+    errors = dict(before_stage_3=.5, after_stage_3=.5)
+    record = UnitRecord('a', errors, 3., 9, undone=dict(stage_3=.75))
+    assert record.describe() == ('error 0.5 -> 0.5, stage 3 undone, which '
+                                 'ended at 0.75 (3.0 s)')
