@@ -3,7 +3,7 @@ import math
 from typing import Any, Callable, List, Optional, Sequence, Tuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from isvit_det.calibration.importance import token_weights
 from isvit_det.calibration.store import ActivationStore
@@ -166,19 +166,21 @@ class ErrorMeter:
         return error / max(norm, 1e-30)
 
 
-def reconstruct(sampler: ItemSampler, iters: int, lr: float,
+def reconstruct(sampler: ItemSampler, iters: int,
+                rates: Sequence[Tuple[Sequence[nn.Parameter], float]],
                 on_step: Callable[[int], None]) -> None:
     """Minimise the squared error of a unit's output (I&S-ViT, section 3.3).
 
-    The optimizer is Adam without weight decay; the learning rate falls from
-    ``lr`` to 0 along a cosine. The parameters of the quantizers are fixed,
+    The optimizer is Adam without weight decay; learning rates fall to 0 along
+    a cosine. The parameters of the quantizers are fixed,
     and gradients pass rounding by the straight-through estimator. All
     processes take the same step, by the gradient over the whole minibatch.
 
     Args:
         sampler: of the unit, whose module is optimised in its present mode.
         iters: number of minibatches.
-        lr: initial learning rate.
+        rates: the parameters to optimise, each with its initial learning
+            rate.
         on_step: is called with the number of iterations done.
 
     Raises:
@@ -188,15 +190,21 @@ def reconstruct(sampler: ItemSampler, iters: int, lr: float,
     unit = sampler.unit
     if any(module.training for module in unit.module.modules()):
         raise RuntimeError(f'{unit.name}: call eval() before reconstruct().')
-    params = list(unit.module.parameters())
-    frozen = [param for param in params if not param.requires_grad]
-    optimizer = torch.optim.Adam(params, lr=lr, foreach=True)
+    params = [param for group, _ in rates for param in group]
+    optimised = {id(param) for param in params}
+    required = [(param, param.requires_grad)
+                for param in unit.module.parameters()]
+    optimizer = torch.optim.Adam(
+        [dict(params=group, lr=lr) for group, lr in rates if group],
+        foreach=True)
+    initial = [group['lr'] for group in optimizer.param_groups]
     try:
-        for param in params:
-            param.requires_grad_(True)
+        for param, _ in required:
+            param.requires_grad_(id(param) in optimised)
         for step in range(iters):
-            for group in optimizer.param_groups:
-                group['lr'] = lr * (1 + math.cos(math.pi * step / iters)) / 2
+            share = (1 + math.cos(math.pi * step / iters)) / 2
+            for group, lr in zip(optimizer.param_groups, initial):
+                group['lr'] = lr * share
             optimizer.zero_grad(set_to_none=True)
             drawn = sampler.draw()
             num_rows = 0
@@ -213,10 +221,9 @@ def reconstruct(sampler: ItemSampler, iters: int, lr: float,
             optimizer.step()
             on_step(step + 1)
     finally:
-        for param in params:
+        for param, requires_grad in required:
             param.grad = None
-        for param in frozen:
-            param.requires_grad_(False)
+            param.requires_grad_(requires_grad)
 
 
 @torch.no_grad()

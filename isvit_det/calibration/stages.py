@@ -1,5 +1,5 @@
 """The three stages of one unit (I&S-ViT, section 3.3)."""
-from typing import Any, Callable, Dict, List, NamedTuple, Optional
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 import torch
 from torch import nn
@@ -222,7 +222,7 @@ class UnitCalibration:
             params = list(self.unit.module.parameters())
             saved = [param.detach().clone() for param in params]
             reconstruct(
-                self._sampler(stage, inputs), iters, self.sos.lr,
+                self._sampler(stage, inputs), iters, self._rates(stage),
                 lambda step: self.on_step(stage, step, iters))
             after = meter.error()
             # Not a number is no improvement either.
@@ -233,3 +233,17 @@ class UnitCalibration:
                     for param, value in zip(params, saved):
                         param.copy_(value)
         return {f'before_stage_{stage}': before, f'after_stage_{stage}': after}
+
+    def _rates(self, stage: int) -> List[Tuple[List[nn.Parameter], float]]:
+        """The parameters that a stage optimises, with their learning rates."""
+        layers = quantized_layers(self.unit.module)
+        weights = [layer.weight for layer in layers]
+        others = [
+            param for param in self.unit.module.parameters()
+            if all(param is not weight for weight in weights)
+        ]
+        sos = self.sos
+        if (stage == 3 and len(layers) == 1 and sos.freeze_single_layers
+                and sos.closed_form_start):
+            weights = []
+        return [(weights, sos.lr), (others, sos.lr * sos.other_lr_ratio)]

@@ -220,6 +220,14 @@ class SOSConfig:
         iters: iterations per unit and stage, in the mean of stages 1 and 3;
             0 turns the optimization off.
         lr: initial learning rate of Adam; it falls to 0 along a cosine.
+        proportional_lr: a run with fewer iterations gets a learning rate that
+            is as many times larger, at most 8 times, so that parameters move
+            as far; otherwise by the square root of this, at most 5 times.
+        other_lr_ratio: learning rate of norms, biases and tables of relative
+            positions, as a multiple of that of weights.
+        freeze_single_layers: in stage 3, leave the weights of units that are
+            a single layer, such as the patch embedding, as they were rounded
+            in closed form, and optimize their norm and bias alone.
         items: what a minibatch is drawn from: ``'unit'`` draws a unit's
             independent items, such as the windows of a block, from all
             images; ``'image'`` draws whole images, as the paper does.
@@ -259,6 +267,9 @@ class SOSConfig:
     num_images: int = 1024
     iters: int = PAPER_ITERS
     lr: float = PAPER_LR
+    proportional_lr: bool = False
+    other_lr_ratio: float = 1.
+    freeze_single_layers: bool = False
     items: str = 'unit'
     batch: int = 0
     items_per_image: int = 0
@@ -277,16 +288,20 @@ class SOSConfig:
     def __post_init__(self) -> None:
         for key, low in (('num_images', 1), ('iters', 0), ('batch', 0),
                          ('items_per_image', 0), ('seed', 0)):
-            check_number(f'sos.{key}', getattr(self, key), low, 2**31, (int, ))
+            check_number(f'sos.{key}', getattr(self, key), low, 2**31,
+                          (int, ))
         check_number('sos.lr', self.lr, 0., 1., (int, float))
+        check_number('sos.other_lr_ratio', self.other_lr_ratio, 0., 1000.,
+                      (int, float))
         check_choice('sos.items', self.items, ITEMS)
         check_choice('sos.stage_one_inputs', self.stage_one_inputs,
-                     STAGE_ONE_INPUTS)
+                      STAGE_ONE_INPUTS)
         check_number('sos.stage_one_share', self.stage_one_share, 0., 1.,
-                     (int, float))
+                      (int, float))
         for key in ('rotate_heads', 'closed_form_start', 'weigh_tokens',
                     'mirror_images', 'correct_heads', 'weigh_locations',
-                    'roll_back', 'leave_out_padding'):
+                    'roll_back', 'leave_out_padding', 'proportional_lr',
+                    'freeze_single_layers'):
             check_choice(f'sos.{key}', getattr(self, key), (True, False))
 
     @property
@@ -307,8 +322,8 @@ class SOSConfig:
         """Build from plain values on top of the preset of ``quant.method``.
 
         The paper runs 1000 iterations, 200 from 6 bits up, at 4e-5. A run
-        that asks for fewer gets a larger learning rate, the same for every
-        method, unless it names its own.
+        that asks for fewer gets a larger learning rate, unless it names its
+        own.
 
         Args:
             values: settings by name.
@@ -326,7 +341,8 @@ class SOSConfig:
         config = from_dict(cls, 'sos', merged)
         if 0 < config.iters < default and 'lr' not in values:
             config = dataclasses.replace(
-                config, lr=short_lr(config.iters, default))
+                config,
+                lr=short_lr(config.iters, default, config.proportional_lr))
         return config
 
     def to_dict(self) -> dict:
@@ -334,13 +350,20 @@ class SOSConfig:
         return dataclasses.asdict(self)
 
 
-def short_lr(iters: int, default: int = PAPER_ITERS) -> float:
+def short_lr(iters: int,
+             default: int = PAPER_ITERS,
+             proportional: bool = False) -> float:
     """Learning rate of a run shortened from ``default`` iterations.
 
-    Grows with the square root of the shortening, at most fivefold.
+    Grows with the square root of the shortening, at most fivefold, or in
+    proportion to it, at most eightfold.
 
     >>> short_lr(1000), short_lr(100), short_lr(1)
     (4e-05, 0.000126, 0.0002)
+    >>> short_lr(500, proportional=True), short_lr(100, proportional=True)
+    (8e-05, 0.00032)
     """
-    factor = min(5., math.sqrt(default / iters))
+    shortening = default / iters
+    factor = min(8., shortening) if proportional else min(
+        5., math.sqrt(shortening))
     return round(PAPER_LR * factor, 6)

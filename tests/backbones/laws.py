@@ -239,15 +239,16 @@ def check_gradients(unit, before, padding):
 
 
 class Beginning(torch.nn.Module):
-    """The first units of a backbone, up to the first block."""
+    """The first units of a backbone, up to the first block by default."""
 
-    def __init__(self, model):
+    def __init__(self, model, num=2):
         super().__init__()
         self.model = model
+        self.num = num
         self.eval()
 
     def units(self):
-        return self.model.units()[:2]
+        return self.model.units()[:self.num]
 
 
 def count_rows_calibrated(model, images, folder, monkeypatch, **sos):

@@ -5,11 +5,13 @@ from mmdet.models.backbones.swin import SwinTransformer, WindowMSA
 from mmengine.runner.checkpoint import load_state_dict as mmengine_load
 
 from isvit_det.backbones.swin import QuantSwinTransformer, QuantWindowMSA
+from isvit_det.calibration.sos import calibrate
+from isvit_det.calibration.stages import UnitCalibration
 from isvit_det.core.errors import QuantError
-from isvit_det.core.layers import list_sites
-from isvit_det.core.settings import QuantConfig
+from isvit_det.core.layers import list_sites, quantized_layers
+from isvit_det.core.settings import QuantConfig, SOSConfig
 from tests.backbones.laws import (
-    check_calibrates, check_calibration_leaves_padding_out,
+    Beginning, check_calibrates, check_calibration_leaves_padding_out,
     check_equal_bit_for_bit, check_every_item_covered_once,
     check_items_run_alone, check_keys, check_last_layers,
     check_padding_left_out, check_rotation, check_stage_two, pair_up,
@@ -113,6 +115,58 @@ def test_a_calibration_leaves_padding_out(tmp_path, monkeypatch):
     images = [torch.randn(1, 3, 33, 40 + 4 * i) for i in range(4)]
     check_calibration_leaves_padding_out(lambda: swins()[1], images, tmp_path,
                                          monkeypatch)
+
+
+@pytest.mark.parametrize('freeze', [False, True])
+@pytest.mark.parametrize('stage', [1, 3])
+def test_every_parameter_has_a_learning_rate_or_is_frozen(stage, freeze):
+    _, model = swins()
+    sos = SOSConfig(
+        lr=1e-3,
+        other_lr_ratio=3.,
+        closed_form_start=True,
+        freeze_single_layers=freeze)
+    for unit in model.units():
+        (weights,
+         lr), (others, other_lr) = UnitCalibration(unit, 0, None,
+                                                   model.quant_config, sos, 1.,
+                                                   1, None)._rates(stage)
+        assert (lr, other_lr) == (1e-3, pytest.approx(3e-3))
+        layers = quantized_layers(unit.module)
+        left = {id(param) for param in unit.module.parameters()}
+        left -= {id(param) for param in weights + others}
+        assert not {id(layer.weight)
+                    for layer in layers} & set(map(id, others))
+        single = unit.name == 'patch_embed' or 'downsample' in unit.name
+        if single and freeze and stage == 3:
+            assert not weights and left == {id(layers[0].weight)}
+        else:
+            assert not left
+
+
+def test_a_frozen_weight_keeps_its_codes_and_its_norm_learns(tmp_path):
+    found = []
+    for iters in (0, 2):
+        _, model = swins()
+        model.patch_embed.projection.weight.requires_grad_(False)
+        config = SOSConfig.from_dict(
+            dict(
+                iters=iters,
+                stage_one_share=0.,
+                roll_back=False,
+                freeze_single_layers=True), model.quant_config)
+        images = torch.randn(2, 3, 60, 72).split(1)
+        calibrate(
+            Beginning(model, 1), images, model.quant_config, config,
+            tmp_path / str(iters), 'x')
+        embed = model.patch_embed
+        assert not embed.projection.weight.requires_grad
+        assert embed.norm.weight.requires_grad
+        found.append(embed)
+    before, after = found
+    assert torch.equal(before.projection.weight, after.projection.weight)
+    assert not torch.equal(before.norm.weight, after.norm.weight)
+    assert not torch.equal(before.projection.bias, after.projection.bias)
 
 
 def test_every_item_is_covered_once():

@@ -91,13 +91,18 @@ def test_stages_share_the_iterations_of_both(share, first):
     assert (sos.iters_of(1), sos.iters_of(3)) == (first, 202 - first)
 
 
-def test_a_shortened_run_has_one_learning_rate_for_every_method():
-    rates = {
-        SOSConfig.from_dict(
-            dict(iters=100), QuantConfig.from_dict(dict(method=method))).lr
-        for method in METHODS
-    }
-    assert rates == {.000126}
+def test_a_shortened_run_has_a_larger_learning_rate():
+    for method in METHODS:
+        quant = QuantConfig.from_dict(dict(method=method))
+        for proportional, lr in ((False, .000126), (True, .00032)):
+            sos = SOSConfig.from_dict(
+                dict(iters=100, proportional_lr=proportional), quant)
+            assert sos.lr == lr
+    # Parameters can move as far as in a whole run.
+    for iters in (125, 250, 500, 1000):
+        sos = SOSConfig.from_dict(
+            dict(iters=iters, proportional_lr=True), QuantConfig())
+        assert sos.lr * iters == pytest.approx(1000 * 4e-5)
     given = SOSConfig.from_dict(dict(iters=100, lr=1e-3), QuantConfig())
     assert given.lr == 1e-3
 
