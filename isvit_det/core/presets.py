@@ -70,6 +70,9 @@ METHODS: Mapping[str, Preset] = {
             weigh_tokens=True,
             correct_heads=True,
             weigh_locations=True,
+            proportional_lr=True,
+            other_lr_ratio=3.,
+            freeze_single_layers=True,
             roll_back=True,
             leave_out_padding=True),
         # The output of a classifier depends on few tokens of an image, that

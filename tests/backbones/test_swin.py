@@ -10,12 +10,14 @@ from isvit_det.calibration.stages import UnitCalibration
 from isvit_det.core.errors import QuantError
 from isvit_det.core.layers import list_sites, quantized_layers
 from isvit_det.core.settings import QuantConfig, SOSConfig
-from tests.backbones.laws import (
-    Beginning, check_calibrates, check_calibration_leaves_padding_out,
-    check_equal_bit_for_bit, check_every_item_covered_once,
-    check_items_run_alone, check_keys, check_last_layers,
-    check_padding_left_out, check_rotation, check_stage_two, pair_up,
-    units_forward)
+from tests.backbones.laws import (Beginning, check_calibrates,
+                                  check_calibration_leaves_padding_out,
+                                  check_equal_bit_for_bit,
+                                  check_every_item_covered_once,
+                                  check_items_run_alone, check_keys,
+                                  check_last_layers, check_padding_left_out,
+                                  check_rotation, check_stage_two, pair_up,
+                                  units_forward)
 from tests.marks import slow
 
 SMALL = dict(

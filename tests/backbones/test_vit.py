@@ -16,12 +16,14 @@ from isvit_det.core.errors import QuantError
 from isvit_det.core.layers import list_sites
 from isvit_det.core.settings import SOSConfig
 from isvit_det.detector import float_modules
-from tests.backbones.laws import (
-    check_calibrates, check_calibration_leaves_padding_out,
-    check_equal_bit_for_bit, check_every_item_covered_once,
-    check_items_run_alone, check_keys, check_last_layers,
-    check_padding_left_out, check_rotation, check_stage_two, pair_up,
-    units_forward)
+from tests.backbones.laws import (check_calibrates,
+                                  check_calibration_leaves_padding_out,
+                                  check_equal_bit_for_bit,
+                                  check_every_item_covered_once,
+                                  check_items_run_alone, check_keys,
+                                  check_last_layers, check_padding_left_out,
+                                  check_rotation, check_stage_two, pair_up,
+                                  units_forward)
 
 ARCH = dict(embed_dims=32, depth=3, num_heads=2)
 SMALL = dict(arch=ARCH, patch_size=8, pretrain_img_size=64, drop_path_rate=.3)
