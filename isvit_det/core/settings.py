@@ -288,16 +288,15 @@ class SOSConfig:
     def __post_init__(self) -> None:
         for key, low in (('num_images', 1), ('iters', 0), ('batch', 0),
                          ('items_per_image', 0), ('seed', 0)):
-            check_number(f'sos.{key}', getattr(self, key), low, 2**31,
-                          (int, ))
+            check_number(f'sos.{key}', getattr(self, key), low, 2**31, (int, ))
         check_number('sos.lr', self.lr, 0., 1., (int, float))
         check_number('sos.other_lr_ratio', self.other_lr_ratio, 0., 1000.,
-                      (int, float))
+                     (int, float))
         check_choice('sos.items', self.items, ITEMS)
         check_choice('sos.stage_one_inputs', self.stage_one_inputs,
-                      STAGE_ONE_INPUTS)
+                     STAGE_ONE_INPUTS)
         check_number('sos.stage_one_share', self.stage_one_share, 0., 1.,
-                      (int, float))
+                     (int, float))
         for key in ('rotate_heads', 'closed_form_start', 'weigh_tokens',
                     'mirror_images', 'correct_heads', 'weigh_locations',
                     'roll_back', 'leave_out_padding', 'proportional_lr',

@@ -293,7 +293,7 @@ def count_rows_calibrated(model, images, folder, monkeypatch, **sos):
             sum(unit.layout(state.size).tokens.numel() for state in states))
 
 
-def check_calibration_leaves_padding_out(make, images, folder, monkeypatch):
+def check_calibration_padding(make, images, folder, monkeypatch):
     """With the default method, and where it is not asked for it counts."""
     for name, sos, left_out in (('default', {}, True),
                                 ('all', dict(leave_out_padding=False), False)):

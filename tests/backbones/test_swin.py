@@ -10,14 +10,12 @@ from isvit_det.calibration.stages import UnitCalibration
 from isvit_det.core.errors import QuantError
 from isvit_det.core.layers import list_sites, quantized_layers
 from isvit_det.core.settings import QuantConfig, SOSConfig
-from tests.backbones.laws import (Beginning, check_calibrates,
-                                  check_calibration_leaves_padding_out,
-                                  check_equal_bit_for_bit,
-                                  check_every_item_covered_once,
-                                  check_items_run_alone, check_keys,
-                                  check_last_layers, check_padding_left_out,
-                                  check_rotation, check_stage_two, pair_up,
-                                  units_forward)
+from tests.backbones.laws import (
+    Beginning, check_calibrates, check_calibration_padding,
+    check_equal_bit_for_bit, check_every_item_covered_once,
+    check_items_run_alone, check_keys, check_last_layers,
+    check_padding_left_out, check_rotation, check_stage_two, pair_up,
+    units_forward)
 from tests.marks import slow
 
 SMALL = dict(
@@ -115,8 +113,8 @@ def test_what_padding_computes_for_itself_is_not_observed(size):
 
 def test_a_calibration_leaves_padding_out(tmp_path, monkeypatch):
     images = [torch.randn(1, 3, 33, 40 + 4 * i) for i in range(4)]
-    check_calibration_leaves_padding_out(lambda: swins()[1], images, tmp_path,
-                                         monkeypatch)
+    check_calibration_padding(lambda: swins()[1], images, tmp_path,
+                              monkeypatch)
 
 
 @pytest.mark.parametrize('freeze', [False, True])
