@@ -13,11 +13,11 @@ from benchmarks.fuzz_layers import (Mismatch, check_equal, check_gelu_codes,
 from isvit_det.backbones.quant_vit import QuantVisionTransformer
 from isvit_det.backbones.swin import QuantSwinTransformer
 from isvit_det.core.layers import fit_weights_, observe, set_precision_
-from isvit_det.runtime.block_plan import BlockPlan
+from isvit_det.plans.block import BlockPlan
+from isvit_det.plans.swin import plan_merging, plan_swin_block
+from isvit_det.plans.vit import plan_vit_block
 from isvit_det.runtime.blocks import NativeBlock, NativeMerging
 from isvit_det.runtime.native import Isa
-from isvit_det.runtime.swin_plan import plan_merging, plan_swin_block
-from isvit_det.runtime.vit_plan import plan_vit_block
 from isvit_det.runtime.windows import find_windows
 
 # The default is the most frequent.

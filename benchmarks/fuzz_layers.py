@@ -10,12 +10,12 @@ from torch.nn import functional as F
 from isvit_det.core.layers import (QuantConv2d, QuantLinear, fit_weights_,
                                    set_precision_)
 from isvit_det.core.settings import QuantConfig
+from isvit_det.plans.layer import (InputCodes, LayerPlan, Unsupported,
+                                   plan_layer)
 from isvit_det.runtime import native
 from isvit_det.runtime.layers import NativeConv, NativeLinear
 from isvit_det.runtime.native import Isa, Rows
 from isvit_det.runtime.packing import GROUP, pack_layer
-from isvit_det.runtime.plan import (InputCodes, LayerPlan, Unsupported,
-                                    plan_layer)
 
 # Half a step that GELU's approximation (1.5e-7) and float32 may be off, in
 # steps and relative to the output.

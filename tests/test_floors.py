@@ -19,6 +19,7 @@ FLOORS = (
     {'packed'},
     {'calibration', 'backbones', 'necks', 'datasets'},
     {'checkpoint'},
+    {'plans'},
     {'runtime', 'costs'},
     {'detector'},
     {'inputs'},

@@ -14,9 +14,9 @@ from isvit_det.core.mixed import copy_at
 from isvit_det.core.quantizers import Quantizer
 from isvit_det.core.settings import QuantConfig
 from isvit_det.core.table_quantizer import TableQuantizer
+from isvit_det.plans.layer import Unsupported
 from isvit_det.report.timing import take_turns
 from isvit_det.runtime.layers import NativeConv, NativeLinear
-from isvit_det.runtime.plan import Unsupported
 
 # Bits of weights and of activations.
 Bits = Tuple[int, int]

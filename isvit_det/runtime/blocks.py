@@ -10,18 +10,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from isvit_det.runtime.block_plan import BlockPlan, NormPlan
+from isvit_det.plans.block import BlockPlan, NormPlan
+from isvit_det.plans.layer import InputCodes, LayerPlan, Unsupported
+from isvit_det.plans.swin import MergingPlan
 from isvit_det.runtime.native import (INT, LONG, POINTER, Isa, Product,
                                       Quantizer, StepTree, kernel,
                                       product_structure, quantizer_structure,
                                       steps_structure)
 from isvit_det.runtime.packing import BLOCK, operand_runs, pack_layer
-from isvit_det.runtime.plan import InputCodes, LayerPlan
-from isvit_det.runtime.steps import Steps
-from isvit_det.runtime.swin_plan import MergingPlan
+from isvit_det.runtime.steps import Steps, attention_steps
 from isvit_det.runtime.windows import Windows, find_windows, make_bias
 
 FLOAT = ctypes.c_float
+# Most channels of a head that the kernels have memory for.
+MAX_HEAD = 256
 
 
 class _Norm(ctypes.Structure):
@@ -113,33 +115,48 @@ class NativeBlock:
     Args:
         plan: describes the block.
         isa: kernels to use.
+
+    Raises:
+        Unsupported: if the kernels cannot run the block, with the reason.
     """
 
     def __init__(self, plan: BlockPlan, isa: Isa) -> None:
+        channels = len(plan.query.weight)
+        width = channels // plan.heads
+        if channels % BLOCK or width % 4 or width > MAX_HEAD:
+            raise Unsupported(
+                f'it has {channels} channels and {width} per head; supported '
+                f'are multiples of {BLOCK}, and heads of multiples of 4 up to '
+                f'{MAX_HEAD}')
         self.isa = isa
         self.plan = plan
         self.hidden = len(plan.fc1.weight)
         self._bias_of = functools.lru_cache(maxsize=64)(
             functools.partial(make_bias, plan))
-        width = len(plan.query.weight) // plan.heads
         center = plan.key_center
         runs, key_bytes = operand_runs(width, plan.query_codes.top, -center,
                                        plan.key_codes.top - center,
                                        isa.wide_lanes)
         self._builder = make = _Builder(isa)
-        self._structure = _Block(
-            len(plan.query.weight), plan.heads, self.hidden,
-            make.norm(plan.norm1), make.norm(plan.norm2),
-            make.quantizer(plan.query.input), make.quantizer(plan.query_codes),
-            make.quantizer(plan.key_codes), make.quantizer(plan.value_codes),
-            make.quantizer(plan.proj.input), make.quantizer(plan.fc1.input),
-            make.quantizer(plan.fc2.input, is_gelu=True),
-            make.product(plan.query), make.product(plan.key),
-            make.product(plan.value), make.product(plan.proj),
-            make.product(plan.fc1), make.product(plan.fc2),
-            make.keep(plan.padding), center, key_bytes, make.keep(runs),
-            len(runs), plan.logit_scale, plan.value_codes.scale,
-            make.steps(plan.attention))
+        self._structure = _Block(channels, plan.heads, self.hidden,
+                                 make.norm(plan.norm1), make.norm(plan.norm2),
+                                 make.quantizer(plan.query.input),
+                                 make.quantizer(plan.query_codes),
+                                 make.quantizer(plan.key_codes),
+                                 make.quantizer(plan.value_codes),
+                                 make.quantizer(plan.proj.input),
+                                 make.quantizer(plan.fc1.input),
+                                 make.quantizer(plan.fc2.input, is_gelu=True),
+                                 make.product(plan.query),
+                                 make.product(plan.key),
+                                 make.product(plan.value),
+                                 make.product(plan.proj),
+                                 make.product(plan.fc1),
+                                 make.product(plan.fc2),
+                                 make.keep(plan.padding), center, key_bytes,
+                                 make.keep(runs), len(runs), plan.logit_scale,
+                                 plan.value_codes.scale,
+                                 make.steps(attention_steps(plan.attention)))
 
     def __call__(self,
                  x: Tensor,
@@ -220,9 +237,16 @@ class NativeMerging:
     Args:
         plan: describes the patch merging.
         isa: kernels to use.
+
+    Raises:
+        Unsupported: if the kernels cannot run it, with the reason.
     """
 
     def __init__(self, plan: MergingPlan, isa: Isa) -> None:
+        outputs, inputs = plan.reduction.weight.shape
+        if inputs % BLOCK or outputs % BLOCK:
+            raise Unsupported(f'it has {inputs} inputs and {outputs} outputs; '
+                              f'supported are multiples of {BLOCK}')
         self.isa = isa
         self.plan = plan
         self._builder = make = _Builder(isa)

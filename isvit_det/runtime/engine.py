@@ -15,6 +15,7 @@ from isvit_det.backbones.quant_vit import QuantVisionTransformer
 from isvit_det.backbones.swin import QuantSwinTransformer
 from isvit_det.core.errors import QuantError, few_names
 from isvit_det.core.layers import QuantConv2d, QuantLinear, quantized_layers
+from isvit_det.plans.layer import Unsupported
 from isvit_det.runtime import ENGINES
 from isvit_det.runtime.build import NoLibrary
 from isvit_det.runtime.calls import (Kept, is_autocast, is_hooked,
@@ -23,7 +24,6 @@ from isvit_det.runtime.float_parts import attach_parts_, entrances
 from isvit_det.runtime.layers import NativeConv, NativeLinear
 from isvit_det.runtime.native import Isa, supported_isas
 from isvit_det.runtime.parts import NativeParts
-from isvit_det.runtime.plan import Unsupported
 from isvit_det.runtime.swin_backbone import SwinForward
 from isvit_det.runtime.vit_backbone import VitForward
 

@@ -5,10 +5,10 @@ import torch
 from torch import Tensor
 
 from isvit_det.core.layers import QuantConv2d, QuantLinear
+from isvit_det.plans.layer import plan_layer
 from isvit_det.runtime import native
 from isvit_det.runtime.native import Isa, Rows
 from isvit_det.runtime.packing import pack_layer
-from isvit_det.runtime.plan import plan_layer
 
 
 class NativeLinear:

@@ -10,10 +10,10 @@ from typing import Callable, List, NamedTuple, Optional, Tuple
 import torch
 from torch import Tensor
 
+from isvit_det.plans.layer import InputCodes
 from isvit_det.runtime.build import load_library
 from isvit_det.runtime.overflow import GROUP
 from isvit_det.runtime.packing import PackedWeights
-from isvit_det.runtime.plan import InputCodes
 from isvit_det.runtime.steps import Steps, gelu_steps, table_steps
 
 INT, LONG, POINTER = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p

@@ -12,8 +12,8 @@ from typing import List, Tuple
 import torch
 from torch import Tensor
 
+from isvit_det.plans.layer import LayerPlan, Unsupported
 from isvit_det.runtime.overflow import GROUP, MAX_GROUPS, Run, split_runs
-from isvit_det.runtime.plan import LayerPlan, Unsupported
 
 # Outputs of a block.
 BLOCK = 16

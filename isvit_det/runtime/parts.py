@@ -3,9 +3,9 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
 from torch import nn
 
+from isvit_det.plans.layer import Unsupported
 from isvit_det.runtime.calls import Kept, Survey, survey
 from isvit_det.runtime.native import Isa
-from isvit_det.runtime.plan import Unsupported
 
 
 class Part(NamedTuple):

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from isvit_det.core.quantizers import (AttentionQuantizer, Quantizer,
                                        UniformQuantizer)
-from isvit_det.runtime.plan import InputCodes, Unsupported
+from isvit_det.plans.layer import InputCodes, Unsupported
 
 # The kernels keep between 2**4 and 2**5 steps in registers.
 SMALL_DEPTH, LARGE_DEPTH = 4, 5

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from isvit_det.backbones.swin import QuantSwinTransformer
 from isvit_det.core.units import State
+from isvit_det.plans.swin import plan_merging, plan_swin_block
 from isvit_det.runtime.blocks import NativeBlock, NativeMerging
 from isvit_det.runtime.calls import is_hooked, is_plain_input
 from isvit_det.runtime.native import Isa
 from isvit_det.runtime.parts import NativeParts, Part
-from isvit_det.runtime.swin_plan import plan_merging, plan_swin_block
 
 
 class SwinForward(NativeParts):

@@ -6,11 +6,11 @@ from torch import Tensor
 from isvit_det.backbones.quant_vit import QuantVisionTransformer
 from isvit_det.backbones.vit_layers import Block
 from isvit_det.core.units import State
+from isvit_det.plans.vit import plan_vit_block
 from isvit_det.runtime.blocks import NativeBlock
 from isvit_det.runtime.calls import is_plain_input
 from isvit_det.runtime.native import Isa
 from isvit_det.runtime.parts import NativeParts, Part
-from isvit_det.runtime.vit_plan import plan_vit_block
 
 
 class VitForward(NativeParts):

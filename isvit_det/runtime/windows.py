@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from isvit_det.backbones.layout import window_layout
 from isvit_det.backbones.vit_weights import resize_relative
-from isvit_det.runtime.block_plan import BlockPlan
+from isvit_det.plans.block import BlockPlan
 from isvit_det.runtime.packing import BLOCK
 
 # Bias of keys that only fill up a block: their probability becomes 0.

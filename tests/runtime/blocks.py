@@ -10,10 +10,10 @@ from isvit_det.backbones.swin import QuantSwinTransformer
 from isvit_det.backbones.vit import VisionTransformer
 from isvit_det.core.layers import fit_weights_, observe, set_precision_
 from isvit_det.core.mixed import set_bits_
+from isvit_det.plans.layer import InputCodes
+from isvit_det.plans.swin import plan_swin_block
+from isvit_det.plans.vit import plan_vit_block
 from isvit_det.runtime.blocks import NativeBlock
-from isvit_det.runtime.plan import InputCodes
-from isvit_det.runtime.swin_plan import plan_swin_block
-from isvit_det.runtime.vit_plan import plan_vit_block
 from tests.backbones.laws import pair_up
 
 ONE_STAGE = dict(

@@ -1,8 +1,8 @@
 """Plans, codes and plain references for the tests of the runtime."""
 import torch
 
+from isvit_det.plans.layer import InputCodes, LayerPlan
 from isvit_det.runtime import native
-from isvit_det.runtime.plan import InputCodes, LayerPlan
 
 ISAS = native.supported_isas()
 

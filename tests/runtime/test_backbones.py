@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from isvit_det.core.layers import quantized_layers, quantizers, simulation
+from isvit_det.plans.layer import Unsupported
 from isvit_det.runtime import blocks, engine, swin_backbone
 from isvit_det.runtime.engine import (VARIABLE, attach_runtime_,
                                       describe_engine, engine_line)
-from isvit_det.runtime.plan import Unsupported
 from tests.runtime.blocks import TWO_STAGES, draw_backbone
 
 

@@ -4,10 +4,10 @@ import torch
 from torch import nn
 
 from isvit_det.core.settings import TABLE_PLACES
+from isvit_det.plans.layer import Unsupported
+from isvit_det.plans.swin import plan_merging
 from isvit_det.runtime.blocks import TRACED, NativeMerging
 from isvit_det.runtime.native import Isa
-from isvit_det.runtime.plan import Unsupported
-from isvit_det.runtime.swin_plan import plan_merging
 from tests.runtime.blocks import (TWO_STAGES, WINDOWED, draw_backbone,
                                   draw_vit, native_block, simulate_block)
 from tests.runtime.products import ISAS

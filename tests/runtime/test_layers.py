@@ -2,8 +2,8 @@
 import pytest
 import torch
 
+from isvit_det.plans.layer import Unsupported, plan_layer
 from isvit_det.runtime.layers import NativeConv, NativeLinear
-from isvit_det.runtime.plan import Unsupported, plan_layer
 from tests.runtime.calibrated import (draw_conv, draw_linear,
                                       outputs_in_double, use_table_)
 from tests.runtime.products import ISAS

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from isvit_det.plans.layer import InputCodes
 from isvit_det.runtime import native
 from isvit_det.runtime.native import Isa
 from isvit_det.runtime.packing import pack_layer
-from isvit_det.runtime.plan import InputCodes
 from tests.runtime.products import (ISAS, as_rows, draw_codes, draw_plan,
                                     exact_sums)
 

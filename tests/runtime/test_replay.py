@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from isvit_det.plans.swin import plan_merging
 from isvit_det.runtime import build, native
 from isvit_det.runtime.blocks import NativeMerging
 from isvit_det.runtime.layers import NativeConv, NativeLinear
 from isvit_det.runtime.native import Isa
-from isvit_det.runtime.swin_plan import plan_merging
 from tests.runtime.blocks import (TWO_STAGES, WINDOWED, draw_backbone,
                                   draw_vit, native_block)
 from tests.runtime.calibrated import draw_conv, draw_linear

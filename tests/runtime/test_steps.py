@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from isvit_det.core.quantizers import attention_quantizer
 from isvit_det.core.settings import QuantConfig
-from isvit_det.runtime.plan import InputCodes, Unsupported
+from isvit_det.plans.layer import InputCodes, Unsupported
 from isvit_det.runtime.steps import (attention_steps, gelu_steps, make_steps,
                                      table_steps)
 

@@ -1,4 +1,4 @@
-"""Description of a calibrated transformer block for the kernels."""
+"""Description of a calibrated transformer block in integers."""
 import dataclasses
 from dataclasses import dataclass
 from typing import Any, Optional, Tuple, Union
@@ -7,14 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from isvit_det.core.layers import QuantLinear
-from isvit_det.runtime.packing import BLOCK
-from isvit_det.runtime.plan import (InputCodes, LayerPlan, Unsupported,
-                                    plan_layer)
-from isvit_det.runtime.steps import Steps, attention_steps
+from isvit_det.core.quantizers import Quantizer
+from isvit_det.plans.layer import (InputCodes, LayerPlan, Unsupported,
+                                   plan_layer)
 
 Order = Union[slice, Tensor]
-# Most channels of a head that the kernels have memory for.
-MAX_HEAD = 256
 
 
 @dataclass(frozen=True)
@@ -32,7 +29,7 @@ class NormPlan:
 
 @dataclass(frozen=True)
 class BlockPlan:
-    """A transformer block, see ``isvit_block`` of csrc/blocks.h.
+    """A transformer block.
 
     Attributes:
         heads: number of heads.
@@ -46,7 +43,7 @@ class BlockPlan:
         key_codes, value_codes: how the outputs of these layers are quantized.
         padding: codes of a padding token after ``norm1``, uint8, shape (C,).
         logit_scale: scale of integer products of queries and keys.
-        attention: decoded value of a probability, as a step function.
+        attention: the quantizer of the probabilities.
         position_bias: added to the logits, float32, shape (heads, N, N) for N
             positions in a window; None if there is none.
         relative_positions: decomposed relative positions by row and by
@@ -69,7 +66,7 @@ class BlockPlan:
     value_codes: InputCodes
     padding: Tensor
     logit_scale: float
-    attention: Steps
+    attention: Quantizer
     position_bias: Optional[Tensor] = None
     relative_positions: Optional[Tuple[Tensor, Tensor]] = None
 
@@ -112,22 +109,18 @@ class BlockParts:
 
 
 def plan_parts(parts: BlockParts, **more: Any) -> BlockPlan:
-    """Describe a block for the kernels.
+    """Describe a block.
 
     Args:
         parts: the block's calibrated modules.
         **more: attributes of ``BlockPlan`` that these do not determine.
 
     Raises:
-        Unsupported: if the kernels cannot run the block, with the reason.
+        Unsupported: if the block is not as described, with the reason.
     """
     qkv = plan_named(*parts.qkv)
     channels = len(qkv.weight) // 3
     width = channels // parts.heads
-    if channels % BLOCK or width % 4 or width > MAX_HEAD:
-        raise Unsupported(f'it has {channels} channels and {width} per head; '
-                          f'supported are multiples of {BLOCK}, and heads of '
-                          f'multiples of 4 up to {MAX_HEAD}')
     query, key, value = (_rows(qkv, i * channels, channels) for i in range(3))
     query_codes = InputCodes.of(parts.query_key.left_quantizer)
     key_codes = InputCodes.of(parts.query_key.right_quantizer)
@@ -157,7 +150,7 @@ def plan_parts(parts: BlockParts, **more: Any) -> BlockPlan:
         value_codes=value_codes,
         padding=padding,
         logit_scale=query_codes.scale * key_codes.scale,
-        attention=attention_steps(parts.attention_value.left_quantizer),
+        attention=parts.attention_value.left_quantizer,
         **more)
 
 

@@ -28,7 +28,7 @@ MAX_CODE = 255
 
 
 class Unsupported(Exception):
-    """A module that the kernels cannot run; the message says why."""
+    """A module that cannot be described or run so; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def plan_layer(layer: Union[QuantLinear, QuantConv2d]) -> LayerPlan:
     """Describe a calibrated layer in integers.
 
     Raises:
-        Unsupported: if the kernels cannot run the layer, with the reason.
+        Unsupported: if it is not of the described kind, with the reason.
     """
     source = InputCodes.of(layer.input_quantizer)
     quantizer = layer.weight_quantizer

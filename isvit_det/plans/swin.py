@@ -1,4 +1,4 @@
-"""Description of a calibrated Swin block or patch merging for the kernels."""
+"""Description of a calibrated Swin block or patch merging."""
 import dataclasses
 from dataclasses import dataclass
 from typing import Any, Tuple
@@ -10,18 +10,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from isvit_det.backbones.swin import QuantShiftWindowMSA, QuantWindowMSA
-from isvit_det.runtime.block_plan import (BlockParts, BlockPlan, NormPlan,
-                                          is_gelu, plan_named, plan_norm,
-                                          plan_parts)
-from isvit_det.runtime.packing import BLOCK
-from isvit_det.runtime.plan import LayerPlan, Unsupported
+from isvit_det.plans.block import (BlockParts, BlockPlan, NormPlan, is_gelu,
+                                   plan_named, plan_norm, plan_parts)
+from isvit_det.plans.layer import LayerPlan, Unsupported
 
 
 def plan_swin_block(block: SwinBlock) -> BlockPlan:
     """Describe a calibrated block.
 
     Raises:
-        Unsupported: if the kernels cannot run the block, with the reason.
+        Unsupported: if the block is not as described, with the reason.
     """
     attn = block.attn
     if type(block) is not SwinBlock or not (
@@ -61,7 +59,7 @@ def _position_bias(msa: QuantWindowMSA) -> Tensor:
 
 @dataclass(frozen=True)
 class MergingPlan:
-    """Patch merging, see ``isvit_merging`` of csrc/blocks.h.
+    """Patch merging.
 
     Attributes:
         norm: of the concatenated tokens of a patch.
@@ -79,7 +77,7 @@ def plan_merging(merging: PatchMerging) -> MergingPlan:
     """Describe a calibrated patch merging.
 
     Raises:
-        Unsupported: if the kernels cannot run it, with the reason.
+        Unsupported: if it is not as described, with the reason.
     """
     sampler = merging.sampler
     if (type(merging) is not PatchMerging or merging.adap_padding is None
@@ -89,12 +87,9 @@ def plan_merging(merging: PatchMerging) -> MergingPlan:
     plan = plan_named('reduction', merging.reduction)
     kernel = (int(sampler.kernel_size[0]), int(sampler.kernel_size[1]))
     positions = kernel[0] * kernel[1]
-    inputs, outputs = plan.weight.shape[1], len(plan.weight)
-    if inputs % BLOCK or outputs % BLOCK:
-        raise Unsupported(f'it has {inputs} inputs and {outputs} outputs; '
-                          f'supported are multiples of {BLOCK}')
-    # nn.Unfold puts the tokens of each channel side by side, the kernels the
-    # channels of each token.
+    inputs = plan.weight.shape[1]
+    # nn.Unfold puts the tokens of each channel side by side, a gathered patch
+    # has the channels of each token side by side.
     order = torch.arange(inputs).view(-1, positions).t().flatten()
     return MergingPlan(
         plan_norm(merging.norm, order),

@@ -1,4 +1,4 @@
-"""Description of a calibrated ViT block for the kernels."""
+"""Description of a calibrated ViT block."""
 import dataclasses
 from typing import Any
 
@@ -7,16 +7,15 @@ from torch import nn
 
 from isvit_det.backbones.vit_layers import Attention, Block, LayerScale
 from isvit_det.core.layers import QuantMatMul
-from isvit_det.runtime.block_plan import (BlockParts, BlockPlan, is_gelu,
-                                          plan_parts)
-from isvit_det.runtime.plan import LayerPlan, Unsupported
+from isvit_det.plans.block import BlockParts, BlockPlan, is_gelu, plan_parts
+from isvit_det.plans.layer import LayerPlan, Unsupported
 
 
 def plan_vit_block(block: Block) -> BlockPlan:
     """Describe a calibrated block.
 
     Raises:
-        Unsupported: if the kernels cannot run the block, with the reason.
+        Unsupported: if the block is not as described, with the reason.
     """
     attn, mlp = block.attn, block.mlp
     if (type(block) is not Block or type(attn) is not Attention
