@@ -36,6 +36,18 @@ CODE := $(wildcard isvit_det tools tests benchmarks)
 IN_ENV = env=$$(tools/setup_env.sh); \
 	export PATH="$$env/bin:$$PATH" PYTHONPATH='$(CURDIR)';
 
+# What other engines need, the extra "export", lies beside the environment's
+# packages, so that these stay as they are. Without a network it is left out.
+WITH_EXTRA = extra=$$env/export; \
+	if ! cmp -s requirements/export.txt "$$extra/complete"; then \
+		python -m pip install --quiet --disable-pip-version-check --no-deps \
+			--retries 1 --upgrade --target "$$extra" \
+			-r requirements/export.txt && \
+			cp requirements/export.txt "$$extra/complete" || \
+			echo 'the packages of requirements/export.txt did not install'; \
+	fi; \
+	export PYTHONPATH="$$PYTHONPATH:$$extra";
+
 # Compiles the library before libraries are preloaded or tests are timed.
 COMPILE = python -c 'from isvit_det.runtime.build import *; library_path()'
 # The tests that call the kernels.
@@ -87,17 +99,8 @@ bench-memory:  ## peak memory of a ViT-B at 800x1333; needs COCO_ROOT=DIR
 		test_dataloader.dataset.pipeline.1.scale='(1333,800)' \
 		model.data_preprocessor.pad_size_divisor=32
 
-# What other engines need lies beside the environment's packages, so that the
-# tests never see it. Without a network these engines are left out.
 bench-runtime:  ## against OpenVINO and others; SUBJECTS=all THREADS='1 2'
-	@$(IN_ENV) bench=$$env/bench; \
-	if [ ! -e "$$bench/complete" ]; then \
-		python -m pip install --quiet --disable-pip-version-check --no-deps \
-			--upgrade --target "$$bench" -r requirements/bench.txt && \
-			touch "$$bench/complete" || \
-			echo 'the packages of requirements/bench.txt did not install'; \
-	fi; \
-	export PYTHONPATH="$$PYTHONPATH:$$bench"; \
+	@$(IN_ENV) $(WITH_EXTRA) \
 	python -m benchmarks.runtime \
 		$(if $(SUBJECTS),--subjects $(SUBJECTS)) \
 		$(if $(THREADS),--threads $(THREADS)) \
@@ -123,8 +126,8 @@ bench-coco60:  ## bits and scopes on the detector of learn-coco60
 		--learned $(COCO60)_isvit-w4a4_320px_coco60_learned.py
 
 test:  ## run the tests that take seconds, on all cores; ARGS='-k WORD'
-	@$(IN_ENV) OMP_NUM_THREADS=1 pytest -q -n $(WORKERS) --dist worksteal \
-		$(ARGS)
+	@$(IN_ENV) $(WITH_EXTRA) \
+	OMP_NUM_THREADS=1 pytest -q -n $(WORKERS) --dist worksteal $(ARGS)
 
 test-openmmlab:  ## the same tests on OpenMMLab's own last releases
 	@$(MAKE) --no-print-directory test STACK=openmmlab

@@ -1,7 +1,7 @@
 """Other engines that run a float model: OpenVINO and onnxruntime.
 
 Both read a model that torch exports. They are no part of the environment;
-``make bench-runtime`` adds what requirements/bench.txt lists.
+``make bench-runtime`` adds what requirements/export.txt lists.
 """
 import contextlib
 import io

@@ -20,7 +20,7 @@ FLOORS = (
     {'calibration', 'backbones', 'necks', 'datasets'},
     {'checkpoint'},
     {'plans'},
-    {'runtime', 'costs'},
+    {'runtime', 'costs', 'export'},
     {'detector'},
     {'inputs'},
     {'evaluation'},
