@@ -95,8 +95,8 @@ class Attention(nn.Module):
             Shape (B, heads, n, H * W).
         """
         height, width = size
-        down = _relative_table(self.rel_pos_h, height)
-        across = _relative_table(self.rel_pos_w, width)
+        down = relative_table(self.rel_pos_h, height)
+        across = relative_table(self.rel_pos_w, width)
         if rows is None:
             grid = query.unflatten(2, size)
             by_row = torch.einsum('bnhwd,hkd->bnhwk', grid, down)
@@ -110,7 +110,7 @@ class Attention(nn.Module):
         return (by_row[..., None] + by_column[..., None, :]).flatten(-2)
 
 
-def _relative_table(table: Tensor, length: int) -> Tensor:
+def relative_table(table: Tensor, length: int) -> Tensor:
     """Embedding of every pair of positions: (L, D) to (length, length, D)."""
     table = resize_relative(table, 2 * length - 1)
     position = torch.arange(length, device=table.device)

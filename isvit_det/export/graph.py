@@ -48,12 +48,12 @@ class Graph:
         self.products: Dict[str, List[Product]] = {}
 
     @contextlib.contextmanager
-    def scope(self, name: str) -> Iterator[None]:
-        """Prefix the names of what is added in this context."""
+    def scope(self, name: str) -> Iterator[str]:
+        """Prefix the names of what is added in this context by ``name``."""
         before = self._scope
         self._scope = (*before, name)
         try:
-            yield
+            yield name
         finally:
             self._scope = before
 

@@ -1,7 +1,7 @@
 """Description of a calibrated transformer block in integers."""
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Optional, Tuple, Union
+from typing import Any, Mapping, Optional, Tuple, Union
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,8 @@ class BlockPlan:
     """A transformer block.
 
     Attributes:
+        names: names of the layers ``qkv``, ``proj``, ``fc1`` and ``fc2``
+            within the block.
         heads: number of heads.
         window: height and width of a window; 0 for global attention.
         shift: of the windows, downwards and to the right.
@@ -50,6 +52,7 @@ class BlockPlan:
             column, each of shape (2 L - 1, C / heads) for some L; None if
             there are none.
     """
+    names: Mapping[str, str]
     heads: int
     window: int
     shift: int
@@ -134,7 +137,12 @@ def plan_parts(parts: BlockParts, **more: Any) -> BlockPlan:
     if parts.padding is not None:
         quantizer = parts.qkv[1].input_quantizer
         padding = qkv.input.stored(quantizer.encode(parts.padding))
+    layers = dict(qkv=parts.qkv, proj=parts.proj, fc1=parts.fc1, fc2=parts.fc2)
     return BlockPlan(
+        names={
+            key: name
+            for key, (name, _) in layers.items()
+        },
         heads=parts.heads,
         norm1=plan_norm(parts.norm1),
         norm2=plan_norm(parts.norm2),

@@ -1,5 +1,6 @@
 """Description of a calibrated Swin block or patch merging."""
 import dataclasses
+import functools
 from dataclasses import dataclass
 from typing import Any, Tuple
 
@@ -95,3 +96,22 @@ def plan_merging(merging: PatchMerging) -> MergingPlan:
         plan_norm(merging.norm, order),
         dataclasses.replace(plan, weight=plan.weight[:, order].contiguous()),
         kernel, (int(sampler.stride[0]), int(sampler.stride[1])))
+
+
+@functools.lru_cache(maxsize=256)
+def merged_tokens(size: Tuple[int, int], kernel: Tuple[int, int],
+                  stride: Tuple[int, int]) -> Tuple[Tensor, Tuple[int, int]]:
+    """Indices of the tokens of each patch, and the grid of patches.
+
+    The indices are int32, shape (patches, kernel height * width); padding at
+    the right and the bottom has the index ``H * W``.
+    """
+    grid = (-(-size[0] // stride[0]), -(-size[1] // stride[1]))
+    index = torch.arange(size[0] * size[1], dtype=torch.int32).view(*size)
+    bottom, right = (max(
+        (number - 1) * step + reach - length,
+        0) for number, step, reach, length in zip(grid, stride, kernel, size))
+    index = F.pad(index, (0, right, 0, bottom), value=size[0] * size[1])
+    patches = index.unfold(0, kernel[0],
+                           stride[0]).unfold(1, kernel[1], stride[1])
+    return patches.reshape(grid[0] * grid[1], -1).contiguous(), grid

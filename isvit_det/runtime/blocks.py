@@ -8,11 +8,10 @@ from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from isvit_det.plans.block import BlockPlan, NormPlan
 from isvit_det.plans.layer import InputCodes, LayerPlan, Unsupported
-from isvit_det.plans.swin import MergingPlan
+from isvit_det.plans.swin import MergingPlan, merged_tokens
 from isvit_det.runtime.native import (INT, LONG, POINTER, Isa, Product,
                                       Quantizer, StepTree, kernel,
                                       product_structure, quantizer_structure,
@@ -266,7 +265,7 @@ class NativeMerging:
             The merged map, shape (images, H' * W', outputs), and (H', W').
         """
         plan = self.plan
-        token, merged_size = _merged_tokens(size, plan.kernel, plan.stride)
+        token, merged_size = merged_tokens(size, plan.kernel, plan.stride)
         images, tokens, _ = x.shape
         merged = _Merged(images, tokens, *token.shape, token.data_ptr())
         out = x.new_empty(images, len(token), len(plan.reduction.weight))
@@ -275,22 +274,3 @@ class NativeMerging:
                                         POINTER(x.data_ptr()),
                                         POINTER(out.data_ptr()))
         return out, merged_size
-
-
-@functools.lru_cache(maxsize=256)
-def _merged_tokens(size: Tuple[int, int], kernel: Tuple[int, int],
-                   stride: Tuple[int, int]) -> Tuple[Tensor, Tuple[int, int]]:
-    """Indices of the tokens of each patch, and the grid of patches.
-
-    The indices are int32, shape (patches, kernel height * width); padding at
-    the right and the bottom has the index ``H * W``.
-    """
-    grid = (-(-size[0] // stride[0]), -(-size[1] // stride[1]))
-    index = torch.arange(size[0] * size[1], dtype=torch.int32).view(*size)
-    bottom, right = (max(
-        (number - 1) * step + reach - length,
-        0) for number, step, reach, length in zip(grid, stride, kernel, size))
-    index = F.pad(index, (0, right, 0, bottom), value=size[0] * size[1])
-    patches = index.unfold(0, kernel[0],
-                           stride[0]).unfold(1, kernel[1], stride[1])
-    return patches.reshape(grid[0] * grid[1], -1).contiguous(), grid
