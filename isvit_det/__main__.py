@@ -17,6 +17,7 @@ COMMANDS = {
     'reproduce_table': 'a column of the table of published results',
     'benchmark_det': 'speed and memory of a packed detector, float and native',
     'analyze_det': 'which parts of a detector low bits hurt',
+    'export_det': 'a packed backbone for OpenVINO or onnxruntime',
     'publish_float': "a training checkpoint's weights alone"
 }
 

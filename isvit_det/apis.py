@@ -1,4 +1,4 @@
-"""Quantizing and saving a detector from Python, beside ``mmdet.apis``."""
+"""Quantizing, saving and exporting a detector, beside ``mmdet.apis``."""
 import copy
 import hashlib
 import inspect
@@ -27,6 +27,7 @@ from isvit_det.core.settings import SOSConfig
 from isvit_det.detector import language_model
 from isvit_det.engine.calibrate import WORKSPACE, calibrate_detector_
 from isvit_det.engine.images import Images
+from isvit_det.export.detector import export_detector  # noqa: F401
 from isvit_det.inputs.config_forms import class_of, name_types_
 from isvit_det.inputs.configs import (config_errors, is_replaceable,
                                       quantize_config_)

@@ -40,7 +40,8 @@ class ScopedRegistry(Registry):
 
 
 MODELS = ScopedRegistry(mmengine_registry.MODELS, 'isvit_det.backbones',
-                        'isvit_det.necks', 'isvit_det.detector')
+                        'isvit_det.necks', 'isvit_det.detector',
+                        'isvit_det.export.engine_backbone')
 HOOKS = ScopedRegistry(mmengine_registry.HOOKS, 'isvit_det.engine')
 DATASETS = ScopedRegistry(mmengine_registry.DATASETS, 'isvit_det.datasets')
 # Registries of kinds in which this package has no types. MMEngine asks each of

@@ -9,23 +9,18 @@ import numpy as np
 import torch
 from mmdet.utils import get_test_pipeline_cfg
 from mmengine.logging import MMLogger
-from mmengine.registry import init_default_scope
 
 from isvit_det.apis import GivenImages, without_annotations
-from isvit_det.checkpoint import is_packed, read_checkpoint
 from isvit_det.commands import parsers
 from isvit_det.commands.children import call_elsewhere
 from isvit_det.commands.console import run_command
+from isvit_det.commands.packed_model import load_packed
 from isvit_det.core.errors import QuantError
-from isvit_det.core.files import local_checkpoint
 from isvit_det.core.layers import quantized_layers
 from isvit_det.detector import language_model
 from isvit_det.engine.speed import (FLOAT, kind_of, predicting, time_layers,
                                     time_model)
-from isvit_det.inputs.configs import (DETECTOR, config_errors, load_config,
-                                      quantize_config_)
-from isvit_det.packed.state import packed_config
-from isvit_det.registry import MODELS
+from isvit_det.inputs.configs import config_errors
 from isvit_det.report.machine import describe_machine, machine_line, peak_bytes
 from isvit_det.report.tables import format_table, write_result
 from isvit_det.runtime.engine import VARIABLE, describe_engine, engine_line
@@ -64,23 +59,10 @@ def read_subject(config: str, checkpoint: str,
     Raises:
         QuantError: if one of them cannot be used.
     """
-    cfg = load_config(config, None)
-    path = local_checkpoint(checkpoint)
-    content = read_checkpoint(path)
-    if not is_packed(content):
-        raise QuantError(f'checkpoint: {path} is a float one, whose layers '
-                         'have no codes; give the packed file that '
-                         'quantize_det made of it.')
-    quant: Dict[str, Any] = {}
-    if cfg.get('model', {}).get('type') != DETECTOR:
-        quant = packed_config(content['state_dict'], {}).to_dict()
-    quantize_config_(cfg, quant)
-    cfg.model['engine'] = NATIVE
+    cfg, model = load_packed(config, checkpoint)
+    model.runtime.engine = NATIVE
     with config_errors():
-        init_default_scope(cfg.get('default_scope') or 'mmdet')
-        model = MODELS.build(cfg.model)
         pipeline = without_annotations(get_test_pipeline_cfg(cfg.copy()))
-    model.load_state_dict(content['state_dict'])
     if language_model(model) is not None:
         raise QuantError(f'config: a {type(model).__name__} reads text, which '
                          'this command does not give it; take a detector of '
@@ -91,7 +73,7 @@ def read_subject(config: str, checkpoint: str,
     except QuantError as error:
         reason = str(error).replace('calib_images[0]: ', '')
         raise QuantError(f'--image: {reason}') from error
-    return Subject(model.eval(), batch)
+    return Subject(model, batch)
 
 
 def image_size(pipeline: Sequence[Dict[str, Any]]) -> Tuple[int, int]:

@@ -8,6 +8,7 @@ from typing import Any, NoReturn, Optional
 
 from isvit_det.core.presets import METHODS
 from isvit_det.core.settings import SCOPES
+from isvit_det.export import FORMATS
 from isvit_det.host import quiet_imports
 from isvit_det.runtime import BOTH, ENGINES
 
@@ -44,6 +45,10 @@ alone, and left in float while all others are quantized, and the detector
 predicts on training images that calibrate nothing. Calibrations are in closed
 form, without iterations. An analysis that was interrupted is resumed by the
 same command."""
+EXPORT_DET = """\
+Write the backbone of a packed detector as a file for OpenVINO or onnxruntime.
+The engine compiles it first: a quantized layer that it would run in float is
+an error, and so is another output than the simulation's."""
 CONVERT_VITDET = """\
 Convert a ViTDet checkpoint of Detectron2 for a ViT config of configs/vit.
 Every weight of the file is used and every weight of the config's model is
@@ -401,6 +406,42 @@ def analyze_det() -> Parser:
         help='default: work_dirs/NAME_OF_CONFIG_analysis')
     parser.add_overrides('as for quantize_det')
     parser.add_verbose()
+    return parser
+
+
+def export_det() -> Parser:
+    """The command line of export_det."""
+    parser = Parser(EXPORT_DET)
+    add = parser.add_argument
+    add('config',
+        metavar='CONFIG',
+        help='that of the calibration, or the float one')
+    add('checkpoint', metavar='PACKED', help='packed file')
+    add('--to',
+        required=True,
+        choices=FORMATS,
+        help="'openvino', its IR, or 'onnx', for onnxruntime and others that "
+        'read QuantizeLinear')
+    add('--shape',
+        type=some_text,
+        default='dynamic',
+        metavar='HxW',
+        help='of the images as the detector pads them, such as 800x1344; '
+        "'dynamic' (default) for any, which a ViT cannot")
+    add('--out',
+        type=some_path,
+        metavar='DIR',
+        help='folder of the files; default: one named after the format, '
+        'beside PACKED')
+    add('--allow-float',
+        nargs='+',
+        default=[],
+        metavar='NAME',
+        help='quantized layers of the backbone that may run in float')
+    add('--vnni',
+        action='store_true',
+        help='every CPU that will run the file has VNNI: 8-bit weights need '
+        'not be divided')
     return parser
 
 

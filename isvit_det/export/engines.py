@@ -23,6 +23,10 @@ class Loaded:
         """The outputs, in the order of the file."""
         raise NotImplementedError
 
+    def metadata(self, key: str) -> Any:
+        """What a file has under a key of its metadata, None if nothing."""
+        raise NotImplementedError
+
 
 class InOpenVINO(Loaded):
     """A file in OpenVINO, in float32 where it has no integers.
@@ -49,6 +53,13 @@ class InOpenVINO(Loaded):
         # A result is asked for once: each time, the model would run again.
         found = self._request.infer(inputs, share_inputs=True)
         return [np.array(found[output]) for output in self.compiled.outputs]
+
+    def metadata(self, key: str) -> Any:
+        # That of an ONNX file is put under another key.
+        for path in ([key], ['framework', key]):
+            if self.model.has_rt_info(path):
+                return self.model.get_rt_info(path).value
+        return None
 
 
 class InOnnxruntime(Loaded):
@@ -78,6 +89,9 @@ class InOnnxruntime(Loaded):
     def run(self, inputs: Dict[str, np.ndarray]) -> List[np.ndarray]:
         return self.compiled.run(None, inputs)
 
+    def metadata(self, key: str) -> Any:
+        return self.compiled.get_modelmeta().custom_metadata_map.get(key)
+
 
 def load(engine: str, file: Any, threads: int = 0) -> Loaded:
     """Load a file in an engine.
@@ -95,4 +109,17 @@ def load(engine: str, file: Any, threads: int = 0) -> Loaded:
         raise QuantError(f'engine: {engine!r} is not allowed; expected one of '
                          f'{list(ENGINES)}.')
     kind = InOpenVINO if engine == OPENVINO else InOnnxruntime
-    return kind(file, threads)
+    if isinstance(file, str) and not Path(file).is_file():
+        raise QuantError(f'file: there is no {file}; give one of export_det.')
+    try:
+        return kind(file, threads)
+    except QuantError:
+        raise
+    except Exception as error:
+        # Each engine has classes of its own for what a file may have wrong.
+        lines = str(error).strip().splitlines() or ['no message']
+        endings = ['.onnx', '.xml'] if engine == OPENVINO else ['.onnx']
+        raise QuantError(
+            f'file: {engine} cannot read {file} ({lines[-1]}); give a file '
+            f'of export_det that ends with one of {endings}, or the other '
+            'engine.') from error

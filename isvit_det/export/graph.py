@@ -12,8 +12,6 @@ from isvit_det.export.packages import import_extra
 OPSET = 21
 # The oldest version of the format that has this opset.
 IR_VERSION = 10
-# Number of images; more than one would share no work.
-IMAGES = 1
 
 # A size that is known, or the name of one that is not.
 Size = Union[int, str]
@@ -26,9 +24,11 @@ class Product(NamedTuple):
     Attributes:
         node: name of the node that multiplies.
         weight: name of the constant with the weights, in bytes.
+        term: number of the product among those whose sum the layer is.
     """
     node: str
     weight: str
+    term: int
 
 
 class Graph:
@@ -97,8 +97,8 @@ class Graph:
                 kind, list(inputs), outputs, name=name, **attributes))
         return outputs
 
-    def multiply(self, layer: str, kind: str, x: str, weight: str,
-                 codes: str) -> str:
+    def multiply(self, layer: str, kind: str, x: str, weight: str, codes: str,
+                 term: int) -> str:
         """Add a product of a quantized layer.
 
         Args:
@@ -106,10 +106,11 @@ class Graph:
             kind: of the node.
             x, weight: what is multiplied.
             codes: the constant that the weight is made of.
+            term: see ``Product``.
         """
         output = self.add(kind, x, weight)
         self.products.setdefault(self.path(layer),
-                                 []).append(Product(output, codes))
+                                 []).append(Product(output, codes, term))
         return output
 
     def cast(self, x: str, kind: Any) -> str:

@@ -104,7 +104,8 @@ def linear(graph: Graph, name: str, codes: str, plan: LayerPlan,
         x = graph.reshape(x, (1, 1, -1, inputs))
         x = graph.add('Transpose', x, perm=(0, 3, 1, 2))
     terms: List[str] = []
-    for part in split_weights(plan.weight, plan.top, target.vnni):
+    parts = split_weights(plan.weight, plan.top, target.vnni)
+    for index, part in enumerate(parts):
         part = part[:, :, None, None] if is_conv else part.t()
         weight = graph.constant(part, np.int8)
         decoded = graph.add(
@@ -115,7 +116,7 @@ def linear(graph: Graph, name: str, codes: str, plan: LayerPlan,
             axis=0 if is_conv else 1)
         terms.append(
             graph.multiply(name, 'Conv' if is_conv else 'MatMul', x, decoded,
-                           weight))
+                           weight, index))
     # onnxruntime would multiply in float if the bias had one dimension.
     bias = plan.bias + plan.scale * plan.correction
     shape = (1, -1, 1, 1) if is_conv else (1, 1, -1)

@@ -21,7 +21,8 @@ SILENT = {
     'Const', 'Constant', 'Input', 'Parameter', 'Output', 'Result', 'Reshape',
     'Reorder', 'Transpose', 'Gather', 'Concat', 'Split', 'Squeeze',
     'Unsqueeze', 'Shape', 'ShapeOf', 'Slice', 'StridedSlice', 'Identity',
-    'Flatten', 'Pad', 'SpaceToDepth', 'Broadcast', 'Expand', 'Range'
+    'Flatten', 'Pad', 'SpaceToDepth', 'Broadcast', 'Expand', 'Range',
+    'Concatenation'
 }
 
 
@@ -58,7 +59,8 @@ def prove(engine: str, file: Any,
         if not all(part.node in found.integer or part.weight in found.integer
                    for part in parts)
     ]
-    version = import_extra(engine).__version__
+    # OpenVINO's has the build behind a dash.
+    version = import_extra(engine).__version__.split('-')[0]
     return Proof(f'{engine} {version}',
                  [layer for layer in products if layer not in in_float],
                  in_float, dict(sorted(found.others.items())))

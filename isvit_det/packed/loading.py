@@ -55,6 +55,7 @@ class _LoadingHook:
         else:
             take_float_parts_(module, {}, state, prefix)
             _drop_tables_(module, state, prefix)
+        _drop_unused_(module, state, prefix)
         _check_(module, state, prefix)
 
 
@@ -153,6 +154,15 @@ def _drop_tables_(model: Any, state: Mapping[str, Tensor],
         state and f'{prefix}{name}.entries' not in state
     }
     replace_(model, replacements)
+
+
+def _drop_unused_(model: nn.Module, state: Dict[str, Tensor],
+                  prefix: str) -> None:
+    """Drop the weights of modules that have them in a file of their own."""
+    for name, module in model.named_modules():
+        if getattr(module, 'weights_elsewhere', False):
+            for key in [k for k in state if k.startswith(f'{prefix}{name}.')]:
+                del state[key]
 
 
 def _decode_(model: nn.Module, state: Dict[str, Tensor], prefix: str) -> None:

@@ -300,7 +300,8 @@ def _with_reasons(reasons: Dict[str, str]) -> str:
 def _announce(model: Any, args: Any) -> None:
     """Log which engine runs a calibrated model, once for each choice."""
     choice = model.runtime.choose()
-    if model.training or choice == model.runtime.announced:
+    if (model.training or choice == model.runtime.announced
+            or not quantized_layers(model)):
         return
     if all(layer.input_quantizer.enabled for layer in quantized_layers(model)):
         model.runtime.announced = choice
