@@ -45,6 +45,9 @@ def parse_args() -> argparse.Namespace:
     precision = kinds.add_parser('ap')
     precision.add_argument('config', metavar='CONFIG')
     precision.add_argument('packed', metavar='PACKED')
+    engines = (*ENGINES, *ENGINE_OF)
+    precision.add_argument(
+        '--engines', nargs='+', choices=engines, default=engines)
     speed = kinds.add_parser('speed')
     speed.add_argument(
         'subject',
@@ -71,7 +74,7 @@ def measure_ap(args: argparse.Namespace) -> List[Dict[str, str]]:
     """AP of a packed detector in each engine."""
     cfg, model = load_packed(args.config, args.packed)
     rows = []
-    for engine in (*ENGINES, *ENGINE_OF):
+    for engine in args.engines:
         changed = Config(cfg._cfg_dict.copy(), filename=cfg.filename)
         size = Path(args.packed).stat().st_size
         if engine in ENGINES:

@@ -72,9 +72,10 @@ def describe(report: Dict[str, Any]) -> List[str]:
             f'weights of {len(divided)} layers are divided in two or more, so '
             'that no CPU without VNNI clips their sums; --vnni leaves them '
             'whole')
-    errors = [f'{error:.2g}' for error in report['errors']]
+    errors, rounding = (', '.join(f'{error:.2g}' for error in report[key])
+                        for key in ('errors', 'errors_of_rounding'))
     lines.append('relative error of each output on noise, against the '
-                 f'simulation: {", ".join(errors)}')
+                 f'simulation: {errors}; rounding explains about {rounding}')
     sizes = sum(report['files'].values())
     lines.append(f'size: {sizes / 1e6:.1f} MB')
     return lines

@@ -129,7 +129,7 @@ def in_float():
                    Target('matmul'))
         weight = graph.constant(torch.ones(24, 24), 'int8')
         decoded = graph.add('Cast', weight, to=1)
-        y = graph.multiply('bad', 'MatMul', y, decoded, weight)
+        y = graph.multiply('bad', 'MatMul', y, decoded, weight, 0)
     graph.add_output('y', y, (1, 9, 24))
     return graph
 
