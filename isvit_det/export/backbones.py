@@ -15,7 +15,7 @@ from isvit_det.core.layers import QuantConv2d, is_calibrated
 from isvit_det.export.blocks import Trace, Writer
 from isvit_det.export.graph import Graph
 from isvit_det.export.layers import Target, linear, quantize
-from isvit_det.export.windows import Integers, Sizes
+from isvit_det.export.windows import INDICES, Integers, Sizes
 from isvit_det.plans.block import plan_norm
 from isvit_det.plans.layer import LayerPlan, Unsupported, plan_layer
 from isvit_det.plans.swin import plan_merging, plan_swin_block
@@ -126,6 +126,13 @@ def _whole_patches(graph: Graph, image: str, shape: Shape,
             return image, size
         amounts = graph.constant([0] * 6 + missing, np.int64)
         return graph.add('Pad', image, amounts), size
+    with graph.scope(INDICES):
+        return _computed_patches(graph, image, side)
+
+
+def _computed_patches(graph: Graph, image: str,
+                      side: int) -> Tuple[str, Sizes]:
+    """``_whole_patches`` of an image of a size that is not known."""
     ints = Integers(graph)
     sides = ints('Shape', image)
     lengths = [ints('Gather', sides, axis) for axis in (2, 3)]

@@ -12,6 +12,7 @@ from isvit_det.core.errors import QuantError, few_names
 from isvit_det.export.engines import OPENVINO, InOnnxruntime, InOpenVINO
 from isvit_det.export.graph import Product
 from isvit_det.export.packages import import_extra
+from isvit_det.export.windows import INDICES
 
 # Nodes of onnxruntime that multiply bytes.
 INTEGER_NODES = ('MatMulIntegerToFloat', 'MatMulInteger', 'QLinearMatMul',
@@ -91,7 +92,7 @@ def _of_openvino(file: Any) -> _Found:
             # Of a node that took in others, the name has an ending.
             names = facts['originalLayersNames'].split(',')
             integer.update(name.split('/')[0] for name in names)
-        else:
+        elif facts['runtimePrecision'] == 'f32':
             others[kind] += 1
     return _Found(integer, others)
 
@@ -111,7 +112,7 @@ def _of_onnxruntime(file: Any) -> _Found:
     for node in nodes:
         if node.op_type in INTEGER_NODES:
             integer.update(node.input)
-        elif node.op_type not in SILENT:
+        elif node.op_type not in SILENT and INDICES not in node.name:
             others[node.op_type] += 1
     return _Found(integer, others)
 

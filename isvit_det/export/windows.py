@@ -13,6 +13,8 @@ from isvit_det.plans.swin import MergingPlan, merged_tokens
 
 # (height, width) of a map in tokens.
 Sizes = Tuple[Size, Size]
+# In the names of nodes that compute indices.
+INDICES = 'indices'
 # Added to the logits of tokens that do not attend to each other.
 APART = -100.
 
@@ -48,7 +50,8 @@ class Layouts:
         """
         key = (size, window, shift)
         if key not in self._windows:
-            self._windows[key] = self._find_windows(*key)
+            with self._graph.scope(INDICES):
+                self._windows[key] = self._find_windows(*key)
         return self._windows[key]
 
     def _find_windows(self, size: Sizes, window: int,
@@ -81,8 +84,9 @@ class Layouts:
             tokens, merged = merged_tokens((height, width), plan.kernel,
                                            plan.stride)
             return graph.constant(tokens.flatten(), np.int64), merged
-        return _computed_merging(
-            Integers(graph), str(height), str(width), plan)
+        with graph.scope(INDICES):
+            return _computed_merging(
+                Integers(graph), str(height), str(width), plan)
 
 
 class Integers:
