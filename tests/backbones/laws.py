@@ -178,7 +178,7 @@ def check_calibrates(source, model, images, workspace, limit, **sos):
 
 
 @torch.no_grad()
-def check_padding_left_out(model, x):
+def check_padding(model, x):
     """What does not reach the output is not observed, and all else is."""
     states = units_forward(model, x)
     found = 0
@@ -293,7 +293,7 @@ def count_rows_calibrated(model, images, folder, monkeypatch, **sos):
             sum(unit.layout(state.size).tokens.numel() for state in states))
 
 
-def check_calibration_padding(make, images, folder, monkeypatch):
+def check_padding_rows(make, images, folder, monkeypatch):
     """With the default method, and where it is not asked for it counts."""
     for name, sos, left_out in (('default', {}, True),
                                 ('all', dict(leave_out_padding=False), False)):

@@ -10,12 +10,13 @@ from isvit_det.calibration.stages import UnitCalibration
 from isvit_det.core.errors import QuantError
 from isvit_det.core.layers import list_sites, quantized_layers
 from isvit_det.core.settings import QuantConfig, SOSConfig
-from tests.backbones.laws import (
-    Beginning, check_calibrates, check_calibration_padding,
-    check_equal_bit_for_bit, check_every_item_covered_once,
-    check_items_run_alone, check_keys, check_last_layers,
-    check_padding_left_out, check_rotation, check_stage_two, pair_up,
-    units_forward)
+from tests.backbones import laws
+from tests.backbones.laws import (check_calibrates, check_equal_bit_for_bit,
+                                  check_every_item_covered_once,
+                                  check_items_run_alone, check_keys,
+                                  check_last_layers, check_padding,
+                                  check_padding_rows, check_rotation,
+                                  check_stage_two, pair_up, units_forward)
 from tests.marks import slow
 
 SMALL = dict(
@@ -108,13 +109,12 @@ def test_items_run_alone_as_they_do_in_the_map(size, quantized, kwargs):
 
 @pytest.mark.parametrize('size', SIZES[1:])
 def test_what_padding_computes_for_itself_is_not_observed(size):
-    check_padding_left_out(swins()[1], torch.randn(1, 3, *size))
+    check_padding(swins()[1], torch.randn(1, 3, *size))
 
 
 def test_a_calibration_leaves_padding_out(tmp_path, monkeypatch):
     images = [torch.randn(1, 3, 33, 40 + 4 * i) for i in range(4)]
-    check_calibration_padding(lambda: swins()[1], images, tmp_path,
-                              monkeypatch)
+    check_padding_rows(lambda: swins()[1], images, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize('freeze', [False, True])
@@ -157,7 +157,7 @@ def test_a_frozen_weight_keeps_its_codes_and_its_norm_learns(tmp_path):
                 freeze_single_layers=True), model.quant_config)
         images = torch.randn(2, 3, 60, 72).split(1)
         calibrate(
-            Beginning(model, 1), images, model.quant_config, config,
+            laws.Beginning(model, 1), images, model.quant_config, config,
             tmp_path / str(iters), 'x')
         embed = model.patch_embed
         assert not embed.projection.weight.requires_grad

@@ -16,11 +16,12 @@ from isvit_det.core.errors import QuantError
 from isvit_det.core.layers import list_sites
 from isvit_det.core.settings import SOSConfig
 from isvit_det.detector import float_modules
-from tests.backbones.laws import (
-    check_calibrates, check_calibration_padding, check_equal_bit_for_bit,
-    check_every_item_covered_once, check_items_run_alone, check_keys,
-    check_last_layers, check_padding_left_out, check_rotation, check_stage_two,
-    pair_up, units_forward)
+from tests.backbones.laws import (check_calibrates, check_equal_bit_for_bit,
+                                  check_every_item_covered_once,
+                                  check_items_run_alone, check_keys,
+                                  check_last_layers, check_padding,
+                                  check_padding_rows, check_rotation,
+                                  check_stage_two, pair_up, units_forward)
 
 ARCH = dict(embed_dims=32, depth=3, num_heads=2)
 SMALL = dict(arch=ARCH, patch_size=8, pretrain_img_size=64, drop_path_rate=.3)
@@ -74,13 +75,13 @@ def test_last_layers_add_to_what_units_give(kwargs):
 @pytest.mark.parametrize('kwargs', [WINDOWED, RELATIVE])
 @pytest.mark.parametrize('size', SIZES[2:4])
 def test_what_padding_computes_for_itself_is_not_observed(kwargs, size):
-    check_padding_left_out(vits(**kwargs)[1], torch.randn(1, 3, *size))
+    check_padding(vits(**kwargs)[1], torch.randn(1, 3, *size))
 
 
 def test_a_calibration_leaves_padding_out(tmp_path, monkeypatch):
     images = [torch.randn(1, 3, 52, 60 + 8 * i) for i in range(4)]
-    check_calibration_padding(lambda: vits(**WINDOWED)[1], images, tmp_path,
-                              monkeypatch)
+    check_padding_rows(lambda: vits(**WINDOWED)[1], images, tmp_path,
+                       monkeypatch)
 
 
 def test_prefix_tokens_are_among_the_rows_of_every_layer(
