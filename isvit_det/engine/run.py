@@ -299,14 +299,14 @@ class QuantizationRun:
                 result = evaluation.run()
             result.update(
                 evaluation.about,
+                predictions=dict(name='float', key=evaluation.file.key),
                 seconds=evaluation.seconds,
                 seconds_per_image=evaluation.seconds_per_image)
             if is_main_process():
                 memory.keep(result)
             evaluation.file.settle()
         self.seconds['float_evaluation'] = result['seconds']
-        return dict(
-            result, predictions=dict(name='float', key=evaluation.file.key))
+        return result
 
     def _result(self, results: Mapping[str, Any]) -> Dict[str, Any]:
         outcome = self.hook.outcome
