@@ -12,6 +12,7 @@ from isvit_det.commands.console import (check_device, given, layer_bits,
                                         run_command, settings, show_files)
 from isvit_det.core.errors import QuantError
 from isvit_det.core.files import alone_in
+from isvit_det.core.settings import QuantConfig
 from isvit_det.host import said_at_import
 from isvit_det.report.tables import protocol_line
 from isvit_det.runtime.engine import engine_line
@@ -70,16 +71,16 @@ def quantize(args: argparse.Namespace) -> None:
             engine=args.engine or 'auto',
             command=args.command)
         result = run.run()
-        show(result)
+        show(result, run.model.quant_config)
         show_files(result['packed'], run.report, run.write_page())
 
 
-def show(result: Mapping[str, Any]) -> None:
-    """Show the results of a run."""
+def show(result: Mapping[str, Any], quant: QuantConfig) -> None:
+    """Show the results of a run with these settings."""
     scores = result['scores']
     say(f'\n{table(result)}\n\n{scores["images"]} images evaluated')
     say(engine_line(result['engine']))
-    say(protocol_line(run.model.quant_config))
+    say(protocol_line(quant))
     for note in [*result['notes'], result['weights']]:
         say(note)
     if result['units'] is not None:
