@@ -43,7 +43,7 @@ def export(args: argparse.Namespace) -> None:
     folder = args.out or Path(args.checkpoint).parent / args.to
     print(machine_line(describe_machine()))
     print(
-        f'writing and compiling the backbone, {model.quant_config.bits}, '
+        f'writing and compiling the backbone, {model.quant_config.label}, '
         f'for images of {args.shape} ...',
         flush=True)
     path, report = export_detector(model, folder, args.to, shape,

@@ -160,7 +160,7 @@ def _facts(model: Any, size: Shape) -> Dict[str, Any]:
         isvit_det=__version__,
         part='backbone',
         backbone=type(model.backbone).__name__,
-        bits=model.quant_config.bits,
+        bits=model.quant_config.label,
         scope=model.quant_config.scope,
         shape=None if size is None else list(size),
         mean=_numbers(getattr(prepared, 'mean', None)),

@@ -69,7 +69,7 @@ class EngineBackbone(BaseModule):
         self.facts = read_facts(self.loaded, self.file)
         self.in_float = quant is None
         if quant is not None:
-            bits = QuantConfig.make(quant).bits
+            bits = QuantConfig.make(quant).label
             if bits != self.facts['bits']:
                 raise QuantError(
                     f'model.backbone.file: {file} has {self.facts["bits"]}, '

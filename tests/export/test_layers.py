@@ -121,12 +121,14 @@ def test_the_largest_codes_and_weights_are_not_clipped(engine):
 
 
 def in_float():
-    """A graph with one layer in integers and one in float."""
+    """A graph with a layer in integers, and one half of which is in float."""
     layer, x = draw_linear(inputs=24)
     graph, plan = Graph(), plan_layer(layer)
     x = graph.add_input('x', (1, 9, 24))
     with graph.scope('blocks'):
         y = linear(graph, 'good', quantize(graph, x, plan.input), plan,
+                   Target('matmul'))
+        y = linear(graph, 'bad', quantize(graph, y, plan.input), plan,
                    Target('matmul'))
         weight = graph.constant(torch.ones(24, 24), 'int8')
         decoded = graph.add('Cast', weight, to=1)
