@@ -176,7 +176,9 @@ def end_layers(model: Any) -> List[str]:
         for name, layer in model.named_modules()
         if isinstance(layer, QUANTIZED_LAYERS)
     }
-    first = set(model.backbone.units()[0].module.modules())
+    # An exported backbone has no units.
+    units = model.backbone.units()
+    first = set(units[0].module.modules()) if units else set()
     ends = [layer for layer in names if layer in first]
     for module in model.modules():
         for key in PREDICTORS:

@@ -42,9 +42,10 @@ def export(args: argparse.Namespace) -> None:
     _, model = load_packed(args.config, args.checkpoint)
     folder = args.out or Path(args.checkpoint).parent / args.to
     print(machine_line(describe_machine()))
+    images = 'any size' if shape is None else args.shape
     print(
-        f'writing and compiling the backbone, {model.quant_config.label}, '
-        f'for images of {args.shape} ...',
+        f'writing and compiling the backbone, {model.quant_config.label}, for '
+        f'images of {images} ...',
         flush=True)
     path, report = export_detector(model, folder, args.to, shape,
                                    args.allow_float, args.vnni)

@@ -49,10 +49,14 @@ def calibrate_detector_(model: Any,
             on the first one, or a layer to be quantized never ran on the
             images.
     """
+    units = model.backbone.units()
+    if not units:
+        raise QuantError(
+            f'model.backbone.type: a {type(model.backbone).__name__} has no '
+            'weights to calibrate; give the config of the backbone itself.')
     if model.products is None:
         model.products = find_products(model, images)
     quant = model.quant_config
-    units = model.backbone.units()
     logger.info(announcement(quant, sos, len(units), len(images), quant.scope))
     with images.naming_failures(model), simulation(model), CalibrationProgress(
             logger, units, is_main_process()) as progress:

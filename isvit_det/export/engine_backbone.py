@@ -1,6 +1,6 @@
 """EngineBackbone: an exported backbone in a detector of MMDetection."""
 from pathlib import Path
-from typing import Any, Dict, NoReturn, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 from mmengine.model import BaseModule
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from isvit_det.core.errors import QuantError
 from isvit_det.core.settings import QuantConfig
+from isvit_det.core.units import Unit
 from isvit_det.export.backbones import IMAGE
 from isvit_det.export.engines import Loaded, load
 from isvit_det.export.files import read_facts
@@ -110,8 +111,6 @@ class EngineBackbone(BaseModule):
             torch.cat([torch.from_numpy(one) for one in maps]).to(images)
             for maps in zip(*runs))
 
-    def units(self) -> NoReturn:
-        """Refuse to be calibrated."""
-        raise QuantError('model.backbone.type: an EngineBackbone has no '
-                         'weights to calibrate; give the config that it was '
-                         'calibrated with.')
+    def units(self) -> List[Unit]:
+        """Nothing: what is exported cannot be calibrated."""
+        return []

@@ -11,11 +11,13 @@ import pytest
 import torch
 from mmdet.apis import inference_detector, init_detector
 from mmengine.config import Config
+from torch import nn
 
 from isvit_det.apis import export_detector
 from isvit_det.commands.export_det import main
 from isvit_det.commands.packed_model import load_packed
 from isvit_det.core.errors import QuantError
+from isvit_det.engine.calibrate import calibrate_detector_
 from isvit_det.export import detector as exporting
 from isvit_det.export.engine_backbone import EngineBackbone
 from isvit_det.inputs.configs import quantize_config_
@@ -134,8 +136,10 @@ def test_a_file_of_other_bits_is_refused(files):
 
 
 def test_an_exported_backbone_is_not_calibrated(files):
+    model = nn.Module()
+    model.backbone = EngineBackbone(str(files['onnxruntime']), 'onnxruntime')
     with pytest.raises(QuantError, match='no weights to calibrate'):
-        EngineBackbone(str(files['onnxruntime']), 'onnxruntime').units()
+        calibrate_detector_(model, None, None, None, None, None)
 
 
 def test_files_that_cannot_be_used_are_refused(files, tmp_path, monkeypatch):
