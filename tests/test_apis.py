@@ -101,6 +101,7 @@ def test_other_settings_are_taken(tiny, model):
     assert quantized.provenance['sos']['closed_form_start'] is False
 
 
+@pytest.mark.slow
 def test_what_the_caller_stands_in_does_not_matter(tiny, model):
     images = pictures(tiny)[:1]
     expected = quantize_detector(model, images, iters=1).state_dict()
@@ -113,6 +114,7 @@ def test_what_the_caller_stands_in_does_not_matter(tiny, model):
         assert all(torch.equal(state[key], expected[key]) for key in expected)
 
 
+@pytest.mark.slow
 def test_parts_may_be_compiled(tiny, model):
     images = pictures(tiny)[:1]
     expected = quantize_detector(model, images, method='minmax').state_dict()

@@ -20,6 +20,7 @@ from isvit_det.core.errors import QuantError
 from isvit_det.engine.images import calibration_images
 from isvit_det.inputs.configs import load_config
 from tests.engine.shrunk import FEW_BOXES, SWIN, Source, draw_coco, make_shrunk
+from tests.marks import slow
 
 DOCS = Path(__file__).parents[1] / 'docs/detectors.md'
 has_transformers = importlib.util.find_spec('transformers') is not None
@@ -92,7 +93,7 @@ def test_a_detector_predicts_the_same_when_loaded(trials, name, scope):
 
 
 @needs_transformers
-@pytest.mark.parametrize('name', READING)
+@pytest.mark.parametrize('name', [READING[0], *map(slow, READING[1:])])
 def test_a_detector_that_reads_text_is_quantized_around_its_language_model(
         trials, fitting_decoder, name):
     trial = trials.of(read(name), 'detector')

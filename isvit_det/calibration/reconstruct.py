@@ -179,8 +179,8 @@ def reconstruct(sampler: ItemSampler, iters: int,
     Args:
         sampler: of the unit, whose module is optimised in its present mode.
         iters: number of minibatches.
-        rates: the parameters to optimise, each with its initial learning
-            rate.
+        rates: groups of parameters to optimise, none empty, each with its
+            initial learning rate.
         on_step: is called with the number of iterations done.
 
     Raises:
@@ -195,8 +195,7 @@ def reconstruct(sampler: ItemSampler, iters: int,
     required = [(param, param.requires_grad)
                 for param in unit.module.parameters()]
     optimizer = torch.optim.Adam(
-        [dict(params=group, lr=lr) for group, lr in rates if group],
-        foreach=True)
+        [dict(params=group, lr=lr) for group, lr in rates], foreach=True)
     initial = [group['lr'] for group in optimizer.param_groups]
     try:
         for param, _ in required:

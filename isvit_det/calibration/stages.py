@@ -215,14 +215,16 @@ class UnitCalibration:
                      meter: ErrorMeter) -> Dict[str, float]:
         """Run the iterations of a stage; its errors as in ``UnitRecord``."""
         iters = self.sos.iters_of(stage)
+        rates = [group for group in self._rates(stage) if group[0]]
         before = after = meter.error()
-        if iters == 0:
+        # A single layer may have nothing but a weight that stays as rounded.
+        if iters == 0 or not rates:
             self.on_step(stage, 0, 0)
         else:
             params = list(self.unit.module.parameters())
             saved = [param.detach().clone() for param in params]
             reconstruct(
-                self._sampler(stage, inputs), iters, self._rates(stage),
+                self._sampler(stage, inputs), iters, rates,
                 lambda step: self.on_step(stage, step, iters))
             after = meter.error()
             # Not a number is no improvement either.

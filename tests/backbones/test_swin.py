@@ -242,7 +242,8 @@ def test_every_form_of_swin_can_be_calibrated(tmp_path, kwargs):
 
 @pytest.mark.parametrize(
     'method',
-    ['minmax', 'repq', slow('isvit_paper'), 'isvit'])
+    ['minmax', 'repq', slow('isvit_paper'),
+     slow('isvit')])
 def test_calibration_quantizes_a_swin_that_stays_close_at_8_bits(
         tmp_path, method):
     source, model = swins(quant=dict(method=method, bits='w8a8'))

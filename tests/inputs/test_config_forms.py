@@ -173,6 +173,7 @@ def run_tool(*argv):
     return 0
 
 
+@pytest.mark.slow
 def test_classes_run_as_names_and_what_is_left_loads_again(
         tiny, plain, tmp_path):
     shutil.copy(tiny.config, tmp_path / 'base.py')

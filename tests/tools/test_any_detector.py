@@ -250,6 +250,7 @@ runpy.run_path(tool, run_name='__main__')
 """
 
 
+@pytest.mark.slow
 def test_mmdets_tools_need_our_package_installed_and_nothing_more(
         coco, finish, tmp_path):
     """Without custom_imports, and from another directory."""

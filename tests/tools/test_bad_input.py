@@ -384,6 +384,7 @@ def test_a_config_is_not_replaced(refuse, tiny, tmp_path, text):
     assert config.read_text() == content
 
 
+@pytest.mark.slow
 def test_the_folder_of_a_training_keeps_its_config(tiny, tmp_path,
                                                    monkeypatch):
     """By default MMDetection's training and a run have the same folder."""

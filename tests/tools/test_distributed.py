@@ -102,6 +102,7 @@ def run_both(folder, iters, *options, start_two=by_torchrun):
     return folders
 
 
+@pytest.mark.slow
 def test_without_iterations_the_files_are_equal(tmp_path):
     """Ranges, and the correction of neck and heads."""
     folders = run_both(

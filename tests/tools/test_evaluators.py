@@ -241,6 +241,7 @@ def twice(cfg):
         type='RepeatDataset', times=2, dataset=inner)
 
 
+@pytest.mark.slow
 def test_an_image_that_is_predicted_twice_counts_once(quantize):
     plain = quantize(lambda cfg: None, 'plain')[2]
     _, _, result = quantize(twice, 'twice')
@@ -288,7 +289,7 @@ def with_own(cfg):
     cfg.test_evaluator = [cfg.test_evaluator, dict(type='OwnMetric')]
 
 
-@pytest.mark.parametrize('fuse, model', [(1, 'float'), (2, 'quantized')])
+@pytest.mark.parametrize('fuse, model', [slow(1, 'float'), (2, 'quantized')])
 def test_what_an_evaluator_raises_costs_no_prediction(quantize, predicted,
                                                       tmp_path, monkeypatch,
                                                       fuse, model):
@@ -320,6 +321,7 @@ def test_an_evaluator_that_was_mended_takes_the_predictions(
     assert predicted == ['float', 'quantized']
 
 
+@pytest.mark.slow
 def test_other_data_are_predicted_anew(quantize, predicted, monkeypatch):
     monkeypatch.setattr(Own, 'fuse', 1)
     quantize(with_own, status=2)

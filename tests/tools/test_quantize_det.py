@@ -188,7 +188,8 @@ def test_result_holds_the_facts(done, scope, tiny):
     result = report(done)
     assert (result['bits'], result['scope']) == ('w4a5', scope)
     assert (result['method'], result['iters']) == ('isvit', 3)
-    assert result['lr'] == 2e-4
+    # As much more than in 1000 iterations as allowed.
+    assert result['lr'] == 3.2e-4
     assert 0 < result['float']['box_ap'] < 1
     assert 0 < result['quantized']['mask_ap'] < 1
     assert set(result['seconds']) == {
@@ -346,6 +347,7 @@ def test_the_hook_calibrates_under_mmdets_test_tool(done, tiny, tmp_path):
     assert same_file_state(tmp_path / 'packed.pth', done / 'packed.pth')
 
 
+@pytest.mark.slow
 def test_same_seed_same_codes_other_seed_other_codes(tiny, tmp_path):
 
     def codes(folder, *more):

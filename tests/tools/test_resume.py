@@ -113,6 +113,7 @@ def test_a_run_killed_before_the_heads_resumes(tiny, undisturbed, tmp_path):
     check_end(argv, tmp_path, undisturbed, 8)
 
 
+@pytest.mark.slow
 def test_the_packed_file_is_there_before_the_evaluation(
         tiny, undisturbed, tmp_path):
     argv = command(tiny, tmp_path)
@@ -121,6 +122,7 @@ def test_the_packed_file_is_there_before_the_evaluation(
     check_end(argv, tmp_path, undisturbed, 8)
 
 
+@pytest.mark.slow
 def test_another_command_does_not_take_the_state_over(tiny, undisturbed,
                                                       tmp_path):
     kill_before(command(tiny, tmp_path), calibrate, 'calibrate_heads_')
