@@ -34,9 +34,11 @@ def parse_args() -> argparse.Namespace:
     add('--detectors', nargs='+', choices=DETECTORS, default=list(DETECTORS))
     add('--bits', nargs='+', default=['w3a3', 'w4a4', 'w6a6'])
     add('--scopes', nargs='+', default=['backbone', 'detector'])
-    add('--method',
-        default='repq',
-        help='default: repq, whose calibration takes seconds')
+    add('--method', default='isvit', help='default: isvit')
+    add('--iters',
+        type=int,
+        default=0,
+        help='default: 0, the closed forms, whose calibration takes a minute')
     add('--calib-images', type=int, default=16, help='default: 16')
     add('--work-dir', type=Path, default=Path('work_dirs/engines'))
     return parser.parse_args()
@@ -49,7 +51,8 @@ def run_cell(detector: str, scope: str, bits: str,
     argv = [
         config,
         str(weights), '--bits', bits, '--scope', scope, '--method',
-        args.method, '--calib-images',
+        args.method, '--iters',
+        str(args.iters), '--calib-images',
         str(args.calib_images), '--engine', 'both', '--no-float-eval'
     ]
     folder = args.work_dir / f'{detector}_{bits}_{scope}_{args.method}'
