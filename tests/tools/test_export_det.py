@@ -28,6 +28,9 @@ from tests.export.written import need_engines
 need_engines()
 FORMATS = dict(openvino='xml', onnxruntime='onnx')
 
+# Engines in a process that runs other tests too have ended it.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope='module')
 def tiny(tmp_path_factory):
