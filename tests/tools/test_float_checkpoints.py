@@ -69,6 +69,7 @@ def forms(state):
     }  # yapf: disable
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', sorted(forms({})))
 def test_the_weights_are_those_of_the_plain_file(name, tiny, state, tmp_path):
     path = tmp_path / 'x.pth'
