@@ -14,7 +14,7 @@ from isvit_det.core.mixed import named_parts
 from isvit_det.core.settings import QuantConfig
 from isvit_det.costs.operations import (bops, counting, factor_bits,
                                         multiplied_bits)
-from isvit_det.costs.size import bytes_by_part, file_bytes, mean_bits
+from isvit_det.costs.size import file_bytes, mean_bits, part_bytes
 from isvit_det.engine.speed_by_bits import layer_seconds, ranged
 from tests.engine.tiny import make_tiny
 
@@ -53,9 +53,11 @@ def test_a_file_is_counted_to_the_byte(models, tmp_path):
 
 
 def test_differences_by_layer_add_up_to_that_of_the_files(models):
-    sizes, parts = zip(*((file_bytes(model, {}, {}),
-                          bytes_by_part(model, model.quant_config))
-                         for model in models))
+    sizes = [file_bytes(model, {}, {}) for model in models]
+    parts = [{
+        name: part_bytes(part, model.quant_config.at(name))
+        for name, part in named_parts(model)
+    } for model in models]
     expected = sum(parts[1].values()) - sum(parts[0].values())
     tensors = len(models[0].state_dict())
     # Files are aligned, and the header has the overrides in text.

@@ -153,10 +153,13 @@ class QuantConfig:
         Args:
             name: in the whole model.
         """
-        weight, act = bits_at(self.overrides, name,
-                              (self.weight_bits, self.act_bits))
+        return self.of_bits(
+            *bits_at(self.overrides, name, (self.weight_bits, self.act_bits)))
+
+    def of_bits(self, weight_bits: int, act_bits: int) -> 'QuantConfig':
+        """The same settings with these bits everywhere, and no overrides."""
         return dataclasses.replace(
-            self, weight_bits=weight, act_bits=act, overrides=())
+            self, weight_bits=weight_bits, act_bits=act_bits, overrides=())
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> 'QuantConfig':

@@ -6,6 +6,7 @@ from typing import Any, Callable, Dict, Iterator, NamedTuple, Tuple
 import torch
 from torch import Tensor, nn
 
+from isvit_det.core.hooks import forward_hooks
 from isvit_det.core.layers import QuantConv2d, QuantLinear, QuantMatMul
 from isvit_det.core.quantizers import (Quantizer, ShiftUniformLog2Quantizer,
                                        UniformQuantizer)
@@ -51,18 +52,13 @@ def counting(model: nn.Module) -> Iterator[Dict[str, Operations]]:
 
         return note
 
-    handles = []
+    hooks = []
     for name, module in model.named_modules():
         quantized = isinstance(module, (QuantLinear, QuantConv2d, QuantMatMul))
         if quantized or isinstance(module, FLOAT_LAYERS):
-            handles.append(
-                module.register_forward_hook(noting(name, quantized)))
-    try:
-        with torch.no_grad():
-            yield found
-    finally:
-        for handle in handles:
-            handle.remove()
+            hooks.append((module, noting(name, quantized)))
+    with forward_hooks(hooks), torch.no_grad():
+        yield found
 
 
 def multiplications(module: Any, args: Tuple[Tensor, ...], out: Tensor) -> int:

@@ -1,6 +1,6 @@
 """Bytes of the packed file, as a whole and by layer."""
 import copy
-from typing import Any, Dict, Iterable, Mapping
+from typing import Any, Iterable, Mapping
 
 import torch
 from torch import nn
@@ -75,19 +75,6 @@ def part_bytes(part: Any, config: QuantConfig) -> int:
         if isinstance(quantizer, TableQuantizer):
             total += len(quantizer.entries) + TENSOR_BYTES
     return total
-
-
-def bytes_by_part(model: nn.Module, config: QuantConfig) -> Dict[str, int]:
-    """``part_bytes`` of every layer and product of a model by name.
-
-    Args:
-        model: quantized.
-        config: the settings of the whole model, overrides included.
-    """
-    return {
-        name: part_bytes(part, config.at(name))
-        for name, part in named_parts(model)
-    }
 
 
 def mean_bits(model: nn.Module) -> float:

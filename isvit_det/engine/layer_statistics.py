@@ -12,6 +12,7 @@ import torch
 from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
+from isvit_det.core.hooks import forward_hooks
 from isvit_det.core.layers import (QuantConv2d, QuantLinear, QuantMatMul,
                                    simulation)
 from isvit_det.core.quantizers import AttentionQuantizer, Quantizer
@@ -71,16 +72,10 @@ def measure_layers(model: nn.Module, predict: Callable[[int], Any],
         if isinstance(module, (QuantLinear, QuantConv2d, QuantMatMul,
                                *FLOAT_LAYERS))
     ]
-    handles = [
-        meter.module.register_forward_hook(meter.note) for meter in meters
-    ]
-    try:
-        with torch.no_grad(), simulation(model):
-            for index in range(num_images):
-                predict(index)
-    finally:
-        for handle in handles:
-            handle.remove()
+    hooks = [(meter.module, meter.note) for meter in meters]
+    with forward_hooks(hooks), simulation(model), torch.no_grad():
+        for index in range(num_images):
+            predict(index)
     return LayerFile(
         num_images, layers=[meter.finish(num_images) for meter in meters])
 

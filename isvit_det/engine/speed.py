@@ -7,6 +7,7 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, Sequence
 import torch
 from torch import nn
 
+from isvit_det.core.hooks import forward_hooks
 from isvit_det.core.layers import precision, quantized_layers
 from isvit_det.report.timing import Seconds, take_turns
 
@@ -96,12 +97,8 @@ def time_layers(model: Any, batch: Mapping[str, Any], engines: Sequence[str],
         row['reason'] = getattr(layer.native, 'reason', '')
 
     layers: Sequence[Any] = quantized_layers(model)
-    handles = [layer.register_forward_hook(note) for layer in layers]
-    try:
+    with forward_hooks((layer, note) for layer in layers):
         predicting(model, batch, engines[-1])()
-    finally:
-        for handle in handles:
-            handle.remove()
     return list(found.values())
 
 

@@ -1,6 +1,5 @@
 """Seconds of each layer on the native kernels as a function of its bits."""
 import copy
-import dataclasses
 from functools import partial
 from typing import Any, Dict, Mapping, Sequence, Tuple
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from isvit_det.core.errors import QuantError
+from isvit_det.core.hooks import forward_hooks
 from isvit_det.core.layers import (QuantConv2d, quantized_layers,
                                    set_precision_, simulation)
 from isvit_det.core.mixed import copy_at
@@ -80,16 +80,10 @@ def layer_seconds(model: Any,
             if str(pair) in seconds:
                 own[pair] = own.get(pair, 0.) + seconds[str(pair)].wall
 
-    handles = [
-        layer.register_forward_hook(note) for layer in quantized_layers(model)
-    ]
-    try:
-        with simulation(model), torch.no_grad():
-            # Preprocessing may change its samples.
-            model.test_step(copy.deepcopy(dict(batch)))
-    finally:
-        for handle in handles:
-            handle.remove()
+    hooks = [(layer, note) for layer in quantized_layers(model)]
+    with forward_hooks(hooks), simulation(model), torch.no_grad():
+        # Preprocessing may change its samples.
+        model.test_step(copy.deepcopy(dict(batch)))
     for name, pair in missing:
         found[name].pop(pair, None)
     return found
@@ -105,10 +99,7 @@ def ranged(layer: Any, x: Tensor, config: QuantConfig, bits: Bits) -> Any:
         config: settings of the quantizers.
         bits: of weights and activations.
     """
-    twin = copy_at(
-        layer,
-        dataclasses.replace(
-            config, weight_bits=bits[0], act_bits=bits[1], overrides=()))
+    twin = copy_at(layer, config.of_bits(*bits))
     _set_range_(twin.input_quantizer, x.min()[None], x.max()[None])
     rows = layer.weight.flatten(1)
     _set_range_(twin.weight_quantizer, rows.amin(1), rows.amax(1))

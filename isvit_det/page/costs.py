@@ -158,15 +158,15 @@ def describe_parts(file: Optional[LayerFile], bytes_packed: int,
         weights = sum(one.num_weights for one in layers)
         size = sum(one.num_weights * (one.weight_bits or 0)
                    for one in layers) / 8e6
+        macs = sum(one.macs for one in layers)
         bops = sum(one.bops for one in layers)
         return [
             name(title),
             number(weights / 1e6, '.3f'),
             number(4 * weights / 1e6, '.2f'),
             number(size, '.2f'),
-            number(sum(one.macs for one in layers) / 1e9, '.3f'),
-            number(
-                sum(one.macs for one in layers) * FLOAT_FACTOR / 1e9, '.0f'),
+            number(macs / 1e9, '.3f'),
+            number(macs * FLOAT_FACTOR / 1e9, '.0f'),
             number(bops / 1e9, '.1f', share=bops / total),
             number(seconds, '.4f'),
             number(

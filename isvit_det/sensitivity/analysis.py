@@ -20,8 +20,7 @@ from isvit_det.report.provenance import describe_origin, fingerprint
 from isvit_det.screen.progress import track
 from isvit_det.sensitivity.calibrated import (Bits, Drawn, build_twin,
                                               calibrate_alone_,
-                                              calibrate_together_,
-                                              without_overrides)
+                                              calibrate_together_)
 from isvit_det.sensitivity.measures import (MEASURES, Figure, SubsetAP,
                                             feature_error, kept, means)
 from isvit_det.sensitivity.partial import (Recorded, exchange, features,
@@ -76,11 +75,7 @@ class Analysis:
         self.folder = run.work_dir / STATE
         self.sos = run.hook.sos_config(run.runner)
         self._draw(num_images)
-        self.ap = None
-        if measure == 'ap':
-            self.ap = SubsetAP(
-                [self.drawn.picks[place] for place in self.places],
-                getattr(self.model, 'with_mask', False))
+        self.ap = self.subset_ap() if measure == 'ap' else None
         self._twins: Dict[Tuple[str, Bits], Any] = {}
         self.key = digest_of([
             self._fingerprint(), by, measure, self.modes,
@@ -108,6 +103,11 @@ class Analysis:
                                 f'for, there are {rest}: all are used')
         self.images = Drawn(self.drawn, range(num))
         self.places = list(range(num, len(self.drawn)))
+
+    def subset_ap(self) -> SubsetAP:
+        """Measures AP on the images that are measured on."""
+        return SubsetAP([self.drawn.picks[place] for place in self.places],
+                        getattr(self.model, 'with_mask', False))
 
     def _fingerprint(self) -> str:
         cfg = self.run_.runner.cfg
@@ -171,7 +171,7 @@ class Analysis:
             path.unlink()
 
     def _twin(self, mode: str, bits: Bits) -> Any:
-        quant = without_overrides(self.model.quant_config, bits)
+        quant = self.model.quant_config.of_bits(*bits)
         twin = build_twin(self.model, self.run_.runner.cfg.model, quant)
         path = self.folder / f'{mode}_{name_of(bits)}.pth'
         if path.exists():

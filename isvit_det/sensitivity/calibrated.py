@@ -45,12 +45,6 @@ def build_twin(model: Any, settings: Mapping[str, Any],
     return twin.to(next(model.parameters()).device).eval()
 
 
-def without_overrides(quant: QuantConfig, bits: Bits) -> QuantConfig:
-    """Settings with the same bits everywhere."""
-    return dataclasses.replace(
-        quant, weight_bits=bits[0], act_bits=bits[1], overrides=())
-
-
 def calibrate_alone_(twin: Any, model: Any, images: Images, sos: SOSConfig,
                      workspace: Path, logger: MMLogger) -> None:
     """Calibrate each part of a detector as if all others were in float.

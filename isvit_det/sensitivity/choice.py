@@ -17,7 +17,7 @@ from isvit_det.sensitivity.budget import (Bits, Budget, Limit, choose, fall,
 from isvit_det.sensitivity.calibrated import calibrate_together_
 from isvit_det.sensitivity.limits import (COUNTED, CostTables, actual_costs,
                                           overrides_of)
-from isvit_det.sensitivity.measures import SubsetAP, kept
+from isvit_det.sensitivity.measures import kept
 from isvit_det.sensitivity.partial import predict
 
 # Attempts of the search for a size, each a calibration in closed form.
@@ -207,9 +207,7 @@ class Chooser:
         not.
         """
         analysis = self.analysis
-        metric = SubsetAP(
-            [analysis.drawn.picks[place] for place in analysis.places],
-            getattr(analysis.model, 'with_mask', False))
+        metric = analysis.subset_ap()
         num = len(analysis.places)
         before = metric.results([
             kept(predict(analysis.model, batch))

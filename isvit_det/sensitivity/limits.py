@@ -14,7 +14,7 @@ from isvit_det.engine.speed_by_bits import layer_seconds
 from isvit_det.report.timing import take_turns
 from isvit_det.sensitivity.analysis import Analysis
 from isvit_det.sensitivity.budget import Bits, Budget, Limit
-from isvit_det.sensitivity.calibrated import build_twin, without_overrides
+from isvit_det.sensitivity.calibrated import build_twin
 from isvit_det.sensitivity.partial import predict
 
 # Images of which the bit operations are averaged; they differ in size and in
@@ -125,7 +125,7 @@ class CostTables:
     def _bytes(self, budget: Budget) -> Limit:
 
         def cost(name: str, layer: Any, bits: Bits) -> float:
-            return part_bytes(layer, without_overrides(self.quant, bits))
+            return part_bytes(layer, self.quant.of_bits(*bits))
 
         whole = self._sum(budget, cost, 0.)
         uniform = dict.fromkeys(whole.costs, self.pairs[0])
@@ -145,7 +145,7 @@ class CostTables:
         def cost(name: str, layer: Any, bits: Bits) -> float:
             if name not in operations:
                 return 0.
-            config = without_overrides(self.quant, bits)
+            config = self.quant.of_bits(*bits)
             return operations[name].macs * factor_bits(copy_at(layer, config))
 
         in_float = {

@@ -35,7 +35,7 @@ td.bar span { display: block; height: .7rem; background: #4a7fb5; }
 {% for table in tables %}
 <h2>{{ table.title }}</h2>
 <div class="scroll"><table>
-<tr>{% for key in table.keys %}<th>{{ key }}</th>{% endfor %}<th></th></tr>
+<tr>{% for one in table.columns %}<th>{{ one }}</th>{% endfor %}<th></th></tr>
 {% for row in table.rows %}
 <tr>{% for cell in row.cells %}<td>{{ cell }}</td>{% endfor %}
 <td class="bar"><span style="width: {{ row.share }}%"></span></td></tr>
@@ -132,15 +132,12 @@ def render(title: str, lines: Sequence[str], result: Mapping[str, Any],
             tables.append(
                 dict(
                     title=words[mode].format(bits),
-                    keys=list(rows[0]),
+                    columns=list(rows[0]),
                     rows=[
                         dict(
                             cells=list(row.values()),
                             share=round(100 * max(0., value) / top))
                         for row, value in zip(rows, values)
                     ]))
-    # Dicts have methods named keys and values; Jinja2 takes items first where
-    # the template asks for them by subscript.
-    template = Environment(autoescape=True).from_string(
-        TEMPLATE.replace('table.keys', "table['keys']"))
+    template = Environment(autoescape=True).from_string(TEMPLATE)
     return template.render(title=title, lines=lines, tables=tables)

@@ -12,6 +12,7 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional
 import torch
 from torch import Tensor, nn
 
+from isvit_det.core.hooks import forward_hooks
 from isvit_det.core.layers import precision, quantizers, simulation
 from isvit_det.core.mixed import named_parts
 from isvit_det.sensitivity.parts import Part
@@ -43,13 +44,9 @@ class Recorded:
 
         modules = [unit.module for unit in model.backbone.units()]
         modules += [child for _, child in model.named_children()]
-        handles = [module.register_forward_hook(note) for module in modules]
-        try:
-            with first_outputs(model) as self.layers:
-                self.sample = predict(model, batch)
-        finally:
-            for handle in handles:
-                handle.remove()
+        with forward_hooks((module, note) for module in modules), \
+                first_outputs(model) as self.layers:
+            self.sample = predict(model, batch)
         self.outputs = {
             module: found[0]
             for module, found in calls.items() if len(found) == 1
@@ -94,16 +91,10 @@ def first_outputs(model: Any) -> Iterator[Dict[str, Tensor]]:
 
         return note
 
-    handles = [
-        part.register_forward_hook(noting(name))
-        for name, part in named_parts(model)
-        if not name.startswith('backbone.')
-    ]
-    try:
+    with forward_hooks((part, noting(name))
+                       for name, part in named_parts(model)
+                       if not name.startswith('backbone.')):
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @torch.no_grad()

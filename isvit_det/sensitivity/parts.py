@@ -3,11 +3,8 @@ from dataclasses import dataclass
 from typing import Any, List, Optional, Tuple
 
 from mmdet.models.roi_heads.base_roi_head import BaseRoIHead
-from torch import nn
 
 from isvit_det.core.mixed import named_parts
-
-BY = ('unit', 'layer')
 
 
 @dataclass(frozen=True)
@@ -59,9 +56,3 @@ def list_parts(model: Any, by: str = 'unit') -> List[Part]:
         elif inside:
             parts.append(Part(prefix, inside, unit, child))
     return parts
-
-
-def unit_module(model: Any, part: Part) -> nn.Module:
-    """The module of the backbone's unit that a part is, or is in."""
-    assert part.unit is not None
-    return model.backbone.units()[part.unit].module
