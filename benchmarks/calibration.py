@@ -28,7 +28,7 @@ from benchmarks.restart import calibrate_by_restart
 from isvit_det.calibration.sos import calibrate
 from isvit_det.checkpoint import read_checkpoint
 from isvit_det.commands.console import run_command, settings
-from isvit_det.commands.parsers import Parser
+from isvit_det.commands.parser import Parser
 from isvit_det.core.errors import QuantError
 from isvit_det.core.settings import SOSConfig
 from isvit_det.core.units import State

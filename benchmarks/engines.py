@@ -14,7 +14,7 @@ from typing import Any, Dict, List, Mapping
 
 from isvit_det.commands.cells import QUANTIZE_DET, Cell, Result
 from isvit_det.commands.console import run_command
-from isvit_det.commands.parsers import Parser
+from isvit_det.commands.parser import Parser
 from isvit_det.core.errors import QuantError
 from isvit_det.evaluation.figures import in_points
 from isvit_det.inputs.configs import load_config

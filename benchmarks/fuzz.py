@@ -19,7 +19,7 @@ from benchmarks.fuzz_blocks import (check_merging, check_swin_blocks,
                                     check_vit_blocks)
 from benchmarks.fuzz_layers import Mismatch, check_layer, check_product
 from isvit_det.commands.console import run_command
-from isvit_det.commands.parsers import Parser
+from isvit_det.commands.parser import Parser
 from isvit_det.core.errors import QuantError
 from isvit_det.runtime.build import NoLibrary
 from isvit_det.runtime.native import supported_isas

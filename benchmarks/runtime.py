@@ -24,7 +24,7 @@ from benchmarks.runtime_subjects import (COMPILED, ENGINES, LAYERS, NATIVE,
                                          OPENVINO_BF16, SUBJECTS, Loaded)
 from isvit_det.commands.children import call_elsewhere
 from isvit_det.commands.console import run_command
-from isvit_det.commands.parsers import Parser
+from isvit_det.commands.parser import Parser
 from isvit_det.core.errors import QuantError
 from isvit_det.report.machine import describe_machine, machine_line, peak_bytes
 from isvit_det.report.tables import format_table

@@ -10,7 +10,7 @@ from typing import List, Optional
 
 from benchmarks.calibration import DRAWN, run_alone
 from isvit_det.commands.console import run_command
-from isvit_det.commands.parsers import Parser
+from isvit_det.commands.parser import Parser
 from isvit_det.inputs.overrides import check_pairs
 from isvit_det.report.tables import format_table
 

@@ -27,18 +27,13 @@ FORMAT_VERSION = 1
 def configured(args: argparse.Namespace) -> argparse.Namespace:
     """The arguments of quantize_det that stand for these."""
     folder = args.work_dir or f'work_dirs/{Path(args.config).stem}_analysis'
-    return argparse.Namespace(
-        **{
-            **vars(args), 'bits': None,
-            'work_dir': folder,
-            'layer_bits': None,
-            'budget': None,
-            'protocol': None,
-            'engine': None,
-            'launcher': 'none',
-            'iters': 0,
-            'store_gb': None
-        })
+    others = parsers.quantize_det().parse_args([args.config])
+    return argparse.Namespace(**{
+        **vars(others),
+        **vars(args), 'bits': None,
+        'iters': 0,
+        'work_dir': folder
+    })
 
 
 def analyze(args: argparse.Namespace) -> None:

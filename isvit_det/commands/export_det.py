@@ -1,7 +1,6 @@
 """A packed detector's backbone as a file for OpenVINO or onnxruntime."""
 import argparse
 import logging
-from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
 from mmengine.logging import MMLogger
@@ -11,6 +10,7 @@ from isvit_det.commands import parsers
 from isvit_det.commands.console import run_command
 from isvit_det.commands.packed_model import load_packed
 from isvit_det.core.errors import QuantError
+from isvit_det.core.files import local_checkpoint
 from isvit_det.export.detector import REPORT
 from isvit_det.report.machine import describe_machine, machine_line
 
@@ -40,7 +40,7 @@ def export(args: argparse.Namespace) -> None:
     shape = parse_shape(args.shape)
     MMLogger.get_current_instance().setLevel(logging.WARNING)
     _, model = load_packed(args.config, args.checkpoint)
-    folder = args.out or Path(args.checkpoint).parent / args.to
+    folder = args.out or local_checkpoint(args.checkpoint).parent / args.to
     print(machine_line(describe_machine()))
     images = 'any size' if shape is None else args.shape
     print(

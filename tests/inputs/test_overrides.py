@@ -5,7 +5,7 @@ from mmengine.config import Config
 from benchmarks import calibration, scaling
 from isvit_det.commands import quantize_cls, quantize_det, reproduce_table
 from isvit_det.commands.console import settings
-from isvit_det.commands.parsers import Parser
+from isvit_det.commands.parser import Parser
 from isvit_det.core.errors import QuantError
 from isvit_det.inputs.configs import load_config
 from isvit_det.inputs.overrides import check_overrides
