@@ -52,3 +52,11 @@ def host():
     """MMEngine as the tests have it."""
     with cheap_host():
         yield
+
+
+@pytest.fixture(scope='module')
+def tiny(tmp_path_factory):
+    """A tiny float detector with its data, which each module has anew."""
+    # What a test of the core alone must not import.
+    from tests.engine.tiny import make_tiny
+    return make_tiny(tmp_path_factory.mktemp('tiny'))

@@ -12,12 +12,6 @@ from isvit_det.calibration import stages
 from isvit_det.commands.quantize_det import main
 from isvit_det.core.errors import QuantError
 from isvit_det.core.layers import list_sites
-from tests.engine.tiny import make_tiny
-
-
-@pytest.fixture(scope='module')
-def tiny(tmp_path_factory):
-    return make_tiny(tmp_path_factory.mktemp('tiny'))
 
 
 @pytest.fixture(scope='module')

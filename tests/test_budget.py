@@ -10,7 +10,6 @@ from isvit_det.core.errors import QuantError
 from isvit_det.sensitivity.budget import (Budget, Limit, choose, fall,
                                           parse_budget, parse_choices)
 from isvit_det.sensitivity.choice import Chooser
-from tests.engine.tiny import make_tiny
 
 PAIRS = [(3, 3), (4, 4), (8, 8)]
 
@@ -109,11 +108,6 @@ def test_bits_that_cannot_be_read(text, words):
     with pytest.raises(QuantError) as error:
         parse_choices(text)
     assert words in str(error.value)
-
-
-@pytest.fixture(scope='module')
-def tiny(tmp_path_factory):
-    return make_tiny(tmp_path_factory.mktemp('tiny'))
 
 
 def command(tiny, folder, *words):

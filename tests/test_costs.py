@@ -16,17 +16,11 @@ from isvit_det.costs.operations import (bops, counting, factor_bits,
                                         multiplied_bits)
 from isvit_det.costs.size import file_bytes, mean_bits, part_bytes
 from isvit_det.engine.speed_by_bits import layer_seconds, ranged
-from tests.engine.tiny import make_tiny
 
 MIXED = [
     dict(match='backbone.stages.1', weight_bits=8, act_bits=8),
     dict(match='roi_head.*', weight_bits=3, act_bits=6)
 ]
-
-
-@pytest.fixture(scope='module')
-def tiny(tmp_path_factory):
-    return make_tiny(tmp_path_factory.mktemp('tiny'))
 
 
 @pytest.fixture(scope='module')

@@ -14,12 +14,6 @@ from isvit_det.sensitivity.page import render
 from isvit_det.sensitivity.partial import (Recorded, exchange, features,
                                            forwards, predict)
 from isvit_det.sensitivity.parts import list_parts
-from tests.engine.tiny import make_tiny
-
-
-@pytest.fixture(scope='module')
-def tiny(tmp_path_factory):
-    return make_tiny(tmp_path_factory.mktemp('tiny'))
 
 
 def command(tiny, folder, *words):

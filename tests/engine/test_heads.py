@@ -11,12 +11,6 @@ from isvit_det.engine import calibrate, heads
 from isvit_det.engine.images import calibration_images
 from isvit_det.inputs.configs import load_config, quantize_config_
 from isvit_det.registry import MODELS
-from tests.engine.tiny import make_tiny
-
-
-@pytest.fixture(scope='module')
-def tiny(tmp_path_factory):
-    return make_tiny(tmp_path_factory.mktemp('tiny'))
 
 
 def calibrated_heads(tiny, score_thr, correct=False, weigh=False):

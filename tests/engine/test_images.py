@@ -13,12 +13,6 @@ from isvit_det.core.errors import QuantError
 from isvit_det.engine import images
 from isvit_det.engine.images import calibration_images
 from isvit_det.inputs.datasets import evaluation_paths, refuse_overlap, unwrap
-from tests.engine.tiny import make_tiny
-
-
-@pytest.fixture(scope='module')
-def tiny(tmp_path_factory):
-    return make_tiny(tmp_path_factory.mktemp('images'))
 
 
 @pytest.fixture

@@ -28,7 +28,6 @@ from isvit_det.inputs.config_forms import (as_python, class_of, name_types_,
                                            restore_tuples_)
 from isvit_det.inputs.configs import (DETECTOR, HOOK, configure_hook_,
                                       load_config, quantize_config_)
-from tests.engine.tiny import make_tiny
 from tests.processes import in_process
 
 
@@ -106,11 +105,6 @@ def test_lists_are_tuples_where_a_class_says_so(kind, given, expected):
     node: Dict[str, Any] = dict(steps=[dict(given, type=kind)])
     restore_tuples_(node)
     assert node == dict(steps=[dict(expected, type=kind)])
-
-
-@pytest.fixture(scope='module')
-def tiny(tmp_path_factory):
-    return make_tiny(tmp_path_factory.mktemp('forms'))
 
 
 def run(config, tiny, work_dir):

@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader
 from isvit_det.core.errors import QuantError
 from isvit_det.engine.images import calibration_images
 from isvit_det.inputs.data_errors import GuardedPipeline, guard_, read
-from tests.engine.tiny import make_tiny
 
 
 class Failing(BaseTransform):
@@ -54,11 +53,6 @@ KINDS = [
     'RuntimeError', 'IndexError', 'ZeroDivisionError', 'KeyError',
     'AssertionError', 'MemoryError', 'TypeError', 'two', 'lines', 'drop'
 ]
-
-
-@pytest.fixture(scope='module')
-def tiny(tmp_path_factory):
-    return make_tiny(tmp_path_factory.mktemp('errors'))
 
 
 @pytest.fixture

@@ -15,16 +15,10 @@ from isvit_det.core.digests import checksum, digest_of
 from isvit_det.core.errors import QuantError
 from isvit_det.inputs.configs import quantize_config_
 from isvit_det.packed.header import HEADER, read_header
-from tests.engine.tiny import make_tiny
 from tests.packed.test_state import build, fit_
 
 PROVENANCE = dict(seed=0, image_files=['a.png', 'b.png'], sos=dict(lr=1e-4))
 META = dict(classes=('cat', 'dog'), palette=[(1, 2, 3), (4, 5, 6)])
-
-
-@pytest.fixture(scope='module')
-def tiny(tmp_path_factory):
-    return make_tiny(tmp_path_factory.mktemp('tiny'))
 
 
 @pytest.fixture(scope='module')

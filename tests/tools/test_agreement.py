@@ -7,12 +7,6 @@ import torch
 
 from isvit_det.commands.quantize_det import main
 from isvit_det.datasets.drawing import CLASSES
-from tests.engine.tiny import make_tiny
-
-
-@pytest.fixture(scope='module')
-def tiny(tmp_path_factory):
-    return make_tiny(tmp_path_factory.mktemp('tiny'))
 
 
 @pytest.fixture

@@ -10,13 +10,7 @@ import pytest
 from mmengine.config import Config
 
 from isvit_det.commands.quantize_det import main
-from tests.engine.tiny import make_tiny
 from tests.inputs.test_data_errors import Failing
-
-
-@pytest.fixture(scope='module')
-def tiny(tmp_path_factory):
-    return make_tiny(tmp_path_factory.mktemp('tiny'))
 
 
 @pytest.fixture

@@ -11,16 +11,10 @@ import torch
 from isvit_det.commands import quantize_det
 from isvit_det.commands.quantize_det import main
 from isvit_det.core.files import alone_in
-from tests.engine.tiny import make_tiny
 
 COCO = (
     Path(__file__).parents[2] /
     'configs/isvit/mask-rcnn_swin-t-p4-w7_fpn_isvit-w4a4_coco.py')
-
-
-@pytest.fixture(scope='module')
-def tiny(tmp_path_factory):
-    return make_tiny(tmp_path_factory.mktemp('tiny'))
 
 
 @pytest.fixture(scope='module')

@@ -14,17 +14,6 @@ from isvit_det.engine.speed import predicting, running, time_layers
 from isvit_det.runtime import engine
 from isvit_det.runtime.build import NoLibrary
 from isvit_det.runtime.engine import VARIABLE
-from tests.engine.tiny import make_tiny, pack_tiny
-
-
-@pytest.fixture(scope='module')
-def tiny(tmp_path_factory):
-    return make_tiny(tmp_path_factory.mktemp('tiny'))
-
-
-@pytest.fixture(scope='module')
-def packed(tiny, tmp_path_factory):
-    return str(pack_tiny(tiny, tmp_path_factory.mktemp('packed')))
 
 
 @pytest.fixture(autouse=True)

@@ -9,12 +9,7 @@ from isvit_det.evaluation.loop import Evaluation
 from isvit_det.runtime import engine as engine_module
 from isvit_det.runtime.build import NoLibrary
 from isvit_det.runtime.engine import VARIABLE
-from tests.engine.tiny import make_tiny, pack_tiny
-
-
-@pytest.fixture(scope='module')
-def tiny(tmp_path_factory):
-    return make_tiny(tmp_path_factory.mktemp('tiny'))
+from tests.engine.tiny import pack_tiny
 
 
 @pytest.fixture(scope='module')

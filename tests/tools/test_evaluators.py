@@ -14,7 +14,6 @@ from mmengine.registry import DATA_SAMPLERS
 
 from isvit_det.commands.quantize_det import LOG, main
 from isvit_det.evaluation.loop import Evaluation
-from tests.engine.tiny import make_tiny
 from tests.marks import slow
 
 SHORT = ['--method', 'minmax', '--calib-images', '2']
@@ -37,11 +36,6 @@ class Own(BaseMetric):
         if Own.fuse == 0:
             raise LookupError('no figures today\nnor tomorrow')
         return dict(boxes=sum(results) + .5, images=len(results))
-
-
-@pytest.fixture(scope='module')
-def tiny(tmp_path_factory):
-    return make_tiny(tmp_path_factory.mktemp('tiny'))
 
 
 @pytest.fixture

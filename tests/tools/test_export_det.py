@@ -22,7 +22,6 @@ from isvit_det.export import detector as exporting
 from isvit_det.export.engine_backbone import EngineBackbone
 from isvit_det.inputs.configs import quantize_config_
 from isvit_det.registry import MODELS
-from tests.engine.tiny import make_tiny, pack_tiny
 from tests.export.written import need_engines
 
 need_engines()
@@ -30,16 +29,6 @@ FORMATS = dict(openvino='xml', onnxruntime='onnx')
 
 # Engines in a process that runs other tests too have ended it.
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope='module')
-def tiny(tmp_path_factory):
-    return make_tiny(tmp_path_factory.mktemp('tiny'))
-
-
-@pytest.fixture(scope='module')
-def packed(tiny, tmp_path_factory):
-    return str(pack_tiny(tiny, tmp_path_factory.mktemp('packed')))
 
 
 @pytest.fixture(scope='module')

@@ -17,7 +17,7 @@ from isvit_det.checkpoint import read_checkpoint
 from isvit_det.commands.quantize_det import configure, main, parse_args
 from isvit_det.engine.run import QuantizationRun
 from isvit_det.report.tables import weight_bytes
-from tests.engine.tiny import REPO, make_tiny
+from tests.engine.tiny import REPO
 
 LOADED = []
 
@@ -28,11 +28,6 @@ class NoteLoadedHook(Hook):
 
     def after_load_checkpoint(self, runner, checkpoint):
         LOADED.append(dict(checkpoint))
-
-
-@pytest.fixture(scope='module')
-def tiny(tmp_path_factory):
-    return make_tiny(tmp_path_factory.mktemp('tiny'))
 
 
 @pytest.fixture(scope='module')

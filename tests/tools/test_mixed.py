@@ -10,7 +10,6 @@ from isvit_det.commands.quantize_det import main, parse_args
 from isvit_det.core.errors import QuantError
 from isvit_det.core.layers import list_sites
 from isvit_det.packed.header import HEADER, read_header
-from tests.engine.tiny import make_tiny
 
 OVERRIDES = [
     dict(match='backbone.stages.1', weight_bits=6, act_bits=5),
@@ -40,11 +39,6 @@ def expected_bits(name):
     if name.startswith('backbone.stages.1.'):
         return 6 if is_weight else 5
     return 4
-
-
-@pytest.fixture(scope='module')
-def tiny(tmp_path_factory):
-    return make_tiny(tmp_path_factory.mktemp('tiny'))
 
 
 def command(tiny, folder, *words):

@@ -19,12 +19,7 @@ from isvit_det.datasets.drawing import CLASSES
 from isvit_det.datasets.drawn import generate
 from isvit_det.inputs.configs import load_config
 from tests.engine.shrunk import MASK2FORMER, Shrunk, Source
-from tests.engine.tiny import NUM_PICTURES, make_tiny
-
-
-@pytest.fixture(scope='module')
-def tiny(tmp_path_factory):
-    return make_tiny(tmp_path_factory.mktemp('tiny'))
+from tests.engine.tiny import NUM_PICTURES
 
 
 def outcome(capfd, folder):

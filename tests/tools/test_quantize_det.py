@@ -31,17 +31,12 @@ from isvit_det.page.breakdown import break_down
 from isvit_det.page.work_dir import read_run
 from isvit_det.runtime.engine import engine_line
 from isvit_det.version import __version__
-from tests.engine.tiny import NUM_PICTURES, REPO, make_tiny, same_file_state
+from tests.engine.tiny import NUM_PICTURES, REPO, same_file_state
 from tests.marks import slow
 
 TOOL = REPO / 'tools/quantize_det.py'
 TEST_TOOL = Path(mmdet.__path__[0]) / '.mim/tools/test.py'
 SHORT = ['--iters', '3', '--calib-images', '5']
-
-
-@pytest.fixture(scope='module')
-def tiny(tmp_path_factory):
-    return make_tiny(tmp_path_factory.mktemp('tiny'))
 
 
 @pytest.fixture(scope='module', params=['backbone', 'detector'])

@@ -17,11 +17,6 @@ class Killed(BaseException):
     """Stands in for the signal where the moment can be patched in."""
 
 
-@pytest.fixture(scope='module')
-def tiny(tmp_path_factory):
-    return make_tiny(tmp_path_factory.mktemp('tiny'))
-
-
 def command(tiny, work_dir):
     return [
         tiny.config, tiny.checkpoint, '--scope', 'detector', '--iters', '4',

@@ -13,7 +13,7 @@ from mmengine.runner import Runner
 from isvit_det.commands.quantize_det import main
 from isvit_det.core.errors import QuantError
 from isvit_det.engine.hook import SOSCalibrationHook
-from tests.engine.tiny import make_tiny, same_file_state
+from tests.engine.tiny import same_file_state
 from tests.marks import slow
 
 SHORT = ['--method', 'minmax', '--calib-images', '2']
@@ -23,11 +23,6 @@ AVERAGES = {
     'buffers':
     dict(ema_type='ExpMomentumEMA', momentum=.2, update_buffers=True),
 }
-
-
-@pytest.fixture(scope='module')
-def tiny(tmp_path_factory):
-    return make_tiny(tmp_path_factory.mktemp('tiny'))
 
 
 def with_hooks(tiny, path, *hooks):
