@@ -2,6 +2,7 @@
 from typing import Any, Dict, Mapping
 
 import torch
+from mmdet.structures.bbox import bbox_overlaps
 from torch import Tensor
 
 # Detections with less in common are not the same object.
@@ -58,13 +59,8 @@ def difference(expected: Mapping[str, Any], found: Mapping[str, Any]) -> float:
 
 def box_ious(one: Tensor, other: Tensor) -> Tensor:
     """IoU of all pairs of boxes (N, 4) and (M, 4), float64, (N, M)."""
-    one, other = (getattr(x, 'tensor', x).double().cpu() for x in (one, other))
-    low = torch.maximum(one[:, None, :2], other[:, :2])
-    high = torch.minimum(one[:, None, 2:], other[:, 2:])
-    common = (high - low).clamp(min=0).prod(2)
-    areas = [(x[:, 2:] - x[:, :2]).prod(1) for x in (one, other)]
-    union = areas[0][:, None] + areas[1] - common
-    return common / union.clamp(min=1e-9)
+    return bbox_overlaps(*(getattr(x, 'tensor', x).double().cpu()
+                           for x in (one, other)))
 
 
 def mask_iou(one: Any, other: Any) -> float:
