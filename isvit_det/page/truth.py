@@ -69,12 +69,13 @@ def _read(recorded: Mapping[str, Any], ids: Set[Any]) -> Truth:
     cat_ids = recorded['cat_ids']
     if cat_ids is None:
         cat_ids = [by_name[name] for name in classes]
+    chosen = set(cat_ids)
     content['images'] = [one for one in content['images'] if one['id'] in ids]
     if not content['images']:
         raise ValueError('it has none of the images that were predicted')
     content['annotations'] = [
         one for one in content.get('annotations') or ()
-        if one['image_id'] in ids and one['category_id'] in set(cat_ids)
+        if one['image_id'] in ids and one['category_id'] in chosen
     ]
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()

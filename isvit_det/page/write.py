@@ -47,13 +47,22 @@ def write_pages(work_dir: Path) -> List[Path]:
     Raises:
         QuantError: if there is no result.
     """
+    return [write_page(path) for path in _results(work_dir)]
+
+
+def _results(work_dir: Path) -> List[Path]:
+    """The files of figures in a work directory.
+
+    Raises:
+        QuantError: if there is none.
+    """
     results = [work_dir / name for name in RESULTS]
     found = [path for path in results if path.is_file()]
     if not found:
         raise QuantError(f'{work_dir}: there is no {" and no ".join(RESULTS)}'
                          '; give the work directory of a finished run of '
                          'quantize_det or quantize_cls.')
-    return [write_page(path) for path in found]
+    return found
 
 
 def write_comparison(work_dirs: Sequence[Path],
@@ -68,17 +77,7 @@ def write_comparison(work_dirs: Sequence[Path],
         QuantError: if one has no result.
     """
     from isvit_det.page.render import render_comparison
-    runs = []
-    for work_dir in work_dirs:
-        found = [
-            path for path in (work_dir / name for name in RESULTS)
-            if path.is_file()
-        ]
-        if not found:
-            raise QuantError(
-                f'{work_dir}: there is no {" and no ".join(RESULTS)}; give '
-                'the work directories of finished runs.')
-        runs.append(read_run(found[0]))
+    runs = [read_run(_results(work_dir)[0]) for work_dir in work_dirs]
     path = out or work_dirs[0] / COMPARISON
     text = render_comparison(runs)
     write_atomically(path, lambda file: file.write(text.encode()))
